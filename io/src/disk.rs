@@ -1,0 +1,75 @@
+//! Files, as the journal and the snapshots need them.
+//!
+//! Metadata calls answer at once. The one call whose time matters, writing and syncing, is submit and poll: a real
+//! file blocks inside `submit`, a simulated one completes later, so that what happens during an fsync can be simulated.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+mod real;
+pub use real::RealDisk;
+
+/// A file system.
+pub trait Disk: Send + Sync + fmt::Debug + 'static {
+    /// Makes a directory and its parents. Durable after [`Disk::sync_dir`] of each parent.
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// The names in a directory, sorted.
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>>;
+    /// Opens an existing file for reading and writing.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    /// Makes a new file; fails when it exists.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    /// Renames a file or directory, replacing a file of that name. Durable after [`Disk::sync_dir`].
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory and all in it; no error when it does not exist.
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Whether a file or directory is there.
+    fn exists(&self, path: &Path) -> bool;
+    /// Makes the names in a directory durable. Blocks.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// Takes the directory for this process. Released when the lock is dropped.
+    ///
+    /// # Errors
+    /// `WouldBlock` when another host has it.
+    fn lock_dir(&self, path: &Path) -> io::Result<Box<dyn DiskLock>>;
+    /// Free bytes on the file system that holds `path`.
+    fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+}
+
+/// A held directory lock.
+pub trait DiskLock: Send + Sync + fmt::Debug {}
+
+/// An open file.
+pub trait DiskFile: Send + Sync + fmt::Debug {
+    /// The length in bytes.
+    fn len(&self) -> io::Result<u64>;
+    /// Whether the file has no bytes.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+    /// Reserves blocks up to `len` bytes and sets the length; new bytes read as zero.
+    fn allocate(&mut self, len: u64) -> io::Result<()>;
+    /// Fills `buf` from `offset`.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the file ends before.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `buf` at `offset`, into the page cache. Blocks.
+    fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes all data durable (`fdatasync`). Blocks.
+    fn sync_data(&mut self) -> io::Result<()>;
+    /// Starts to write `parts` one after the other at `offset` and then to sync the file's data. One at a time.
+    /// The bytes are taken (written or copied) before this returns.
+    fn submit_write_sync(&mut self, offset: u64, parts: &[&[u8]]);
+    /// Whether the submitted write is durable. `None` while it is under way.
+    ///
+    /// After an error nothing may be assumed of what was written, and the file must not be written again.
+    fn poll_write_sync(&mut self) -> Option<io::Result<()>>;
+}
+
+/// A disk that many own.
+pub type SharedDisk = Arc<dyn Disk>;

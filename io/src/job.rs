@@ -1,0 +1,81 @@
+//! Background jobs: resumable structs, run in small steps on a pool or by the simulator.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a step of a job came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobState {
+    /// There is more to do now.
+    Again,
+    /// Waiting for something outside (a full queue, a sync under way): worth another step a little later.
+    Blocked,
+    /// Finished; the job is dropped.
+    Done,
+}
+
+/// Work that is done in steps. A job reports its outcome itself, through whatever it was built with.
+pub trait Job: Send + 'static {
+    /// Does about `budget` bytes of work. Must return; must not wait for other jobs.
+    fn step(&mut self, budget: usize) -> JobState;
+}
+
+/// Runs jobs to their end.
+pub trait Spawner: Send + Sync + 'static {
+    /// Takes a job. Never blocks.
+    fn spawn(&self, job: Box<dyn Job>);
+}
+
+/// Bytes of work per step on the real pool: large enough to amortise a task switch, small enough to stop soon.
+pub const STEP_BYTES: usize = 1 << 20;
+
+/// Runs jobs on a rayon pool of its own. A step ends before the next begins, so that many jobs share few threads.
+#[derive(Clone)]
+pub struct RayonSpawner {
+    pool: Arc<rayon::ThreadPool>,
+}
+
+impl RayonSpawner {
+    /// A pool of `threads` threads named `name`-0 and so on.
+    ///
+    /// # Errors
+    /// When the operating system can't start the threads.
+    pub fn new(name: &str, threads: usize) -> std::io::Result<Self> {
+        let name = name.to_owned();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.max(1))
+            .thread_name(move |i| format!("{name}-{i}"))
+            .build()
+            .map_err(std::io::Error::other)?;
+        Ok(Self { pool: Arc::new(pool) })
+    }
+
+    fn run(pool: Arc<rayon::ThreadPool>, mut job: Box<dyn Job>) {
+        match job.step(STEP_BYTES) {
+            JobState::Done => {}
+            JobState::Again => {
+                let next = Arc::clone(&pool);
+                pool.spawn_fifo(move || Self::run(next, job));
+            }
+            JobState::Blocked => {
+                // The pool has few jobs and they wait for disks and sockets: a short nap is cheaper than a wake list.
+                std::thread::sleep(Duration::from_micros(500));
+                let next = Arc::clone(&pool);
+                pool.spawn_fifo(move || Self::run(next, job));
+            }
+        }
+    }
+}
+
+impl Spawner for RayonSpawner {
+    fn spawn(&self, job: Box<dyn Job>) {
+        let pool = Arc::clone(&self.pool);
+        self.pool.spawn_fifo(move || Self::run(pool, job));
+    }
+}
+
+impl std::fmt::Debug for RayonSpawner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RayonSpawner").field("threads", &self.pool.current_num_threads()).finish()
+    }
+}

@@ -1,0 +1,12 @@
+//! The outside world of Longboat as small traits with their real forms: disk, clock, jobs.
+//!
+//! Everything above this crate reaches files, time and pools only through these traits, so that the simulator
+//! can drive the shipped code over a world of its own. Nothing here knows of raft logs, groups or hosts.
+
+pub mod clock;
+pub mod disk;
+pub mod job;
+
+pub use clock::{Clock, MonotonicClock};
+pub use disk::{Disk, DiskFile, DiskLock, RealDisk};
+pub use job::{Job, JobState, RayonSpawner, Spawner};

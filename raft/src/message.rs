@@ -1,0 +1,140 @@
+//! What replicas of one group say to each other.
+//!
+//! A message names its sender, its addressee and the sender's term; the group and its epoch are added by whoever
+//! carries it. Which messages may leave before what they rest on is durable is decided by the core, see [`crate::Output`].
+
+use crate::ids::{HostId, Index, LogPos, ReplicaId, StoreId, Term};
+use crate::membership::Membership;
+use crate::run::Run;
+use smallvec::SmallVec;
+
+/// A message between two replicas of one group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The replica that sent it.
+    pub from: ReplicaId,
+    /// The replica that it is for.
+    pub to: ReplicaId,
+    /// The sender's term; for a pre-vote request the term that it would campaign in; zero where no term is claimed
+    /// (forwarded proposals and reads, and their answers).
+    pub term: Term,
+    /// What is said.
+    pub body: Body,
+}
+
+/// The kinds of message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// AppendEntries (paper section 5.3). Empty `runs` probe.
+    Append {
+        /// The entry just before the first one sent.
+        prev: LogPos,
+        /// The leader's commit index.
+        commit: Index,
+        /// Contiguous runs that start right after `prev`.
+        runs: SmallVec<[Run; 1]>,
+    },
+    /// The append was taken: the log matches the leader's through `matched`, durably.
+    AppendAccepted {
+        /// The last index that is known to match.
+        matched: Index,
+    },
+    /// The append was refused: there is no entry like `prev`.
+    AppendRejected {
+        /// The `prev` index that was refused.
+        rejected: Index,
+        /// The largest place at or before `rejected` that can match, found by term: from it a diverged log is found in few round trips.
+        hint: LogPos,
+    },
+    /// A leader's sign of life. Carries the follower's safe commit index and confirms reads (thesis section 6.4).
+    Heartbeat {
+        /// min(leader's commit, what is known to match at this follower).
+        commit: Index,
+        /// The leader's newest read round, 0 if none is under way.
+        read_round: u64,
+    },
+    /// The answer to a heartbeat.
+    HeartbeatResponse {
+        /// The read round of the heartbeat.
+        read_round: u64,
+    },
+    /// The commit index moved and nothing else did.
+    Commit {
+        /// min(leader's commit, what is known to match at this follower).
+        commit: Index,
+    },
+    /// RequestVote (paper section 5.2), and pre-vote (thesis section 9.6).
+    RequestVote {
+        /// Only asks whether a vote would be given; changes no state.
+        pre: bool,
+        /// The leader asked for this election (thesis section 3.10): a live leader is no reason to refuse.
+        transfer: bool,
+        /// The last entry of the candidate's log.
+        last: LogPos,
+    },
+    /// The answer to a vote request.
+    VoteResponse {
+        /// Whether this answers a pre-vote.
+        pre: bool,
+        /// Whether the vote was given.
+        granted: bool,
+    },
+    /// The leader's log does not reach back far enough: a snapshot follows it. Sent to a replica when the
+    /// snapshot's files are durable there, so that its core can install them.
+    Snapshot(Box<SnapshotMeta>),
+    /// Asks the leader for an index to read at (thesis section 6.4).
+    ReadIndex {
+        /// The asking replica's unique number of this request.
+        context: u64,
+    },
+    /// The leader's answer.
+    ReadIndexResponse {
+        /// The number of the request.
+        context: u64,
+        /// The index that a read must have applied; `None` when the addressee can't serve reads: ask again, under a new number.
+        index: Option<Index>,
+    },
+    /// Proposals made at a follower, for the leader to append. The run has term and index zero.
+    Forward(Run),
+    /// The leader did not append a forwarded run, and never will.
+    ForwardRefused {
+        /// The sequence number of the run's first entry.
+        first_sequence: u64,
+        /// The number of its entries.
+        count: u32,
+        /// Why.
+        reason: RefusedReason,
+    },
+    /// Campaign now (thesis section 3.10).
+    TimeoutNow,
+}
+
+/// Why a forwarded proposal was not appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RefusedReason {
+    /// The addressee is not the leader.
+    NotLeader = 0,
+    /// The leader has no room for more.
+    Busy = 1,
+    /// A membership change is under way, or the change is not allowed.
+    ConfigChange = 2,
+}
+
+/// What a snapshot stands for: the log through `pos`, and the membership there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotMeta {
+    /// The last entry that the snapshot covers.
+    pub pos: LogPos,
+    /// The membership effective at that entry.
+    pub membership: Membership,
+}
+
+/// Where a member lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Member {
+    /// The host that holds the replica.
+    pub host: HostId,
+    /// The store that the host had when it joined; zero while unknown.
+    pub store: StoreId,
+}

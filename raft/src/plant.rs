@@ -1,0 +1,45 @@
+//! The registry of planted bugs: deliberate violations of safety rules, for tests of the tests.
+//!
+//! Each rule and guard has one, next to its code: `if plant::is("name") { .. }`. Without the feature `plant` the
+//! question is a constant `false` and the planted code is not in the build.
+
+/// Every planted bug: its name, and what it breaks.
+pub const ALL: &[(&str, &str)] = &[
+    ("ack-before-durable", "append and vote answers leave before what they rest on is durable"),
+    ("duplicate-append-acked-in-flight", "an append whose entries are still in flight is acknowledged at once"),
+    ("request-vote-before-durable", "RequestVote leaves before the candidate's term and own vote are durable"),
+    ("vote-lost-on-recycle", "a group's newest term and vote are dropped when their journal segment is recycled"),
+    ("reopen-without-rewrite", "a reopened journal trusts its last record without writing and syncing it again"),
+    ("commit-old-term-by-counting", "a leader commits entries of an earlier term by counting replicas"),
+    ("aba-token", "a completed write marks overwritten indexes as durable without regard to later tail cuts"),
+    ("apply-before-durable", "committed entries are applied before they are durable locally"),
+];
+
+#[cfg(feature = "plant")]
+mod active {
+    use std::sync::Mutex;
+    static ACTIVE: Mutex<Option<String>> = Mutex::new(None);
+
+    /// Plants one bug for the whole process, or none. Panics on a name that is not in [`super::ALL`].
+    pub fn set(name: Option<&str>) {
+        if let Some(name) = name {
+            assert!(super::ALL.iter().any(|(n, _)| *n == name), "no planted bug is called {name}");
+        }
+        *ACTIVE.lock().expect("no one panics while holding it") = name.map(str::to_owned);
+    }
+
+    /// Whether this bug is planted.
+    pub fn is(name: &str) -> bool {
+        debug_assert!(super::ALL.iter().any(|(n, _)| *n == name), "no planted bug is called {name}");
+        ACTIVE.lock().expect("no one panics while holding it").as_deref() == Some(name)
+    }
+}
+#[cfg(feature = "plant")]
+pub use active::{is, set};
+
+/// Whether this bug is planted: never, in this build.
+#[cfg(not(feature = "plant"))]
+#[inline(always)]
+pub const fn is(_name: &str) -> bool {
+    false
+}

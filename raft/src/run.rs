@@ -1,0 +1,493 @@
+//! Runs: contiguous spans of log entries of one term, encoded once.
+//!
+//! The bytes of a run are the wire payload, the journal frame, what followers keep in memory and what the
+//! state machine is given. A run is two byte strings: the *head* (header, one fixed descriptor per entry,
+//! session side array) and the *payload area*. Both have a CRC of their own, so that a witness can be sent
+//! heads without payloads.
+//!
+//! Layout of the head, little-endian:
+//!
+//! | offset | size | field |
+//! | --- | --- | --- |
+//! | 0 | 1 | version, [`RUN_VERSION`] |
+//! | 1 | 1 | flags, none defined |
+//! | 2 | 2 | zero |
+//! | 4 | 4 | count of entries, at least 1 |
+//! | 8 | 8 | term |
+//! | 16 | 8 | index of the first entry |
+//! | 24 | 8 | origin: the replica that proposed |
+//! | 32 | 8 | origin: its random start number |
+//! | 40 | 4 | length of the payload area |
+//! | 44 | 4 | length of the session side array |
+//! | 48 | 4 | CRC-32 of the payload area |
+//! | 52 | 4 | CRC-32 of bytes 0..52 and of all that follows them in the head |
+//! | 56 | 16 each | descriptors |
+//! | | | session side array |
+//!
+//! A descriptor: kind (1), flags (1), codec (1), zero (1), payload length (4), sequence number at the origin (8).
+//!
+//! Invariant: a `Run` that exists has a consistent head: the descriptors' lengths add up to the payload's length.
+
+use crate::ids::{Index, ReplicaId, Term};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use std::fmt;
+use std::ops::RangeInclusive;
+
+/// The version byte of a run's head.
+pub const RUN_VERSION: u8 = 1;
+/// Bytes of a run's header.
+pub const RUN_HEADER_BYTES: usize = 56;
+/// Bytes of one entry descriptor.
+pub const DESCRIPTOR_BYTES: usize = 16;
+/// The most entries that one run may hold: 4 MiB of descriptors would otherwise dominate a batch.
+pub const RUN_ENTRIES_MAX: usize = 64 * 1024;
+/// The most payload bytes that one run may hold, in bytes: a batch is at most 4 MiB, one large entry may fill more.
+pub const RUN_PAYLOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What an entry means to the replicas that apply it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum EntryKind {
+    /// Nothing: a new leader's first entry (paper section 8).
+    Empty = 0,
+    /// A command for the state machine.
+    Command = 1,
+    /// A membership change: the payload is an encoded [`crate::ConfigChange`].
+    Config = 2,
+}
+
+impl EntryKind {
+    /// The kind with this number. Unknown kinds are refused: an unknown entry stops the replica, it is never skipped.
+    pub const fn from_u8(kind: u8) -> Option<Self> {
+        match kind {
+            0 => Some(Self::Empty),
+            1 => Some(Self::Command),
+            2 => Some(Self::Config),
+            _ => None,
+        }
+    }
+}
+
+/// Who proposed a run: a replica and the random number that its process drew at start.
+///
+/// Together with an entry's sequence number this names a proposal for ever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The replica where the proposal was made.
+    pub replica: ReplicaId,
+    /// The random number that this replica drew when it started.
+    pub start: u64,
+}
+
+/// Why bytes are not a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// Fewer bytes than the header says.
+    #[error("run is truncated: {needed} bytes needed, {available} available")]
+    Truncated {
+        /// Bytes that the run needs.
+        needed: usize,
+        /// Bytes that are there.
+        available: usize,
+    },
+    /// A version that this build does not know.
+    #[error("run version {0} is not supported")]
+    Version(u8),
+    /// An entry kind that this build does not know.
+    #[error("entry kind {0} is not known")]
+    Kind(u8),
+    /// A count or length above its bound, or lengths that do not add up.
+    #[error("run is malformed: {0}")]
+    Malformed(&'static str),
+    /// A checksum does not match.
+    #[error("run checksum mismatch in its {0}")]
+    Checksum(&'static str),
+}
+
+/// One entry of a run, borrowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryRef<'a> {
+    /// The entry's term.
+    pub term: Term,
+    /// The entry's index.
+    pub index: Index,
+    /// What the entry means.
+    pub kind: EntryKind,
+    /// The entry's sequence number at the run's origin.
+    pub sequence: u64,
+    /// The entry's payload.
+    pub payload: &'a [u8],
+    /// Where `payload` starts in the run's payload area, in bytes.
+    pub payload_offset: usize,
+}
+
+/// A contiguous span of log entries of one term, encoded. Cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Run {
+    term: Term,
+    first: Index,
+    count: u32,
+    head: Bytes,
+    payload: Bytes,
+}
+
+impl Run {
+    /// The term of every entry.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The index of the first entry.
+    pub fn first(&self) -> Index {
+        self.first
+    }
+
+    /// The index of the last entry.
+    pub fn last(&self) -> Index {
+        Index(self.first.0 + u64::from(self.count) - 1)
+    }
+
+    /// The number of entries, at least 1.
+    pub fn count(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Who proposed these entries.
+    pub fn origin(&self) -> Origin {
+        Origin { replica: ReplicaId(le64(&self.head, 24)), start: le64(&self.head, 32) }
+    }
+
+    /// Header, descriptors and session side array.
+    pub fn head(&self) -> &Bytes {
+        &self.head
+    }
+
+    /// The payload area.
+    pub fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+
+    /// Bytes of this run on the wire and in the journal.
+    pub fn encoded_len(&self) -> usize {
+        self.head.len() + self.payload.len()
+    }
+
+    /// Appends the encoded run to `out`.
+    pub fn encode(&self, out: &mut impl BufMut) {
+        out.put_slice(&self.head);
+        out.put_slice(&self.payload);
+    }
+
+    /// Takes one run off the front of `input`, sharing its memory, after checking both checksums.
+    pub fn decode(input: &mut Bytes) -> Result<Self, RunError> {
+        let (head_len, payload_len) = Self::measure(input)?;
+        let needed = head_len + payload_len;
+        if input.len() < needed {
+            return Err(RunError::Truncated { needed, available: input.len() });
+        }
+        let run = Self {
+            term: Term(le64(input, 8)),
+            first: Index(le64(input, 16)),
+            count: le32(input, 4),
+            head: input.slice(..head_len),
+            payload: input.slice(head_len..needed),
+        };
+        run.check()?;
+        input.advance(needed);
+        Ok(run)
+    }
+
+    /// The lengths in bytes of head and payload area of the run at the front of `input`, bounds checked, nothing allocated.
+    pub fn measure(input: &[u8]) -> Result<(usize, usize), RunError> {
+        if input.len() < RUN_HEADER_BYTES {
+            return Err(RunError::Truncated { needed: RUN_HEADER_BYTES, available: input.len() });
+        }
+        if input[0] != RUN_VERSION {
+            return Err(RunError::Version(input[0]));
+        }
+        let count = le32(input, 4) as usize;
+        let payload_len = le32(input, 40) as usize;
+        let session_len = le32(input, 44) as usize;
+        if count == 0 || count > RUN_ENTRIES_MAX {
+            return Err(RunError::Malformed("count of entries out of bounds"));
+        }
+        if payload_len > RUN_PAYLOAD_BYTES_MAX || session_len > RUN_PAYLOAD_BYTES_MAX {
+            return Err(RunError::Malformed("length out of bounds"));
+        }
+        Ok((RUN_HEADER_BYTES + count * DESCRIPTOR_BYTES + session_len, payload_len))
+    }
+
+    fn check(&self) -> Result<(), RunError> {
+        if le32(&self.head, 52) != head_crc(&self.head) {
+            return Err(RunError::Checksum("head"));
+        }
+        if le32(&self.head, 48) != crc32fast::hash(&self.payload) {
+            return Err(RunError::Checksum("payload"));
+        }
+        if self.first.0.checked_add(u64::from(self.count)).is_none() {
+            return Err(RunError::Malformed("index overflow"));
+        }
+        let mut total = 0usize;
+        for i in 0..self.count() {
+            let d = self.descriptor(i);
+            if EntryKind::from_u8(d[0]).is_none() {
+                return Err(RunError::Kind(d[0]));
+            }
+            total += le32(d, 4) as usize;
+        }
+        if total != self.payload.len() {
+            return Err(RunError::Malformed("entry lengths do not add up"));
+        }
+        Ok(())
+    }
+
+    fn descriptor(&self, i: usize) -> &[u8] {
+        let at = RUN_HEADER_BYTES + i * DESCRIPTOR_BYTES;
+        &self.head[at..at + DESCRIPTOR_BYTES]
+    }
+
+    /// The entries in order.
+    pub fn entries(&self) -> Entries<'_> {
+        Entries { run: self, next: 0, offset: 0 }
+    }
+
+    /// The part of this run whose indexes lie in `range`, sharing the payload's memory.
+    ///
+    /// Panics if the range is empty or reaches outside of the run: a caller's mistake.
+    pub fn slice(&self, range: RangeInclusive<Index>) -> Self {
+        let (lo, hi) = (*range.start(), *range.end());
+        assert!(self.first <= lo && lo <= hi && hi <= self.last(), "slice {lo}..={hi} of run {self:?}");
+        if lo == self.first && hi == self.last() {
+            return self.clone();
+        }
+        let (skip, take) = ((lo.0 - self.first.0) as usize, (hi.0 - lo.0 + 1) as usize);
+        let lens = |r: std::ops::Range<usize>| r.map(|i| le32(self.descriptor(i), 4) as usize).sum::<usize>();
+        let (from, len) = (lens(0..skip), lens(skip..skip + take));
+        let payload = self.payload.slice(from..from + len);
+        let at = RUN_HEADER_BYTES + skip * DESCRIPTOR_BYTES;
+        let mut head = BytesMut::with_capacity(RUN_HEADER_BYTES + take * DESCRIPTOR_BYTES);
+        head.put_slice(&self.head[..RUN_HEADER_BYTES]);
+        head.put_slice(&self.head[at..at + take * DESCRIPTOR_BYTES]);
+        finish(head, self.term, lo, self.origin(), payload)
+    }
+
+    /// The same entries at another place of the log: how a leader adopts a run that was forwarded to it.
+    pub fn rebase(&self, term: Term, first: Index) -> Self {
+        let mut head = BytesMut::from(&self.head[..]);
+        head[8..16].copy_from_slice(&term.0.to_le_bytes());
+        head[16..24].copy_from_slice(&first.0.to_le_bytes());
+        let crc = head_crc(&head);
+        head[52..56].copy_from_slice(&crc.to_le_bytes());
+        Self { term, first, count: self.count, head: head.freeze(), payload: self.payload.clone() }
+    }
+}
+
+impl fmt::Debug for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "run {}/{}..={} ({} B)", self.term, self.first, self.last(), self.payload.len())
+    }
+}
+
+/// The entries of a run, in order.
+#[derive(Clone, Debug)]
+pub struct Entries<'a> {
+    run: &'a Run,
+    next: usize,
+    offset: usize,
+}
+
+impl<'a> Iterator for Entries<'a> {
+    type Item = EntryRef<'a>;
+
+    fn next(&mut self) -> Option<EntryRef<'a>> {
+        if self.next == self.run.count() {
+            return None;
+        }
+        let d = self.run.descriptor(self.next);
+        let len = le32(d, 4) as usize;
+        let entry = EntryRef {
+            term: self.run.term,
+            index: Index(self.run.first.0 + self.next as u64),
+            kind: EntryKind::from_u8(d[0]).expect("a run's kinds were checked when it was made"),
+            sequence: le64(d, 8),
+            payload: &self.run.payload[self.offset..self.offset + len],
+            payload_offset: self.offset,
+        };
+        self.next += 1;
+        self.offset += len;
+        Some(entry)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.run.count() - self.next;
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for Entries<'_> {}
+
+/// An open chunk: entries gathered before they have a place in the log. Sealing turns it into a [`Run`].
+#[derive(Debug, Default)]
+pub struct RunBuilder {
+    head: BytesMut,
+    payload: BytesMut,
+    count: u32,
+}
+
+impl RunBuilder {
+    /// An empty chunk. Allocates nothing until the first entry.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The number of entries so far.
+    pub fn count(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Whether there is no entry yet.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Bytes that the run would take.
+    pub fn encoded_len(&self) -> usize {
+        self.head.len() + self.payload.len()
+    }
+
+    /// Adds an entry whose payload `write` appends to the buffer that it is given.
+    ///
+    /// Panics when the chunk is full: callers bound chunks far below [`RUN_ENTRIES_MAX`] and [`RUN_PAYLOAD_BYTES_MAX`].
+    pub fn push_with(&mut self, kind: EntryKind, sequence: u64, write: impl FnOnce(&mut BytesMut)) {
+        if self.head.is_empty() {
+            self.head.reserve(RUN_HEADER_BYTES + 4 * DESCRIPTOR_BYTES);
+            self.head.put_bytes(0, RUN_HEADER_BYTES);
+        }
+        let before = self.payload.len();
+        write(&mut self.payload);
+        let len = self.payload.len() - before;
+        assert!(self.payload.len() <= RUN_PAYLOAD_BYTES_MAX, "chunk of {} payload bytes", self.payload.len());
+        assert!((self.count as usize) < RUN_ENTRIES_MAX, "chunk of {} entries", self.count);
+        let mut d = [0u8; DESCRIPTOR_BYTES];
+        d[0] = kind as u8;
+        d[4..8].copy_from_slice(&(len as u32).to_le_bytes());
+        d[8..16].copy_from_slice(&sequence.to_le_bytes());
+        self.head.put_slice(&d);
+        self.count += 1;
+    }
+
+    /// Adds an entry with a copy of `payload`.
+    pub fn push(&mut self, kind: EntryKind, sequence: u64, payload: &[u8]) {
+        self.push_with(kind, sequence, |out| out.put_slice(payload));
+    }
+
+    /// Gives the entries their place in the log. Panics if there are none.
+    pub fn seal(self, term: Term, first: Index, origin: Origin) -> Run {
+        assert!(self.count > 0, "sealing an empty chunk");
+        finish(self.head, term, first, origin, self.payload.freeze())
+    }
+}
+
+/// Fills in the header of `head`, which has room for it and all its descriptors.
+fn finish(mut head: BytesMut, term: Term, first: Index, origin: Origin, payload: Bytes) -> Run {
+    let count = ((head.len() - RUN_HEADER_BYTES) / DESCRIPTOR_BYTES) as u32;
+    let mut h = [0u8; RUN_HEADER_BYTES];
+    h[0] = RUN_VERSION;
+    h[4..8].copy_from_slice(&count.to_le_bytes());
+    h[8..16].copy_from_slice(&term.0.to_le_bytes());
+    h[16..24].copy_from_slice(&first.0.to_le_bytes());
+    h[24..32].copy_from_slice(&origin.replica.0.to_le_bytes());
+    h[32..40].copy_from_slice(&origin.start.to_le_bytes());
+    h[40..44].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    h[48..52].copy_from_slice(&crc32fast::hash(&payload).to_le_bytes());
+    head[..RUN_HEADER_BYTES].copy_from_slice(&h);
+    let crc = head_crc(&head);
+    head[52..56].copy_from_slice(&crc.to_le_bytes());
+    Run { term, first, count, head: head.freeze(), payload }
+}
+
+fn head_crc(head: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&head[..52]);
+    crc.update(&head[56..]);
+    crc.finalize()
+}
+
+fn le32(b: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(b[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn le64(b: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(b[at..at + 8].try_into().expect("eight bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn three() -> Run {
+        let mut b = RunBuilder::new();
+        b.push(EntryKind::Empty, 0, b"");
+        b.push(EntryKind::Command, 7, b"hello");
+        b.push(EntryKind::Command, 8, b"world!");
+        b.seal(Term(3), Index(10), Origin { replica: ReplicaId(2), start: 99 })
+    }
+
+    #[test]
+    fn decoding_returns_what_was_sealed() {
+        let run = three();
+        let mut bytes = BytesMut::new();
+        run.encode(&mut bytes);
+        bytes.put_slice(b"rest");
+        let mut bytes = bytes.freeze();
+        let back = Run::decode(&mut bytes).expect("valid");
+        assert_eq!(back, run);
+        assert_eq!(&bytes[..], b"rest");
+        let seen: Vec<_> = back.entries().map(|e| (e.index.0, e.sequence, e.payload.to_vec())).collect();
+        assert_eq!(seen, [(10, 0, b"".to_vec()), (11, 7, b"hello".to_vec()), (12, 8, b"world!".to_vec())]);
+        assert_eq!(back.origin(), Origin { replica: ReplicaId(2), start: 99 });
+    }
+
+    #[test]
+    fn a_slice_is_a_run_of_its_own() {
+        let part = three().slice(Index(11)..=Index(11));
+        assert_eq!((part.first(), part.last(), part.term()), (Index(11), Index(11), Term(3)));
+        let mut bytes = BytesMut::new();
+        part.encode(&mut bytes);
+        let back = Run::decode(&mut bytes.freeze()).expect("a slice carries its own checksums");
+        assert_eq!(back.entries().next().map(|e| e.payload.to_vec()), Some(b"hello".to_vec()));
+        assert_eq!(back.origin().start, 99);
+    }
+
+    #[test]
+    fn rebasing_moves_the_entries_and_keeps_their_origin() {
+        let moved = three().rebase(Term(9), Index(100));
+        let mut bytes = BytesMut::new();
+        moved.encode(&mut bytes);
+        let back = Run::decode(&mut bytes.freeze()).expect("valid");
+        assert_eq!((back.term(), back.first(), back.last()), (Term(9), Index(100), Index(102)));
+        assert_eq!(back.origin(), three().origin());
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let mut bytes = BytesMut::new();
+        three().encode(&mut bytes);
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Run::decode(&mut Bytes::from(bad)).is_err(), "bit {bit} went unnoticed");
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_noticed() {
+        let mut bytes = BytesMut::new();
+        three().encode(&mut bytes);
+        for len in 0..bytes.len() {
+            let got = Run::decode(&mut Bytes::copy_from_slice(&bytes[..len]));
+            assert!(matches!(got, Err(RunError::Truncated { .. })), "{len}: {got:?}");
+        }
+    }
+}
