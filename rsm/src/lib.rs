@@ -1,1 +1,15 @@
-//! .
+//! Replicated state machines: the traits that users implement, the results that their clients wait for, and snapshot files.
+//!
+//! Must not know: raft messages, journals, sockets, workers.
+
+pub mod codec;
+pub mod completion;
+pub mod error;
+pub mod machine;
+pub mod reads;
+
+pub use codec::{Codec, CodecError, Payload};
+pub use completion::{AnyCompletion, Completion, Pending, PendingBatch};
+pub use error::{RequestError, Stage};
+pub use machine::{Applied, DynMachine, MachineError, StateMachine, Typed};
+pub use reads::{AnyReads, Reads};

@@ -1,0 +1,96 @@
+//! How commands become bytes in the log.
+
+use bytes::{Bytes, BytesMut};
+use std::ops::{Deref, Range};
+
+/// The bytes of one log entry: borrowed, or shared without a copy on demand.
+#[derive(Clone, Debug)]
+pub struct Payload<'a> {
+    area: &'a Bytes,
+    range: Range<usize>,
+}
+
+impl<'a> Payload<'a> {
+    /// The part `range` of a run's payload area.
+    pub fn new(area: &'a Bytes, range: Range<usize>) -> Self {
+        Self { area, range }
+    }
+
+    /// The bytes as an owned handle that shares the log's memory. It keeps the whole run alive: copy what is kept for long.
+    pub fn to_bytes(&self) -> Bytes {
+        self.area.slice(self.range.clone())
+    }
+
+    /// The bytes, for as long as the run is borrowed.
+    pub fn as_slice(&self) -> &'a [u8] {
+        &self.area[self.range.clone()]
+    }
+}
+
+impl Deref for Payload<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+/// A command can't be read back from its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("command can't be decoded: {0}")]
+pub struct CodecError(pub String);
+
+/// Turns commands into bytes and back.
+///
+/// `decode(encode(x)) == x` on every replica, whatever its version: the bytes are the replicated truth.
+pub trait Codec: Sized + Send + 'static {
+    /// Appends the command's bytes to `out`.
+    fn encode(&self, out: &mut BytesMut);
+
+    /// Reads a command.
+    ///
+    /// # Errors
+    /// When the bytes are not a command. The replica then stops: it must not skip what others may apply.
+    fn decode(payload: Payload<'_>) -> Result<Self, CodecError>;
+}
+
+impl Codec for Bytes {
+    fn encode(&self, out: &mut BytesMut) {
+        out.extend_from_slice(self);
+    }
+
+    fn decode(payload: Payload<'_>) -> Result<Self, CodecError> {
+        Ok(payload.to_bytes())
+    }
+}
+
+impl Codec for Vec<u8> {
+    fn encode(&self, out: &mut BytesMut) {
+        out.extend_from_slice(self);
+    }
+
+    fn decode(payload: Payload<'_>) -> Result<Self, CodecError> {
+        Ok(payload.to_vec())
+    }
+}
+
+impl Codec for String {
+    fn encode(&self, out: &mut BytesMut) {
+        out.extend_from_slice(self.as_bytes());
+    }
+
+    fn decode(payload: Payload<'_>) -> Result<Self, CodecError> {
+        Self::from_utf8(payload.to_vec()).map_err(|e| CodecError(e.to_string()))
+    }
+}
+
+impl Codec for u64 {
+    fn encode(&self, out: &mut BytesMut) {
+        out.extend_from_slice(&self.to_le_bytes());
+    }
+
+    fn decode(payload: Payload<'_>) -> Result<Self, CodecError> {
+        let bytes = payload.as_slice().try_into().map_err(|_| CodecError(format!("{} bytes, not 8", payload.len())))?;
+        Ok(Self::from_le_bytes(bytes))
+    }
+}

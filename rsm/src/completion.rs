@@ -1,0 +1,327 @@
+//! Where the results of requests appear, and how clients wait for them.
+//!
+//! Requests that travel together share one [`Completion`]: one allocation per chunk, one lock per batch of results.
+//! Each [`Pending`] is a slot of it.
+//!
+//! Invariants: a slot is resolved once, the first outcome wins; a resolved slot never changes; whoever drops a
+//! `Pending` unresolved leaves no trace; waiters are woken outside of the lock.
+
+use crate::error::RequestError;
+use parking_lot::{Condvar, Mutex};
+use std::any::Any;
+use std::fmt;
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+enum Slot<T> {
+    Waiting(Option<Waker>),
+    Ready(Result<T, RequestError>),
+    Taken,
+}
+
+struct Slots<T> {
+    slots: Vec<Slot<T>>,
+    /// Threads blocked in `wait`.
+    blocked: u32,
+}
+
+/// The results of requests that travel together.
+pub struct Completion<T> {
+    inner: Mutex<Slots<T>>,
+    ready: Condvar,
+}
+
+impl<T: Send + 'static> Completion<T> {
+    /// A completion without slots.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { inner: Mutex::new(Slots { slots: Vec::new(), blocked: 0 }), ready: Condvar::new() })
+    }
+
+    /// Adds a slot and returns its number.
+    pub fn add(&self) -> u32 {
+        self.add_many(1)
+    }
+
+    /// Adds `count` slots and returns the number of the first.
+    pub fn add_many(&self, count: usize) -> u32 {
+        let mut inner = self.inner.lock();
+        let first = inner.slots.len();
+        inner.slots.resize_with(first + count, || Slot::Waiting(None));
+        first as u32
+    }
+
+    /// Resolves the slots from `first` on with `results`, all under one lock. Slots that are resolved already keep their outcome.
+    pub fn complete(&self, first: u32, results: impl Iterator<Item = Result<T, RequestError>>) {
+        let mut wakers: Vec<Waker> = Vec::new();
+        let blocked = {
+            let mut inner = self.inner.lock();
+            for (slot, result) in inner.slots[first as usize..].iter_mut().zip(results) {
+                if let Slot::Waiting(waker) = slot {
+                    if let Some(waker) = waker.take() {
+                        wakers.push(waker);
+                    }
+                    *slot = Slot::Ready(result);
+                }
+            }
+            inner.blocked > 0
+        };
+        if blocked {
+            self.ready.notify_all();
+        }
+        for waker in wakers {
+            waker.wake();
+        }
+    }
+
+    fn wait_ready(&self, range: Range<u32>, deadline: Option<Instant>) -> bool {
+        let mut inner = self.inner.lock();
+        loop {
+            let waiting = |s: &Slot<T>| matches!(s, Slot::Waiting(_));
+            if !inner.slots[range.start as usize..range.end as usize].iter().any(waiting) {
+                return true;
+            }
+            inner.blocked += 1;
+            let timed_out = match deadline {
+                Some(at) => self.ready.wait_until(&mut inner, at).timed_out(),
+                None => {
+                    self.ready.wait(&mut inner);
+                    false
+                }
+            };
+            inner.blocked -= 1;
+            if timed_out {
+                return false;
+            }
+        }
+    }
+
+    /// Registers `waker` on the first slot of `range` that is not resolved; false when all are.
+    fn register(&self, range: Range<u32>, waker: &Waker) -> bool {
+        let mut inner = self.inner.lock();
+        for slot in &mut inner.slots[range.start as usize..range.end as usize] {
+            if let Slot::Waiting(w) = slot {
+                if !w.as_ref().is_some_and(|w| w.will_wake(waker)) {
+                    *w = Some(waker.clone());
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    fn take(&self, slot: u32) -> Result<T, RequestError> {
+        match std::mem::replace(&mut self.inner.lock().slots[slot as usize], Slot::Taken) {
+            Slot::Ready(result) => result,
+            Slot::Waiting(_) | Slot::Taken => unreachable!("taken only after it was resolved, and once"),
+        }
+    }
+
+    fn take_many(&self, range: Range<u32>) -> Vec<Result<T, RequestError>> {
+        let mut inner = self.inner.lock();
+        let slots = &mut inner.slots[range.start as usize..range.end as usize];
+        let take = |s: &mut Slot<T>| match std::mem::replace(s, Slot::Taken) {
+            Slot::Ready(result) => result,
+            Slot::Waiting(_) | Slot::Taken => unreachable!("taken only after it was resolved, and once"),
+        };
+        slots.iter_mut().map(take).collect()
+    }
+}
+
+impl<T> fmt::Debug for Completion<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Completion").field("slots", &self.inner.lock().slots.len()).finish()
+    }
+}
+
+/// A completion whose result type the engine does not know.
+pub trait AnyCompletion: Send + Sync + fmt::Debug {
+    /// Resolves `count` slots from `first` on with an error.
+    fn fail(&self, first: u32, count: u32, error: &RequestError);
+
+    /// The number of slots.
+    fn slots(&self) -> u32;
+
+    /// For the typed side to find its type again.
+    fn as_any(&self) -> &dyn Any;
+}
+
+impl<T: Send + 'static> AnyCompletion for Completion<T> {
+    fn fail(&self, first: u32, count: u32, error: &RequestError) {
+        self.complete(first, (0..count).map(|_| Err(error.clone())));
+    }
+
+    fn slots(&self) -> u32 {
+        self.inner.lock().slots.len() as u32
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// The result of one request, when it comes: a [`Future`] for any executor, or [`Pending::wait`] without one.
+///
+/// Every request is resolved in the end: with its result, or with an error at its deadline at the latest.
+/// Dropping it cancels nothing.
+#[must_use = "a request's outcome is known only to who waits for it"]
+pub struct Pending<T> {
+    completion: Arc<Completion<T>>,
+    slot: u32,
+}
+
+impl<T: Send + 'static> Pending<T> {
+    /// The pending result in `slot`.
+    pub fn new(completion: Arc<Completion<T>>, slot: u32) -> Self {
+        Self { completion, slot }
+    }
+
+    /// One request on its own, and where to complete it (slot 0).
+    pub fn single() -> (Self, Arc<Completion<T>>) {
+        let completion = Completion::new();
+        let slot = completion.add();
+        (Self { completion: Arc::clone(&completion), slot }, completion)
+    }
+
+    /// Blocks until the request is resolved.
+    ///
+    /// # Errors
+    /// Why the request did not complete.
+    pub fn wait(self) -> Result<T, RequestError> {
+        self.completion.wait_ready(self.slot..self.slot + 1, None);
+        self.completion.take(self.slot)
+    }
+
+    /// Blocks for at most `timeout`; gives the pending result back when it is not there by then.
+    ///
+    /// # Errors
+    /// `self`, when nothing came in time.
+    pub fn wait_timeout(self, timeout: Duration) -> Result<Result<T, RequestError>, Self> {
+        if self.completion.wait_ready(self.slot..self.slot + 1, Some(Instant::now() + timeout)) {
+            Ok(self.completion.take(self.slot))
+        } else {
+            Err(self)
+        }
+    }
+}
+
+impl<T: Send + 'static> Future for Pending<T> {
+    type Output = Result<T, RequestError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.completion.register(self.slot..self.slot + 1, cx.waker()) {
+            return Poll::Pending;
+        }
+        Poll::Ready(self.completion.take(self.slot))
+    }
+}
+
+impl<T> fmt::Debug for Pending<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending").field("slot", &self.slot).finish_non_exhaustive()
+    }
+}
+
+/// The results of a batch of requests, in the order in which they were given. See [`Pending`].
+#[must_use = "a request's outcome is known only to who waits for it"]
+pub struct PendingBatch<T> {
+    completion: Arc<Completion<T>>,
+    range: Range<u32>,
+}
+
+impl<T: Send + 'static> PendingBatch<T> {
+    /// The pending results in `range`.
+    pub fn new(completion: Arc<Completion<T>>, range: Range<u32>) -> Self {
+        Self { completion, range }
+    }
+
+    /// The number of requests.
+    pub fn len(&self) -> usize {
+        (self.range.end - self.range.start) as usize
+    }
+
+    /// Whether the batch has no requests.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
+    /// Blocks until all are resolved.
+    pub fn wait(self) -> Vec<Result<T, RequestError>> {
+        self.completion.wait_ready(self.range.clone(), None);
+        self.completion.take_many(self.range)
+    }
+}
+
+impl<T: Send + 'static> Future for PendingBatch<T> {
+    type Output = Vec<Result<T, RequestError>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.completion.register(self.range.clone(), cx.waker()) {
+            return Poll::Pending;
+        }
+        Poll::Ready(self.completion.take_many(self.range.clone()))
+    }
+}
+
+impl<T> fmt::Debug for PendingBatch<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PendingBatch").field("range", &self.range).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    struct Count(AtomicUsize);
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn the_first_outcome_of_a_slot_wins() {
+        let (pending, completion) = Pending::<u32>::single();
+        completion.complete(0, [Ok(1)].into_iter());
+        completion.fail(0, 1, &RequestError::Dropped);
+        assert_eq!(pending.wait(), Ok(1));
+    }
+
+    #[test]
+    fn a_batch_wakes_its_future_when_the_last_slot_is_resolved() {
+        let completion = Completion::<u32>::new();
+        let first = completion.add_many(3);
+        let mut batch = PendingBatch::new(Arc::clone(&completion), first..first + 3);
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&count));
+        let mut cx = Context::from_waker(&waker);
+        assert!(Pin::new(&mut batch).poll(&mut cx).is_pending());
+        completion.complete(1, [Ok(11), Ok(12)].into_iter());
+        assert_eq!(count.0.load(Ordering::SeqCst), 0, "the slot it waits on is still open");
+        completion.complete(0, [Ok(10)].into_iter());
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        assert_eq!(Pin::new(&mut batch).poll(&mut cx), Poll::Ready(vec![Ok(10), Ok(11), Ok(12)]));
+    }
+
+    #[test]
+    fn wait_returns_what_another_thread_completes() {
+        let (pending, completion) = Pending::<u32>::single();
+        let other = std::thread::spawn(move || completion.complete(0, [Ok(7)].into_iter()));
+        assert_eq!(pending.wait(), Ok(7));
+        other.join().expect("no panic");
+    }
+
+    #[test]
+    fn wait_timeout_gives_the_request_back() {
+        let (pending, completion) = Pending::<u32>::single();
+        let pending = pending.wait_timeout(Duration::ZERO).expect_err("nothing completed it");
+        completion.complete(0, [Ok(7)].into_iter());
+        assert_eq!(pending.wait_timeout(Duration::ZERO).expect("resolved"), Ok(7));
+    }
+}

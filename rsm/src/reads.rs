@@ -1,0 +1,87 @@
+//! Queries that travel together to the state machine.
+
+use crate::completion::{AnyCompletion, Completion, Pending};
+use crate::error::RequestError;
+use crate::machine::StateMachine;
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+/// Queries of one group that are answered at one applied index.
+pub struct Reads<S: StateMachine> {
+    queries: Vec<S::Query>,
+    completion: Arc<Completion<S::Answer>>,
+}
+
+impl<S: StateMachine> Reads<S> {
+    /// No queries yet.
+    pub fn new() -> Self {
+        Self { queries: Vec::new(), completion: Completion::new() }
+    }
+
+    /// Adds a query.
+    pub fn add(&mut self, query: S::Query) -> Pending<S::Answer> {
+        self.queries.push(query);
+        let slot = self.completion.add();
+        Pending::new(Arc::clone(&self.completion), slot)
+    }
+
+    /// Adds many queries; returns the completion and the number of the first slot.
+    pub fn add_many(&mut self, queries: impl IntoIterator<Item = S::Query>) -> (Arc<Completion<S::Answer>>, u32) {
+        let before = self.queries.len();
+        self.queries.extend(queries);
+        let first = self.completion.add_many(self.queries.len() - before);
+        (Arc::clone(&self.completion), first)
+    }
+
+    pub(crate) fn take_queries(&mut self) -> Vec<S::Query> {
+        std::mem::take(&mut self.queries)
+    }
+
+    pub(crate) fn completion(&self) -> &Completion<S::Answer> {
+        &self.completion
+    }
+}
+
+impl<S: StateMachine> Default for Reads<S> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S: StateMachine> fmt::Debug for Reads<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reads").field("queries", &self.queries.len()).finish()
+    }
+}
+
+/// Queries whose types the engine does not know.
+pub trait AnyReads: Send + fmt::Debug {
+    /// The number of queries.
+    fn len(&self) -> usize;
+
+    /// Whether there are no queries.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Resolves all of them with an error.
+    fn fail(&self, error: &RequestError);
+
+    /// For the typed side to find its type again.
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+impl<S: StateMachine> AnyReads for Reads<S> {
+    fn len(&self) -> usize {
+        self.queries.len()
+    }
+
+    fn fail(&self, error: &RequestError) {
+        self.completion.fail(0, self.completion.slots(), error);
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
