@@ -382,6 +382,19 @@ impl RunBuilder {
         self.push_with(kind, sequence, |out| out.put_slice(payload));
     }
 
+    /// Takes the last entry, of `payload_bytes` bytes, out again.
+    pub fn undo(&mut self, payload_bytes: usize) {
+        assert!(self.count > 0, "nothing to undo");
+        self.head.truncate(self.head.len() - DESCRIPTOR_BYTES);
+        self.payload.truncate(self.payload.len() - payload_bytes);
+        self.count -= 1;
+    }
+
+    /// Bytes of all payloads so far.
+    pub fn payload_bytes(&self) -> usize {
+        self.payload.len()
+    }
+
     /// Gives the entries their place in the log. Panics if there are none.
     pub fn seal(self, term: Term, first: Index, origin: Origin) -> Run {
         assert!(self.count > 0, "sealing an empty chunk");

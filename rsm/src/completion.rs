@@ -23,10 +23,28 @@ enum Slot<T> {
     Taken,
 }
 
+impl<T> Slot<T> {
+    fn take(&mut self) -> Result<T, RequestError> {
+        match std::mem::replace(self, Self::Taken) {
+            Self::Ready(result) => result,
+            Self::Waiting(_) | Self::Taken => unreachable!("taken only after it was resolved, and once"),
+        }
+    }
+}
+
 struct Slots<T> {
     slots: Vec<Slot<T>>,
     /// Threads blocked in `wait`.
     blocked: u32,
+}
+
+impl<T> Slots<T> {
+    fn range(&mut self, range: Range<u32>) -> &mut [Slot<T>] {
+        if self.slots.len() < range.end as usize {
+            self.slots.resize_with(range.end as usize, || Slot::Waiting(None));
+        }
+        &mut self.slots[range.start as usize..range.end as usize]
+    }
 }
 
 /// The results of requests that travel together.
@@ -36,30 +54,17 @@ pub struct Completion<T> {
 }
 
 impl<T: Send + 'static> Completion<T> {
-    /// A completion without slots.
+    /// A completion. Slots come to be when somebody first waits for them or resolves them, so that adding a request to a chunk costs no lock here.
     pub fn new() -> Arc<Self> {
         Arc::new(Self { inner: Mutex::new(Slots { slots: Vec::new(), blocked: 0 }), ready: Condvar::new() })
     }
 
-    /// Adds a slot and returns its number.
-    pub fn add(&self) -> u32 {
-        self.add_many(1)
-    }
-
-    /// Adds `count` slots and returns the number of the first.
-    pub fn add_many(&self, count: usize) -> u32 {
-        let mut inner = self.inner.lock();
-        let first = inner.slots.len();
-        inner.slots.resize_with(first + count, || Slot::Waiting(None));
-        first as u32
-    }
-
     /// Resolves the slots from `first` on with `results`, all under one lock. Slots that are resolved already keep their outcome.
-    pub fn complete(&self, first: u32, results: impl Iterator<Item = Result<T, RequestError>>) {
+    pub fn complete(&self, first: u32, results: impl ExactSizeIterator<Item = Result<T, RequestError>>) {
         let mut wakers: Vec<Waker> = Vec::new();
         let blocked = {
             let mut inner = self.inner.lock();
-            for (slot, result) in inner.slots[first as usize..].iter_mut().zip(results) {
+            for (slot, result) in inner.range(first..first + results.len() as u32).iter_mut().zip(results) {
                 if let Slot::Waiting(waker) = slot {
                     if let Some(waker) = waker.take() {
                         wakers.push(waker);
@@ -81,7 +86,7 @@ impl<T: Send + 'static> Completion<T> {
         let mut inner = self.inner.lock();
         loop {
             let waiting = |s: &Slot<T>| matches!(s, Slot::Waiting(_));
-            if !inner.slots[range.start as usize..range.end as usize].iter().any(waiting) {
+            if !inner.range(range.clone()).iter().any(waiting) {
                 return true;
             }
             inner.blocked += 1;
@@ -102,7 +107,7 @@ impl<T: Send + 'static> Completion<T> {
     /// Registers `waker` on the first slot of `range` that is not resolved; false when all are.
     fn register(&self, range: Range<u32>, waker: &Waker) -> bool {
         let mut inner = self.inner.lock();
-        for slot in &mut inner.slots[range.start as usize..range.end as usize] {
+        for slot in inner.range(range) {
             if let Slot::Waiting(w) = slot {
                 if !w.as_ref().is_some_and(|w| w.will_wake(waker)) {
                     *w = Some(waker.clone());
@@ -114,20 +119,12 @@ impl<T: Send + 'static> Completion<T> {
     }
 
     fn take(&self, slot: u32) -> Result<T, RequestError> {
-        match std::mem::replace(&mut self.inner.lock().slots[slot as usize], Slot::Taken) {
-            Slot::Ready(result) => result,
-            Slot::Waiting(_) | Slot::Taken => unreachable!("taken only after it was resolved, and once"),
-        }
+        self.inner.lock().slots[slot as usize].take()
     }
 
     fn take_many(&self, range: Range<u32>) -> Vec<Result<T, RequestError>> {
         let mut inner = self.inner.lock();
-        let slots = &mut inner.slots[range.start as usize..range.end as usize];
-        let take = |s: &mut Slot<T>| match std::mem::replace(s, Slot::Taken) {
-            Slot::Ready(result) => result,
-            Slot::Waiting(_) | Slot::Taken => unreachable!("taken only after it was resolved, and once"),
-        };
-        slots.iter_mut().map(take).collect()
+        inner.range(range).iter_mut().map(Slot::take).collect()
     }
 }
 
@@ -142,9 +139,6 @@ pub trait AnyCompletion: Send + Sync + fmt::Debug {
     /// Resolves `count` slots from `first` on with an error.
     fn fail(&self, first: u32, count: u32, error: &RequestError);
 
-    /// The number of slots.
-    fn slots(&self) -> u32;
-
     /// For the typed side to find its type again.
     fn as_any(&self) -> &dyn Any;
 }
@@ -152,10 +146,6 @@ pub trait AnyCompletion: Send + Sync + fmt::Debug {
 impl<T: Send + 'static> AnyCompletion for Completion<T> {
     fn fail(&self, first: u32, count: u32, error: &RequestError) {
         self.complete(first, (0..count).map(|_| Err(error.clone())));
-    }
-
-    fn slots(&self) -> u32 {
-        self.inner.lock().slots.len() as u32
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -182,8 +172,7 @@ impl<T: Send + 'static> Pending<T> {
     /// One request on its own, and where to complete it (slot 0).
     pub fn single() -> (Self, Arc<Completion<T>>) {
         let completion = Completion::new();
-        let slot = completion.add();
-        (Self { completion: Arc::clone(&completion), slot }, completion)
+        (Self { completion: Arc::clone(&completion), slot: 0 }, completion)
     }
 
     /// Blocks until the request is resolved.
@@ -296,8 +285,7 @@ mod tests {
     #[test]
     fn a_batch_wakes_its_future_when_the_last_slot_is_resolved() {
         let completion = Completion::<u32>::new();
-        let first = completion.add_many(3);
-        let mut batch = PendingBatch::new(Arc::clone(&completion), first..first + 3);
+        let mut batch = PendingBatch::new(Arc::clone(&completion), 0..3);
         let count = Arc::new(Count(AtomicUsize::new(0)));
         let waker = Waker::from(Arc::clone(&count));
         let mut cx = Context::from_waker(&waker);

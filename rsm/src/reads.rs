@@ -21,16 +21,15 @@ impl<S: StateMachine> Reads<S> {
 
     /// Adds a query.
     pub fn add(&mut self, query: S::Query) -> Pending<S::Answer> {
+        let slot = self.queries.len() as u32;
         self.queries.push(query);
-        let slot = self.completion.add();
         Pending::new(Arc::clone(&self.completion), slot)
     }
 
     /// Adds many queries; returns the completion and the number of the first slot.
     pub fn add_many(&mut self, queries: impl IntoIterator<Item = S::Query>) -> (Arc<Completion<S::Answer>>, u32) {
-        let before = self.queries.len();
+        let first = self.queries.len() as u32;
         self.queries.extend(queries);
-        let first = self.completion.add_many(self.queries.len() - before);
         (Arc::clone(&self.completion), first)
     }
 
@@ -78,7 +77,7 @@ impl<S: StateMachine> AnyReads for Reads<S> {
     }
 
     fn fail(&self, error: &RequestError) {
-        self.completion.fail(0, self.completion.slots(), error);
+        self.completion.fail(0, self.queries.len() as u32, error);
     }
 
     fn as_any_mut(&mut self) -> &mut dyn Any {
