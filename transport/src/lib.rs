@@ -39,7 +39,8 @@ pub enum Sent {
 /// `send` may be called by any thread and never blocks; it writes the socket itself and leaves to the polling thread only what the socket did not take.
 /// `poll` and `wait` are for one polling thread.
 pub trait Transport: Send + Sync + 'static {
-    /// Sends one frame: the concatenation of `parts`.
+    /// Sends one frame: the concatenation of `parts`. The frame's checksum covers the first part; the others must carry
+    /// checksums of their own, as runs and chunk data do, so that no payload byte is summed twice.
     fn send(&self, to: HostId, lane: Lane, parts: &[Bytes]) -> Sent;
 
     /// Reads what has arrived, hands it to `sink`, writes what waited. Does not block. Returns the number of frames handed over.
@@ -60,7 +61,7 @@ pub trait Transport: Send + Sync + 'static {
 
 /// Receives frames, on the polling thread.
 pub trait FrameSink {
-    /// A whole frame arrived, its checksum is good. The host at the other end proved its id in the handshake.
+    /// A whole frame arrived and its checksum, which covers the sender's first part, is good. The host at the other end proved its id in the handshake.
     fn frame(&mut self, from: HostId, lane: Lane, frame: Bytes);
 
     /// The connections to this host broke. What was sent lately may be lost.
