@@ -1,0 +1,29 @@
+# `make` lists what there is. Every target does its own set-up.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench fmt setup
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+help: ## this list
+	@echo "Longboat: a multi-group Raft engine. The first build compiles RocksDB: 10 to 20 minutes on 2 cores, once."
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: setup ## three hosts, 64 groups, hosts killed under load: shows that nothing acknowledged is lost
+	@scripts/cargo.sh build --release -p longboat-examples
+	@cargo run --quiet --release -p longboat-examples --bin demo
+
+test: ## everything that CI checks: format, lints, documentation, simulator seeds, all tests
+	@.ci/run
+
+lint: setup ## clippy with warnings as errors, and the format
+	@cargo fmt --all --check
+	@scripts/cargo.sh clippy --release --workspace --all-targets -- -D warnings
+
+bench: setup ## what this machine's disk and network can do, then load on 1, 48 and 1,000 groups
+	@scripts/cargo.sh build --release -p longboat-bench
+	@scripts/bench.sh
+
+fmt: ## formats the code
+	@cargo fmt --all
+
+setup:
+	@scripts/setup.sh
