@@ -7,6 +7,7 @@ pub mod completion;
 pub mod error;
 pub mod machine;
 pub mod reads;
+pub mod snapshot;
 
 pub use codec::{Codec, CodecError, Payload};
 pub use completion::{AnyCompletion, Completion, Pending, PendingBatch};

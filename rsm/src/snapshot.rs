@@ -1,0 +1,32 @@
+//! Snapshot files: how a state machine's state is written, published, read back and moved to another host.
+//!
+//! Invariants: a directory with its final name holds a whole, durable file; everything unfinished has a name that ends
+//! in `.tmp` and goes when its maker fails, stops, or the replica starts again; no byte is handed to a state machine,
+//! and no received file is made durable, before its checksum was found good. The format is in
+//! `docs/snapshot-format.md`.
+//!
+//! A file here counts for nothing until a record of the log store names it: whoever drives this module writes that
+//! record after the publication is done, and only then truncates the log or acknowledges an install.
+//!
+//! Must not know: raft messages, journals, sockets, workers.
+
+mod error;
+mod format;
+mod jobs;
+mod membership;
+mod publish;
+mod reader;
+mod store;
+mod transfer;
+mod verify;
+mod writer;
+
+pub use error::SnapshotError;
+pub use format::{BLOCK_BYTES, BLOCK_BYTES_MAX, Compression, HEADER_BYTES_MAX, MachineKind, SnapshotHeader};
+pub use jobs::{RecoverJob, RecoverTask, SaveJob, SaveTask, SavedSnapshot, SharedMachine};
+pub use publish::Publication;
+pub use reader::SnapshotReader;
+pub use store::SnapshotStore;
+pub use transfer::{Appended, Chunk, IncomingSnapshot, OutgoingSnapshot, TransferKey};
+pub use verify::Verifier;
+pub use writer::SnapshotWriter;

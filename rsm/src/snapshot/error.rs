@@ -1,0 +1,61 @@
+//! How making, reading and moving snapshots fails.
+
+use longboat_raft::{GroupId, Index};
+use std::io;
+
+/// Why a snapshot was not made, read or taken over.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// Reading, writing or making files failed. What was unfinished is removed; a new snapshot can be tried.
+    #[error("snapshot file: {0}")]
+    Io(#[from] io::Error),
+    /// The file is damaged, cut short, or not a snapshot.
+    #[error("snapshot is corrupt: {0}")]
+    Corrupt(String),
+    /// The file was written in a version or with an option that this build can't read.
+    #[error("snapshot has {what} {found}, this build reads up to {supported}")]
+    Unsupported {
+        /// What is too new.
+        what: &'static str,
+        /// The file's value.
+        found: u64,
+        /// The highest value that is known.
+        supported: u64,
+    },
+    /// The file belongs to another group or another place in the log.
+    #[error("snapshot is of group {found_group} at index {found_index}, not of group {group} at index {index}")]
+    Mismatch {
+        /// The group that was asked for.
+        group: GroupId,
+        /// The index that was asked for.
+        index: Index,
+        /// The group in the file.
+        found_group: GroupId,
+        /// The index in the file.
+        found_index: Index,
+    },
+    /// A received chunk starts after the first missing byte. Nothing changed: send again from `expected`.
+    #[error("snapshot chunk at {found} leaves a gap, the next byte is {expected}")]
+    Gap {
+        /// The first byte that is missing.
+        expected: u64,
+        /// Where the chunk starts.
+        found: u64,
+    },
+    /// The user's state machine returned an error.
+    #[error("state machine failed: {0}")]
+    Machine(String),
+    /// The user's state machine panicked.
+    #[error("state machine panicked: {0}")]
+    Panicked(String),
+    /// A stop was asked for.
+    #[error("stopped before the snapshot was finished")]
+    Stopped,
+}
+
+impl SnapshotError {
+    pub(crate) fn corrupt(what: impl Into<String>) -> Self {
+        Self::Corrupt(what.into())
+    }
+}

@@ -1,0 +1,197 @@
+//! Where snapshots live: `<root>/<group>/<replica>/snapshot-<index>/snapshot.bin`.
+//!
+//! Names are built from integers only. A group has no directory before its first snapshot.
+
+use super::error::SnapshotError;
+use super::format::SnapshotHeader;
+use super::publish::{Place, TempDir};
+use super::reader::SnapshotReader;
+use super::writer::SnapshotWriter;
+use longboat_io::DiskFile;
+use longboat_io::disk::SharedDisk;
+use longboat_raft::{GroupId, Index, ReplicaId};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+pub(crate) const FILE_NAME: &str = "snapshot.bin";
+const NAME_START: &str = "snapshot-";
+const TEMP_END: &str = ".tmp";
+
+/// The snapshots of a host. A cheap handle: clones are the same store.
+#[derive(Clone, Debug)]
+pub struct SnapshotStore {
+    pub(crate) disk: SharedDisk,
+    pub(crate) root: PathBuf,
+    /// Numbers temporary directories, so that a job that is still stopping can't touch its successor's.
+    attempts: Arc<AtomicU64>,
+}
+
+impl SnapshotStore {
+    /// The store under `root`. Makes no directory.
+    pub fn new(disk: SharedDisk, root: PathBuf) -> Self {
+        Self { disk, root, attempts: Arc::new(AtomicU64::new(0)) }
+    }
+
+    /// Begins a snapshot file. Once `stop` is set, its writes fail from the next block on.
+    ///
+    /// # Errors
+    /// When the file can't be made, or the header is too large.
+    pub fn begin(
+        &self,
+        header: SnapshotHeader,
+        replica: ReplicaId,
+        stop: Arc<AtomicBool>,
+    ) -> Result<SnapshotWriter, SnapshotError> {
+        let (place, temp, file) = self.begin_file(header.group, replica, header.meta.pos.index)?;
+        SnapshotWriter::new(place, temp, file, header, stop)
+    }
+
+    pub(crate) fn begin_file(
+        &self,
+        group: GroupId,
+        replica: ReplicaId,
+        index: Index,
+    ) -> Result<(Place, TempDir, Box<dyn DiskFile>), SnapshotError> {
+        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
+        let name = format!("{NAME_START}{index}-{attempt}{TEMP_END}");
+        let (temp, file) = TempDir::make(Arc::clone(&self.disk), self.replica_dir(group, replica).join(name))?;
+        Ok((Place { store: self.clone(), group, replica, index }, temp, file))
+    }
+
+    /// Opens a snapshot for reading and checks its header and footer.
+    ///
+    /// # Errors
+    /// When it is not there, is damaged, or is of another group or index than its name says.
+    pub fn open(&self, group: GroupId, replica: ReplicaId, index: Index) -> Result<SnapshotReader, SnapshotError> {
+        let reader = SnapshotReader::new(self.open_file(group, replica, index)?)?;
+        let header = reader.header();
+        check_place(header, group, index)?;
+        Ok(reader)
+    }
+
+    /// Reads a whole snapshot and checks every byte of it.
+    ///
+    /// # Errors
+    /// As [`SnapshotStore::open`].
+    pub fn verify(&self, group: GroupId, replica: ReplicaId, index: Index) -> Result<SnapshotHeader, SnapshotError> {
+        let mut reader = self.open(group, replica, index)?;
+        reader.drain()?;
+        Ok(reader.header().clone())
+    }
+
+    pub(crate) fn open_file(
+        &self,
+        group: GroupId,
+        replica: ReplicaId,
+        index: Index,
+    ) -> Result<Box<dyn DiskFile>, SnapshotError> {
+        Ok(self.disk.open(&self.snapshot_dir(group, replica, index).join(FILE_NAME))?)
+    }
+
+    /// The indexes of the finished snapshots of a replica, ascending.
+    ///
+    /// # Errors
+    /// When the directory can't be read.
+    pub fn list(&self, group: GroupId, replica: ReplicaId) -> Result<Vec<Index>, SnapshotError> {
+        let names = self.names(&self.replica_dir(group, replica))?;
+        let mut found: Vec<Index> = names.iter().filter_map(|name| finished_index(name)).collect();
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// The replicas that have a directory here, in order.
+    ///
+    /// # Errors
+    /// When a directory can't be read.
+    pub fn replicas(&self) -> Result<Vec<(GroupId, ReplicaId)>, SnapshotError> {
+        let mut found = Vec::new();
+        for group in self.names(&self.root)?.iter().filter_map(|name| integer(name)).map(GroupId) {
+            let replicas = self.names(&self.group_dir(group))?;
+            found.extend(replicas.iter().filter_map(|name| integer(name)).map(|replica| (group, ReplicaId(replica))));
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Removes one snapshot; no error when it is not there.
+    ///
+    /// # Errors
+    /// When the files can't be removed.
+    pub fn remove(&self, group: GroupId, replica: ReplicaId, index: Index) -> Result<(), SnapshotError> {
+        Ok(self.disk.remove_dir_all(&self.snapshot_dir(group, replica, index))?)
+    }
+
+    /// Removes every snapshot of a replica whose index is not in `keep`, and every unfinished one. For the start of a
+    /// replica, when nothing of it is being made. Returns how many were removed.
+    ///
+    /// # Errors
+    /// When the directory can't be read or files can't be removed.
+    pub fn remove_orphans(&self, group: GroupId, replica: ReplicaId, keep: &[Index]) -> Result<usize, SnapshotError> {
+        let dir = self.replica_dir(group, replica);
+        let mut removed = 0;
+        for name in self.names(&dir)? {
+            let orphan = match finished_index(&name) {
+                Some(index) => !keep.contains(&index),
+                None => is_temporary(&name),
+            };
+            if orphan {
+                self.disk.remove_dir_all(&dir.join(&name))?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes all that a group has here, of every replica.
+    ///
+    /// # Errors
+    /// When the files can't be removed.
+    pub fn remove_group(&self, group: GroupId) -> Result<(), SnapshotError> {
+        Ok(self.disk.remove_dir_all(&self.group_dir(group))?)
+    }
+
+    pub(crate) fn group_dir(&self, group: GroupId) -> PathBuf {
+        self.root.join(group.0.to_string())
+    }
+
+    pub(crate) fn replica_dir(&self, group: GroupId, replica: ReplicaId) -> PathBuf {
+        self.group_dir(group).join(replica.0.to_string())
+    }
+
+    pub(crate) fn snapshot_dir(&self, group: GroupId, replica: ReplicaId, index: Index) -> PathBuf {
+        self.replica_dir(group, replica).join(format!("{NAME_START}{index}"))
+    }
+
+    /// The names in a directory; none when it is not there.
+    fn names(&self, dir: &Path) -> Result<Vec<String>, SnapshotError> {
+        let listed = match self.disk.list(dir) {
+            Ok(listed) => listed,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(listed.iter().filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect())
+    }
+}
+
+/// A file is only what its name says when its header agrees.
+pub(crate) fn check_place(header: &SnapshotHeader, group: GroupId, index: Index) -> Result<(), SnapshotError> {
+    if header.group == group && header.meta.pos.index == index {
+        return Ok(());
+    }
+    Err(SnapshotError::Mismatch { group, index, found_group: header.group, found_index: header.meta.pos.index })
+}
+
+fn finished_index(name: &str) -> Option<Index> {
+    integer(name.strip_prefix(NAME_START)?).map(Index)
+}
+
+fn is_temporary(name: &str) -> bool {
+    name.starts_with(NAME_START) && name.ends_with(TEMP_END)
+}
+
+/// A number as this module writes it: no sign, no leading zeros.
+fn integer(name: &str) -> Option<u64> {
+    name.parse().ok().filter(|number: &u64| number.to_string() == name)
+}
