@@ -30,3 +30,6 @@ pub use store::SnapshotStore;
 pub use transfer::{Appended, Chunk, IncomingSnapshot, OutgoingSnapshot, TransferKey};
 pub use verify::Verifier;
 pub use writer::SnapshotWriter;
+
+#[cfg(test)]
+mod tests;
