@@ -125,7 +125,12 @@ fn run(mut job: impl Job) {
     while job.step(1 << 20) != JobState::Done {}
 }
 
-fn save_with(store: &SnapshotStore, index: u64, bytes: Vec<u8>, trouble: Trouble) -> Result<SavedSnapshot, SnapshotError> {
+fn save_with(
+    store: &SnapshotStore,
+    index: u64,
+    bytes: Vec<u8>,
+    trouble: Trouble,
+) -> Result<SavedSnapshot, SnapshotError> {
     let stop = Arc::new(AtomicBool::new(false));
     let (sender, outcome) = mpsc::channel();
     run(SaveJob::new(SaveTask {
@@ -199,7 +204,12 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 /// Feeds a file to a new receiver in chunks; the file is published at the end.
-fn receive(store: &SnapshotStore, key: TransferKey, file: &[u8], chunk: usize) -> Result<SnapshotHeader, SnapshotError> {
+fn receive(
+    store: &SnapshotStore,
+    key: TransferKey,
+    file: &[u8],
+    chunk: usize,
+) -> Result<SnapshotHeader, SnapshotError> {
     let mut incoming = IncomingSnapshot::begin(store, REPLICA, key)?;
     for (n, data) in file.chunks(chunk).enumerate() {
         incoming.append((n * chunk) as u64, data)?;
@@ -382,7 +392,9 @@ fn a_state_machine_that_fails_to_recover_is_reported() {
     assert!(matches!(recover(&store, 5, Trouble::Error), Err(SnapshotError::Machine(m)) if m == "out of luck"));
     assert!(matches!(recover(&store, 5, Trouble::Panic), Err(SnapshotError::Panicked(m)) if m == "out of reach"));
     assert!(matches!(recover(&store, 5, Trouble::Stop), Err(SnapshotError::Stopped)));
-    assert!(matches!(recover(&store, 6, Trouble::None), Err(SnapshotError::Io(e)) if e.kind() == io::ErrorKind::NotFound));
+    assert!(
+        matches!(recover(&store, 6, Trouble::None), Err(SnapshotError::Io(e)) if e.kind() == io::ErrorKind::NotFound)
+    );
 }
 
 #[test]
