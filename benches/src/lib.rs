@@ -1,1 +1,11 @@
-//! .
+//! The load generator of Longboat: a cluster of three hosts in one process, closed-loop clients, and a report.
+//!
+//! It uses the public API alone, as any other program would; there is no path through the engine that only a benchmark
+//! takes. `process` and `probe` look at the machine.
+
+pub mod probe;
+pub mod process;
+pub mod report;
+
+/// What can fail around a run. Shown to a person, never matched on.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

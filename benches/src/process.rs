@@ -1,0 +1,65 @@
+//! What this process has used: processor time and memory. Linux only, as the engine is.
+
+use rustix::time::{ClockId, clock_gettime};
+use std::time::Duration;
+
+/// User and system time of all threads of this process so far.
+pub fn cpu_time() -> Duration {
+    let t = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32)
+}
+
+/// User and system time of the calling thread so far.
+pub fn thread_cpu_time() -> Duration {
+    let t = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32)
+}
+
+/// Resident memory of this process, in KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Resident now.
+    pub resident_kb: u64,
+    /// The most that was resident since the process began.
+    pub peak_kb: u64,
+}
+
+/// Reads the memory figures from the kernel; zeros where it does not tell.
+pub fn memory() -> Memory {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    Memory { resident_kb: status_kb(&status, "VmRSS:"), peak_kb: status_kb(&status, "VmHWM:") }
+}
+
+fn status_kb(status: &str, key: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Whether files under `dir` live in memory, where a sync costs nothing and a figure says nothing.
+pub fn is_in_memory(dir: &std::path::Path) -> bool {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    rustix::fs::statfs(dir).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_figures_are_read_from_a_status_page() {
+        let page = "Name:\tx\nVmHWM:\t  2048 kB\nVmRSS:\t    1024 kB\n";
+        assert_eq!(status_kb(page, "VmRSS:"), 1024);
+        assert_eq!(status_kb(page, "VmHWM:"), 2048);
+        assert_eq!(status_kb(page, "VmSwap:"), 0);
+    }
+
+    #[test]
+    fn work_shows_in_the_processor_time() {
+        let before = cpu_time();
+        let mut x = 1u64;
+        while cpu_time() == before {
+            x = std::hint::black_box(x.wrapping_mul(3));
+        }
+        assert!(cpu_time() > before);
+    }
+}

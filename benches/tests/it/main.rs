@@ -1,0 +1,3 @@
+//! Tests of the house as a whole. They are here because this crate is above all others.
+
+mod house;
