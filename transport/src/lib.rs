@@ -7,10 +7,16 @@
 //! Must not know: disks, workers, replicas.
 
 use bytes::Bytes;
-use longboat_raft::HostId;
+use longboat_raft::{HostId, StoreId};
 use std::time::Duration;
 
+mod counters;
+pub mod registry;
+pub mod tcp;
 pub mod wire;
+
+pub use registry::{Registry, StaticRegistry};
+pub use tcp::{BindError, TcpConfig, TcpTransport};
 
 /// The lanes between two hosts. Bulk never delays control; chunks have a connection of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +27,11 @@ pub enum Lane {
     Bulk,
     /// Snapshot chunks.
     Snapshot,
+}
+
+impl Lane {
+    /// The lanes, in the order of their urgency.
+    pub const ALL: [Self; 3] = [Self::Control, Self::Bulk, Self::Snapshot];
 }
 
 /// What became of a frame that was given to [`Transport::send`].
@@ -64,8 +75,13 @@ pub trait FrameSink {
     /// A whole frame arrived and its checksum, which covers the sender's first part, is good. The host at the other end proved its id in the handshake.
     fn frame(&mut self, from: HostId, lane: Lane, frame: Bytes);
 
-    /// The connections to this host broke. What was sent lately may be lost.
+    /// The connections to this host broke, or it has restarted. What was sent lately may be lost. May come several times.
     fn disconnected(&mut self, host: HostId);
+
+    /// A connection to or from this host was made: the store that it has, and the incarnation that it is in. Comes per connection.
+    fn connected(&mut self, host: HostId, store: StoreId, incarnation: u64) {
+        let _ = (host, store, incarnation);
+    }
 }
 
 /// Counters of a transport.
