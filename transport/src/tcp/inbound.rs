@@ -22,7 +22,7 @@ pub(super) enum Closing {
     Closed,
     #[error("broken: {0}")]
     Broken(Errno),
-    #[error("closed by the other side in the middle of a frame")]
+    #[error("ended in the middle of a frame")]
     Truncated,
     #[error(transparent)]
     Frame(#[from] FrameError),
@@ -110,8 +110,11 @@ impl Inbound {
             match self.buffer.receive(&self.socket, needed) {
                 Received::Some(n) => left = left.saturating_sub(n),
                 Received::Drained(_) => drained = true,
-                Received::Closed if self.buffer.bytes.is_empty() => return Err(Closing::Closed),
-                Received::Closed => return Err(Closing::Truncated),
+                // However it ends, half a frame is half a frame.
+                Received::Closed | Received::Failed(_) if !self.buffer.bytes.is_empty() => {
+                    return Err(Closing::Truncated);
+                }
+                Received::Closed => return Err(Closing::Closed),
                 Received::Failed(errno) => return Err(Closing::Broken(errno)),
             }
         }

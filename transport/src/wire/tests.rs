@@ -125,11 +125,11 @@ fn any_chunk() -> impl Strategy<Value = Chunk> {
     )
 }
 
-/// Decodes in every way there is; garbage must not panic in any of them.
+/// Decodes in every way there is, to the end: that it returns is what is tested.
 fn decode_all(frame: &Bytes) {
-    let decoded = messages(frame.clone()).count();
-    let skipped = messages_for(frame.clone(), |group| group.0 % 2 == 0).count();
-    assert!(skipped <= decoded + 1, "skipping finds no more messages than reading, but for an error");
+    let records_max = frame.len();
+    assert!(messages(frame.clone()).count() <= records_max + 1);
+    assert!(messages_for(frame.clone(), |group| group.0.is_multiple_of(2)).count() <= records_max + 1);
     let _ = for_each_group(frame, |_| ());
     let _ = SnapshotFrame::decode(frame.clone());
 }
