@@ -1,15 +1,38 @@
 //! The Raft protocol of Longboat: a pure state machine per replica, without I/O, threads, clocks or unseeded randomness.
 //!
-//! Everything that the outside world does enters as an argument, everything the protocol wants comes out as an
-//! [`Output`](crate). Must not know: disks, sockets, hosts' addresses, workers, user state machines.
+//! Everything that the outside world does enters as an argument of a [`Core`] method, everything the protocol wants comes
+//! out as an [`Output`]. Must not know: disks, sockets, hosts' addresses, workers, user state machines.
 
+pub mod changer;
 pub mod ids;
 pub mod membership;
 pub mod message;
 pub mod plant;
+pub mod quorum;
 pub mod run;
 
+mod core;
+mod durability;
+mod election;
+mod error;
+mod follower;
+mod handout;
+mod log;
+mod output;
+mod pb;
+mod progress;
+mod proposals;
+mod read;
+mod replication;
+mod rng;
+
+pub use crate::core::{Core, CoreConfig, Restored, Role};
+pub use changer::{Change, ChangeError, ChangeKind, ConfigChange, Transition};
+pub use durability::PersistToken;
+pub use error::Violation;
 pub use ids::{GroupEpoch, GroupId, HardState, HostId, Index, LogPos, ReplicaId, StoreId, Term, Time};
-pub use membership::Membership;
+pub use membership::{DecodeError, Membership};
 pub use message::{Body, Member, Message, RefusedReason, SnapshotMeta};
+pub use output::{Compacted, Event, Fetch, Output, Persist, Proposed, ReadReady, Refused, RefusedForward, RefusedWhy};
+pub use progress::{Progress, ProgressState};
 pub use run::{EntryKind, EntryRef, Origin, Run, RunBuilder, RunError};

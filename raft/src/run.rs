@@ -128,6 +128,7 @@ pub struct Run {
     term: Term,
     first: Index,
     count: u32,
+    has_config: bool,
     head: Bytes,
     payload: Bytes,
 }
@@ -151,6 +152,11 @@ impl Run {
     /// The number of entries, at least 1.
     pub fn count(&self) -> usize {
         self.count as usize
+    }
+
+    /// Whether one of the entries is a membership change. Known without looking at them again.
+    pub fn has_config(&self) -> bool {
+        self.has_config
     }
 
     /// Who proposed these entries.
@@ -186,14 +192,15 @@ impl Run {
         if input.len() < needed {
             return Err(RunError::Truncated { needed, available: input.len() });
         }
-        let run = Self {
+        let mut run = Self {
             term: Term(le64(input, 8)),
             first: Index(le64(input, 16)),
             count: le32(input, 4),
+            has_config: false,
             head: input.slice(..head_len),
             payload: input.slice(head_len..needed),
         };
-        run.check()?;
+        run.has_config = run.check()?;
         input.advance(needed);
         Ok(run)
     }
@@ -218,7 +225,8 @@ impl Run {
         Ok((RUN_HEADER_BYTES + count * DESCRIPTOR_BYTES + session_len, payload_len))
     }
 
-    fn check(&self) -> Result<(), RunError> {
+    /// Checks everything, and tells whether a config entry is among the entries.
+    fn check(&self) -> Result<bool, RunError> {
         if le32(&self.head, 52) != head_crc(&self.head) {
             return Err(RunError::Checksum("head"));
         }
@@ -228,18 +236,19 @@ impl Run {
         if self.first.0.checked_add(u64::from(self.count)).is_none() {
             return Err(RunError::Malformed("index overflow"));
         }
-        let mut total = 0usize;
+        let (mut total, mut has_config) = (0usize, false);
         for i in 0..self.count() {
             let d = self.descriptor(i);
-            if EntryKind::from_u8(d[0]).is_none() {
-                return Err(RunError::Kind(d[0]));
+            match EntryKind::from_u8(d[0]) {
+                None => return Err(RunError::Kind(d[0])),
+                Some(kind) => has_config |= kind == EntryKind::Config,
             }
             total += le32(d, 4) as usize;
         }
         if total != self.payload.len() {
             return Err(RunError::Malformed("entry lengths do not add up"));
         }
-        Ok(())
+        Ok(has_config)
     }
 
     fn descriptor(&self, i: usize) -> &[u8] {
@@ -279,7 +288,7 @@ impl Run {
         head[16..24].copy_from_slice(&first.0.to_le_bytes());
         let crc = head_crc(&head);
         head[52..56].copy_from_slice(&crc.to_le_bytes());
-        Self { term, first, count: self.count, head: head.freeze(), payload: self.payload.clone() }
+        Self { term, first, head: head.freeze(), payload: self.payload.clone(), ..*self }
     }
 }
 
@@ -417,7 +426,8 @@ fn finish(mut head: BytesMut, term: Term, first: Index, origin: Origin, payload:
     head[..RUN_HEADER_BYTES].copy_from_slice(&h);
     let crc = head_crc(&head);
     head[52..56].copy_from_slice(&crc.to_le_bytes());
-    Run { term, first, count, head: head.freeze(), payload }
+    let has_config = head[RUN_HEADER_BYTES..].chunks_exact(DESCRIPTOR_BYTES).any(|d| d[0] == EntryKind::Config as u8);
+    Run { term, first, count, has_config, head: head.freeze(), payload }
 }
 
 fn head_crc(head: &[u8]) -> u32 {

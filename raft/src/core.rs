@@ -1,0 +1,485 @@
+//! One replica's protocol state, and what its owner gives it and sees of it.
+//!
+//! [`Core`] is a state machine: every input is a method, every output is collected and moved out by
+//! [`Core::take_output`]. The protocol's parts are in modules of their own, each an `impl Core`: `election`,
+//! `replication` (the leader's side), `follower`, `proposals`, `read`, `handout`.
+//!
+//! Invariants: `start <= handed <= commit <= last`; `term` never falls and a vote in it never changes; only a leader has
+//! `peers`. Must not know: time beyond what it is told, disks, sockets, hosts.
+
+use crate::durability::{Ballot, Durability, PersistToken};
+use crate::error::Violation;
+use crate::ids::{HardState, Index, LogPos, ReplicaId, Term, Time};
+use crate::log::Log;
+use crate::membership::Membership;
+use crate::message::{Body, Message, SnapshotMeta};
+use crate::output::{Event, Fetch, ReadReady, RefusedForward};
+use crate::progress::{InflightBounds, Progress};
+use crate::read::Reads;
+use crate::rng::Rng;
+use crate::run::Run;
+use smallvec::SmallVec;
+
+/// The highest term and index that a message may name. Beyond it counting up would overflow, and nobody gets there: it
+/// would take a billion elections a second for a century.
+const NUMBER_MAX: u64 = 1 << 62;
+
+/// How one replica behaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoreConfig {
+    /// This replica.
+    pub replica: ReplicaId,
+    /// What its election timeouts are drawn from.
+    pub seed: u64,
+    /// Without a word from a leader for this long, drawn anew in `t..2t` each time, it campaigns. Nanoseconds.
+    pub election_timeout_nanos: u64,
+    /// A leader's heartbeats are this far apart. Nanoseconds; below the election timeout.
+    pub heartbeat_interval_nanos: u64,
+    /// The most bytes of entries in one append; one entry may be larger.
+    pub append_bytes_max: usize,
+    /// The most unacknowledged appends to one member.
+    pub inflight_appends_max: usize,
+    /// The most unacknowledged bytes to one member; `u64::MAX` for no bound.
+    pub inflight_bytes_max: u64,
+    /// Runs in memory beyond this many bytes are dropped by [`Core::trim`] once durable and applied.
+    pub log_cache_bytes_max: usize,
+    /// Ask before campaigning, so that a replica that can't win disturbs nobody (thesis section 9.6).
+    pub pre_vote: bool,
+    /// A leader that no majority answers steps down; a follower that hears its leader helps nobody else.
+    pub check_quorum: bool,
+    /// A leader steps down when a change that removes it, or makes it non-voting, takes effect.
+    pub step_down_on_removal: bool,
+}
+
+impl Default for CoreConfig {
+    fn default() -> Self {
+        Self {
+            replica: ReplicaId::ZERO,
+            seed: 0,
+            election_timeout_nanos: 1_000_000_000,
+            heartbeat_interval_nanos: 100_000_000,
+            append_bytes_max: 256 * 1024,
+            inflight_appends_max: 256,
+            inflight_bytes_max: 64 << 20,
+            log_cache_bytes_max: 1 << 20,
+            pre_vote: true,
+            check_quorum: true,
+            step_down_on_removal: true,
+        }
+    }
+}
+
+/// What recovery found, for a new core.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// The last durable term, vote and commit.
+    pub hard_state: HardState,
+    /// The membership in effect at `applied`: the snapshot's, or the bootstrap's.
+    pub membership: Membership,
+    /// The place just before the first entry that is kept.
+    pub start: LogPos,
+    /// The last entry; `start` when there is none.
+    pub last: LogPos,
+    /// The first entry of every term of the kept log, in order.
+    pub terms: Vec<LogPos>,
+    /// A suffix of the log to hold in memory. What is missing is read by tickets when it is needed.
+    pub runs: Vec<Run>,
+    /// What the state machine has already: the snapshot's index, which may be after `start`. Entries after it, through the
+    /// commit index, are handed out again. A machine that keeps more on a disk of its own skips those it has: their
+    /// membership changes are needed here.
+    pub applied: Index,
+}
+
+/// What a replica is at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Asks whether it could win.
+    PreCandidate,
+    /// Asks for votes.
+    Candidate,
+    /// Leads.
+    Leader,
+}
+
+/// What waits to be moved out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outbox {
+    pub(crate) early: Vec<Message>,
+    pub(crate) held: Vec<Message>,
+    pub(crate) reads: Vec<ReadReady>,
+    pub(crate) refused: Vec<RefusedForward>,
+    pub(crate) snapshots_wanted: Vec<ReplicaId>,
+    pub(crate) fetches: Vec<Fetch>,
+    pub(crate) events: Vec<Event>,
+    /// The snapshot that the log was reset to.
+    pub(crate) install: Option<Box<SnapshotMeta>>,
+}
+
+/// Entries on the way to the state machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Handout {
+    /// The last index that was handed out.
+    pub(crate) handed: Index,
+    /// What the state machine said it has applied.
+    pub(crate) applied: Index,
+    /// The cold read under way for entries to hand out.
+    pub(crate) ticket: Option<u64>,
+    /// What such a read brought.
+    pub(crate) fetched: Vec<Run>,
+}
+
+/// The protocol state of one replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Core {
+    pub(crate) config: CoreConfig,
+    pub(crate) rng: Rng,
+    /// The latest time that it was told.
+    pub(crate) now: Time,
+    pub(crate) role: Role,
+    pub(crate) term: Term,
+    pub(crate) vote: ReplicaId,
+    pub(crate) leader: Option<ReplicaId>,
+    pub(crate) log: Log,
+    pub(crate) durability: Durability,
+    pub(crate) commit: Index,
+    pub(crate) handout: Handout,
+    pub(crate) membership: Membership,
+    /// Whether this replica is a voter of `membership`, in either half.
+    pub(crate) is_voter: bool,
+    /// The last index at which the log may hold a config entry that is not in effect.
+    pub(crate) pending_change: Index,
+    /// Since when the election timeout runs; for a leader, the start of its quorum check's interval.
+    pub(crate) election_base: Time,
+    pub(crate) election_timeout_nanos: u64,
+    pub(crate) heartbeat_base: Time,
+    pub(crate) votes: SmallVec<[(ReplicaId, bool); 4]>,
+    /// Follower: the last index at which the log is known to be the leader's, in this term.
+    pub(crate) verified: Index,
+    /// Follower: the leader's commit index, as far as it was told in this term.
+    pub(crate) leader_commit: Index,
+    /// Leader: the members, by id.
+    pub(crate) peers: Vec<Progress>,
+    /// Leader: something may be due to members at the end of the round.
+    pub(crate) dirty: bool,
+    /// Leader: whom leadership is being handed to.
+    pub(crate) transferee: Option<ReplicaId>,
+    pub(crate) reads: Reads,
+    pub(crate) last_ticket: u64,
+    pub(crate) outbox: Outbox,
+    /// Role, leader and term as last told in events.
+    pub(crate) announced: (Role, Option<ReplicaId>, Term),
+    /// Messages that were of no use or made no sense.
+    pub(crate) dropped: u64,
+}
+
+impl Core {
+    /// A replica as recovery found it: a follower that knows no leader.
+    ///
+    /// # Errors
+    /// When what was restored does not hang together.
+    pub fn new(config: CoreConfig, restored: Restored, now: Time) -> Result<Self, Violation> {
+        let Restored { hard_state, membership, start, last, terms, runs, applied } = restored;
+        let log = Log::restored(start, last, &terms, runs)?;
+        if hard_state.commit > last.index {
+            return Err(Violation::Restored("the saved commit index is past the log"));
+        }
+        if applied > last.index {
+            return Err(Violation::Restored("the state machine is ahead of the log"));
+        }
+        let commit = hard_state.commit.max(start.index).max(applied);
+        let applied = applied.max(start.index);
+        let handout = Handout { handed: applied, applied, ..Handout::default() };
+        let ballot = Ballot { term: hard_state.term, vote: hard_state.vote };
+        let mut core = Self {
+            rng: Rng::new(config.seed),
+            now,
+            role: Role::Follower,
+            term: hard_state.term,
+            vote: hard_state.vote,
+            leader: None,
+            durability: Durability::restored(log.last().index, ballot),
+            log,
+            commit,
+            handout,
+            is_voter: membership.is_voter(config.replica),
+            membership,
+            pending_change: Index::ZERO,
+            election_base: now,
+            election_timeout_nanos: 0,
+            heartbeat_base: now,
+            votes: SmallVec::new(),
+            verified: Index::ZERO,
+            leader_commit: Index::ZERO,
+            peers: Vec::new(),
+            dirty: false,
+            transferee: None,
+            reads: Reads::default(),
+            last_ticket: 0,
+            outbox: Outbox::default(),
+            announced: (Role::Follower, None, hard_state.term),
+            dropped: 0,
+            config,
+        };
+        core.election_timeout_nanos = core.rng.jittered(core.config.election_timeout_nanos);
+        Ok(core)
+    }
+
+    /// Takes a message.
+    ///
+    /// Whatever the message says, this does not panic. What makes no sense is dropped and counted.
+    ///
+    /// # Errors
+    /// On a contradiction that can only mean that somebody broke the rules; the core must not be used any more.
+    pub fn step(&mut self, now: Time, message: Message) -> Result<(), Violation> {
+        self.tell(now);
+        if !self.is_sane(&message) {
+            self.dropped += 1;
+            return Ok(());
+        }
+        let Message { from, term, body, .. } = message;
+        if !term.is_zero() {
+            if term > self.term && !self.meet_higher_term(from, term, &body) {
+                self.dropped += 1;
+                return Ok(());
+            }
+            if term < self.term {
+                self.answer_lower_term(from, &body);
+                return Ok(());
+            }
+        }
+        match body {
+            Body::Append { prev, commit, runs } => self.on_append(from, prev, commit, &runs)?,
+            Body::AppendAccepted { matched } => self.on_accepted(from, matched),
+            Body::AppendRejected { rejected, hint } => self.on_rejected(from, rejected, hint),
+            Body::Heartbeat { commit, read_round } => self.on_heartbeat(from, commit, read_round)?,
+            Body::HeartbeatResponse { read_round } => self.on_heartbeat_response(from, read_round),
+            Body::Commit { commit } => self.on_commit(from, commit)?,
+            Body::RequestVote { pre, last, .. } => self.on_request_vote(from, term, pre, last),
+            Body::VoteResponse { pre, granted } => self.on_vote_response(from, term, pre, granted),
+            Body::Snapshot(meta) => self.on_snapshot(from, *meta)?,
+            Body::ReadIndex { context } => self.on_read_index(from, context),
+            Body::ReadIndexResponse { context, index } => self.on_read_index_response(context, index),
+            Body::Forward(run) => self.on_forward(from, &run),
+            Body::ForwardRefused { first_sequence, count, reason } => {
+                self.outbox.refused.push(RefusedForward { first_sequence, count, reason });
+            }
+            Body::TimeoutNow => self.on_timeout_now(from),
+        }
+        Ok(())
+    }
+
+    /// Whether the message can be looked at without fear: addressed here, by somebody else, of countable numbers, with a
+    /// term where one is claimed and none where none is, and from a member where only members have a say.
+    fn is_sane(&self, message: &Message) -> bool {
+        let Message { from, to, term, body } = message;
+        let termless = matches!(
+            body,
+            Body::ReadIndex { .. } | Body::ReadIndexResponse { .. } | Body::Forward(_) | Body::ForwardRefused { .. }
+        );
+        let addressed = *to == self.config.replica && *from != *to && !from.is_zero();
+        let known = !termless
+            || self.membership.contains(*from)
+            || matches!(body, Body::ForwardRefused { .. } | Body::ReadIndexResponse { .. });
+        // A removed replica that never learned of it would otherwise disturb the others for ever.
+        let removed = matches!(body, Body::RequestVote { .. }) && self.membership.removed.contains(from);
+        addressed
+            && known
+            && !removed
+            && termless == term.is_zero()
+            && term.0 <= NUMBER_MAX
+            && numbers_are_countable(body)
+    }
+
+    /// Notes the time. A clock that goes back is taken to stand still.
+    pub(crate) fn tell(&mut self, now: Time) {
+        self.now = self.now.max(now);
+    }
+
+    /// The oldest batch that was sealed is durable.
+    ///
+    /// # Errors
+    /// None yet: room for contradictions that only show when a batch completes.
+    pub fn persisted(&mut self, token: PersistToken) -> Result<(), Violation> {
+        let ballot = self.durability.complete(&token);
+        // A candidate counts its own vote only now. Had it counted it before, it could win, crash, forget that it voted
+        // and help to elect another leader of the same term.
+        if self.role == Role::Candidate && ballot.term == self.term && ballot.vote == self.config.replica {
+            self.count_vote(self.config.replica, true);
+        }
+        // Likewise a leader's own entries count towards the quorum once they are on its disk.
+        if self.role == Role::Leader {
+            self.count_own_log();
+        }
+        Ok(())
+    }
+
+    /// The state machine has applied everything through `index`.
+    pub fn applied(&mut self, index: Index) {
+        assert!(index <= self.handout.handed, "applied {index}, handed out {}", self.handout.handed);
+        self.handout.applied = self.handout.applied.max(index);
+    }
+
+    /// Forgets the entries through `to`, which must be applied. The owner makes that durable by itself.
+    pub fn compact(&mut self, to: Index) {
+        assert!(to <= self.handout.applied, "compacting to {to}, applied {}", self.handout.applied);
+        self.log.compact(to);
+    }
+
+    /// Drops runs beyond `log_cache_bytes_max` that are durable and applied, whatever members still need: those are read
+    /// back by tickets.
+    pub fn trim(&mut self) {
+        let limit = self.handout.applied.min(self.durability.durable());
+        self.log.evict(limit, self.config.log_cache_bytes_max);
+    }
+
+    pub(crate) fn bounds(&self) -> InflightBounds {
+        InflightBounds { appends: self.config.inflight_appends_max, bytes: self.config.inflight_bytes_max }
+    }
+
+    pub(crate) fn next_ticket(&mut self) -> u64 {
+        self.last_ticket += 1;
+        self.last_ticket
+    }
+
+    pub(crate) fn send_early(&mut self, to: ReplicaId, term: Term, body: Body) {
+        self.outbox.early.push(Message { from: self.config.replica, to, term, body });
+    }
+
+    pub(crate) fn send_held(&mut self, to: ReplicaId, body: Body) {
+        self.outbox.held.push(Message { from: self.config.replica, to, term: self.term, body });
+    }
+
+    pub(crate) fn ballot(&self) -> Ballot {
+        Ballot { term: self.term, vote: self.vote }
+    }
+
+    /// Moves the commit index forward.
+    pub(crate) fn commit_to(&mut self, index: Index) {
+        if index > self.commit {
+            assert!(index <= self.log.last().index, "commit {index} past the log's end {:?}", self.log.last());
+            self.commit = index;
+        }
+    }
+}
+
+/// What its owner may look at.
+impl Core {
+    /// This replica.
+    pub fn replica(&self) -> ReplicaId {
+        self.config.replica
+    }
+
+    /// What it is at the moment.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The latest term that it has seen.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Who got its vote in this term; zero if nobody did.
+    pub fn vote(&self) -> ReplicaId {
+        self.vote
+    }
+
+    /// The leader of this term, if it is known.
+    pub fn leader(&self) -> Option<ReplicaId> {
+        self.leader
+    }
+
+    /// The commit index.
+    pub fn commit(&self) -> Index {
+        self.commit
+    }
+
+    /// The last index of the log's durable prefix.
+    pub fn durable(&self) -> Index {
+        self.durability.durable()
+    }
+
+    /// The last index that was handed out to be applied.
+    pub fn handed(&self) -> Index {
+        self.handout.handed
+    }
+
+    /// The last index that the state machine said it has applied.
+    pub fn applied_index(&self) -> Index {
+        self.handout.applied
+    }
+
+    /// The last entry of the log.
+    pub fn last(&self) -> LogPos {
+        self.log.last()
+    }
+
+    /// The place just before the first entry of the log.
+    pub fn start(&self) -> LogPos {
+        self.log.start()
+    }
+
+    /// The term of the entry at `index`. Never needs a disk. `None` outside of the log.
+    pub fn term_at(&self, index: Index) -> Option<Term> {
+        self.log.term_at(index)
+    }
+
+    /// The membership in effect.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Term, vote and commit as they are now, durable or not.
+    pub fn hard_state(&self) -> HardState {
+        HardState { term: self.term, vote: self.vote, commit: self.commit }
+    }
+
+    /// What a leader knows of a member; `None` for others, and unless this replica leads.
+    pub fn progress(&self, replica: ReplicaId) -> Option<&Progress> {
+        self.peers.iter().find(|p| p.id == replica)
+    }
+
+    /// Whether it votes in the membership in effect.
+    pub fn is_voter(&self) -> bool {
+        self.is_voter
+    }
+
+    /// Bytes of log in memory.
+    pub fn cached_bytes(&self) -> usize {
+        self.log.cached_bytes()
+    }
+
+    /// All runs from `index` to the log's end; `None` when some are not in memory. For sealing an uncommitted tail again.
+    pub fn tail_from(&self, index: Index) -> Option<SmallVec<[Run; 1]>> {
+        self.log.tail_from(index)
+    }
+
+    /// How many messages were dropped: unknown senders, stale answers, malformed content.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Whether a batch is sealed and not durable yet.
+    pub fn persist_in_flight(&self) -> bool {
+        self.durability.in_flight()
+    }
+}
+
+/// Whether all indexes and terms in the body can be counted up from without overflow.
+fn numbers_are_countable(body: &Body) -> bool {
+    let index = |i: &Index| i.0 <= NUMBER_MAX;
+    let pos = |p: &LogPos| p.term.0 <= NUMBER_MAX && p.index.0 <= NUMBER_MAX;
+    match body {
+        Body::Append { prev, commit, runs } => {
+            pos(prev) && index(commit) && runs.last().is_none_or(|r| r.last().0 <= NUMBER_MAX)
+        }
+        Body::AppendAccepted { matched } => index(matched),
+        Body::AppendRejected { rejected, hint } => index(rejected) && pos(hint),
+        Body::Heartbeat { commit, .. } | Body::Commit { commit } => index(commit),
+        Body::RequestVote { last, .. } => pos(last),
+        Body::Snapshot(meta) => pos(&meta.pos),
+        _ => true,
+    }
+}

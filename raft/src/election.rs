@@ -1,0 +1,342 @@
+//! Terms, votes and leadership (paper sections 5.1, 5.2, 5.4.1; thesis sections 3.10 and 9.6).
+//!
+//! Invariants kept here: one vote per term, given only to a log at least as new as this one; a leader was voted for by
+//! majorities of a configuration that this replica has in effect; a replica campaigns only with every config entry that
+//! it knows to be committed in effect.
+
+use crate::core::{Core, Role};
+use crate::ids::{LogPos, ReplicaId, Term, Time};
+use crate::message::Body;
+use crate::output::Event;
+use crate::progress::{Progress, ProgressState};
+use crate::quorum::{self, VoteResult};
+use crate::run::{EntryKind, Origin, RunBuilder};
+
+impl Core {
+    /// Acts on deadlines that have passed.
+    pub fn advance(&mut self, now: Time) {
+        self.tell(now);
+        if self.role == Role::Leader {
+            self.advance_leader();
+        } else if self.is_voter && self.now >= self.election_deadline() {
+            self.election_base = self.now;
+            self.hup(false);
+        }
+    }
+
+    /// When to call [`Core::advance`] next; `Time(u64::MAX)` when there is nothing to wait for.
+    pub fn deadline(&self) -> Time {
+        match self.role {
+            Role::Leader => {
+                let heartbeat = self.heartbeat_base.plus_nanos(self.config.heartbeat_interval_nanos);
+                heartbeat.min(self.election_base.plus_nanos(self.config.election_timeout_nanos))
+            }
+            _ if self.is_voter => self.election_deadline(),
+            _ => Time(u64::MAX),
+        }
+    }
+
+    /// Starts an election now, if this replica may.
+    pub fn campaign(&mut self, now: Time) {
+        self.tell(now);
+        self.hup(false);
+    }
+
+    /// Forgets who leads, without leaving the term: a vote may be given to somebody else at once. For a follower whose
+    /// leader's host is suspected. The election timeout goes on.
+    pub fn forget_leader(&mut self) {
+        if self.role == Role::Follower && self.leader.is_some() {
+            self.leader = None;
+            self.fail_reads();
+        }
+    }
+
+    /// Hands leadership to `to`, a voter, as soon as its log is complete. Proposals are refused meanwhile. Given up after
+    /// one election timeout; [`Event::TransferEnded`] tells. Returns whether it was begun.
+    pub fn transfer_leader(&mut self, now: Time, to: ReplicaId) -> bool {
+        self.tell(now);
+        let may = self.role == Role::Leader && to != self.config.replica && self.membership.voters.contains(&to);
+        if !may || self.transferee == Some(to) {
+            return may;
+        }
+        self.end_transfer(false);
+        self.transferee = Some(to);
+        // The time to do it in is one election timeout from here.
+        self.election_base = self.now;
+        self.dirty = true;
+        self.hurry_transferee();
+        true
+    }
+
+    /// Replaces the election timeout drawn at random, until the next is drawn. For tests that play a known schedule.
+    pub fn set_election_timeout(&mut self, nanos: u64) {
+        self.election_timeout_nanos = nanos;
+    }
+
+    fn election_deadline(&self) -> Time {
+        self.election_base.plus_nanos(self.election_timeout_nanos)
+    }
+
+    fn advance_leader(&mut self) {
+        if self.now >= self.election_base.plus_nanos(self.config.election_timeout_nanos) {
+            self.election_base = self.now;
+            if self.config.check_quorum && !self.quorum_is_active() {
+                return self.become_follower(self.term, None);
+            }
+            self.end_transfer(false);
+        }
+        if self.now >= self.heartbeat_base.plus_nanos(self.config.heartbeat_interval_nanos) {
+            self.heartbeat_base = self.now;
+            self.broadcast_heartbeats();
+        }
+    }
+
+    /// Whether majorities answered since this was last asked.
+    fn quorum_is_active(&mut self) -> bool {
+        let id = self.config.replica;
+        let answered = |p: &Progress| Some(p.id == id || p.active);
+        let result = quorum::joint_vote(
+            self.peers.iter().filter(|p| p.incoming).map(answered),
+            self.peers.iter().filter(|p| p.outgoing).map(answered),
+        );
+        for peer in &mut self.peers {
+            peer.active = peer.id == id;
+        }
+        result == VoteResult::Won
+    }
+
+    /// Campaigns, if that is allowed. `transfer`: the leader asked for it, so nobody has to be asked first.
+    fn hup(&mut self, transfer: bool) {
+        if self.role == Role::Leader || !self.may_campaign() {
+            return;
+        }
+        if self.config.pre_vote && !transfer {
+            self.become_pre_candidate();
+        } else {
+            self.become_candidate(transfer);
+        }
+    }
+
+    /// A replica that is no voter can't win. One that has not yet put into effect every membership change that it knows
+    /// to be committed might win by a majority that is none any more: {1,2,3} grew by 4 and 5, and 1 and 2 elect under
+    /// the old three while {3,4,5} commit under the new five. Where memory does not say what the entries are, wait.
+    fn may_campaign(&self) -> bool {
+        let waiting = self.log.may_have_config(self.handout.handed.next(), self.commit);
+        self.is_voter && !waiting && self.outbox.install.is_none()
+    }
+
+    fn become_pre_candidate(&mut self) {
+        // Neither term nor vote change: only the answer is of interest.
+        self.role = Role::PreCandidate;
+        self.leader = None;
+        self.fail_reads();
+        self.votes.clear();
+        self.ask_for_votes(true, false);
+        self.count_vote(self.config.replica, true);
+    }
+
+    fn become_candidate(&mut self, transfer: bool) {
+        self.reset(self.term.next());
+        self.role = Role::Candidate;
+        self.vote = self.config.replica;
+        // The own vote is counted when it is durable, in `persisted`.
+        self.ask_for_votes(false, transfer);
+    }
+
+    fn ask_for_votes(&mut self, pre: bool, transfer: bool) {
+        let (id, last) = (self.config.replica, self.log.last());
+        let voters: Vec<ReplicaId> = self.membership.all_voters().filter(|v| *v != id).collect();
+        for to in voters {
+            let body = Body::RequestVote { pre, transfer, last };
+            if pre {
+                self.send_early(to, self.term.next(), body);
+            } else {
+                // Held until the new term and the vote for itself are durable: a candidate that forgot its term could
+                // campaign in it twice, and with another log.
+                self.send_held(to, body);
+            }
+        }
+    }
+
+    /// Notes an answer, the first of each replica, and acts on what the vote has come to.
+    pub(crate) fn count_vote(&mut self, from: ReplicaId, granted: bool) {
+        if self.votes.iter().all(|(voter, _)| *voter != from) {
+            self.votes.push((from, granted));
+        }
+        let answer = |voter: &ReplicaId| self.votes.iter().find(|(v, _)| v == voter).map(|(_, granted)| *granted);
+        let result =
+            quorum::joint_vote(self.membership.voters.iter().map(answer), self.membership.outgoing.iter().map(answer));
+        match (result, self.role) {
+            (VoteResult::Pending, _) => {}
+            (VoteResult::Won, Role::PreCandidate) => self.become_candidate(false),
+            (VoteResult::Won, _) => self.become_leader(),
+            (VoteResult::Lost, _) => self.become_follower(self.term, None),
+        }
+    }
+
+    fn become_leader(&mut self) {
+        assert_eq!(self.role, Role::Candidate, "only a candidate becomes leader");
+        assert_eq!(self.vote, self.config.replica, "a candidate votes for itself");
+        self.reset(self.term);
+        self.role = Role::Leader;
+        self.leader = Some(self.config.replica);
+        self.heartbeat_base = self.now;
+        let last = self.log.last().index;
+        self.rebuild_peers(last.next(), false);
+        // Which of its entries are membership changes a new leader may not know: it counts the whole tail as pending
+        // ones, and proposes none before all of it is in effect.
+        self.pending_change = last;
+        // An entry of its own term, because only through one can it commit those of earlier terms (paper section 5.4.2).
+        let mut empty = RunBuilder::new();
+        empty.push(EntryKind::Empty, 0, b"");
+        self.append_own(empty, Origin { replica: self.config.replica, start: 0 });
+    }
+
+    pub(crate) fn become_follower(&mut self, term: Term, leader: Option<ReplicaId>) {
+        self.reset(term);
+        self.role = Role::Follower;
+        self.leader = leader;
+    }
+
+    fn reset(&mut self, term: Term) {
+        assert!(term >= self.term, "term goes back from {} to {term}", self.term);
+        if term != self.term {
+            self.term = term;
+            self.vote = ReplicaId::ZERO;
+            // What an earlier leader said of its log and commit is not said by this term's.
+            self.verified = crate::Index::ZERO;
+            self.leader_commit = crate::Index::ZERO;
+        }
+        self.end_transfer(true);
+        self.fail_reads();
+        self.leader = None;
+        self.votes.clear();
+        self.peers = Vec::new();
+        self.dirty = false;
+        self.election_base = self.now;
+        self.election_timeout_nanos = self.rng.jittered(self.config.election_timeout_nanos);
+    }
+
+    fn end_transfer(&mut self, done: bool) {
+        if let Some(to) = self.transferee.take() {
+            self.outbox.events.push(Event::TransferEnded { to, done });
+        }
+    }
+
+    /// The progress of every member, kept for those that had one. `recently_active` is what new ones start with.
+    pub(crate) fn rebuild_peers(&mut self, next: crate::Index, recently_active: bool) {
+        let mut ids: Vec<ReplicaId> = self.membership.replicas().collect();
+        ids.sort_unstable();
+        let mut old = std::mem::take(&mut self.peers);
+        for id in ids {
+            let mut peer = match old.iter().position(|p| p.id == id) {
+                Some(at) => old.swap_remove(at),
+                None => Progress::new(id, next, recently_active),
+            };
+            peer.incoming = self.membership.voters.contains(&id);
+            peer.outgoing = self.membership.outgoing.contains(&id);
+            if id == self.config.replica && peer.state == ProgressState::Probe {
+                peer.become_replicate();
+                peer.active = true;
+            }
+            self.peers.push(peer);
+        }
+        self.count_own_log();
+        if self.transferee.is_some_and(|to| !self.membership.voters.contains(&to)) {
+            self.end_transfer(false);
+        }
+    }
+
+    /// A message of a later term. Returns whether to go on with it.
+    pub(crate) fn meet_higher_term(&mut self, from: ReplicaId, term: Term, body: &Body) -> bool {
+        match body {
+            Body::RequestVote { pre, transfer, .. } => {
+                if self.ignores_candidate(from, *transfer) {
+                    return false;
+                }
+                // A pre-vote is only a question.
+                if !pre {
+                    self.become_follower(term, None);
+                }
+            }
+            // Granted for the term that was asked about, which this replica has not entered yet. Refused, the answer
+            // carries the other's own term.
+            Body::VoteResponse { pre: true, granted: true } => {}
+            Body::Append { .. } | Body::Heartbeat { .. } | Body::Commit { .. } | Body::Snapshot(_) => {
+                self.become_follower(term, Some(from));
+            }
+            _ => self.become_follower(term, None),
+        }
+        true
+    }
+
+    /// Whether a candidate of a later term gets no attention, not even to its term.
+    fn ignores_candidate(&self, from: ReplicaId, transfer: bool) -> bool {
+        // A leader with no change pending has every committed configuration in effect: who is no voter there can't be
+        // elected by anyone who is, and could only unseat it.
+        if self.role == Role::Leader && self.pending_change <= self.handout.handed && !self.membership.is_voter(from) {
+            return true;
+        }
+        // Whoever hears its leader helps nobody to disturb it, unless the leader itself asked for that.
+        let hears_leader =
+            self.leader.is_some() && self.now.nanos_since(self.election_base) < self.config.election_timeout_nanos;
+        self.config.check_quorum && hears_leader && !transfer
+    }
+
+    /// A message of an earlier term.
+    pub(crate) fn answer_lower_term(&mut self, from: ReplicaId, body: &Body) {
+        match body {
+            // A leader of an earlier term that lost its majority without learning of this one would try for ever; and
+            // pre-vote or check-quorum keep this replica's term from unseating it by an election. So tell it the term.
+            Body::Append { .. } | Body::Heartbeat { .. } if self.config.check_quorum || self.config.pre_vote => {
+                self.send_held(from, Body::AppendAccepted { matched: crate::Index::ZERO });
+            }
+            // Else a pre-candidate of an earlier term, with a newer log, would never learn the term to campaign in.
+            Body::RequestVote { pre: true, .. } => {
+                self.send_held(from, Body::VoteResponse { pre: true, granted: false });
+            }
+            _ => self.dropped += 1,
+        }
+    }
+
+    pub(crate) fn on_request_vote(&mut self, from: ReplicaId, term: Term, pre: bool, last: LogPos) {
+        // A vote, once given, is repeated but never changed. With a leader in this term the election is over. A pre-vote
+        // for a later term promises nothing.
+        let may = self.vote == from || (self.vote.is_zero() && self.leader.is_none()) || (pre && term > self.term);
+        // A log that ends in a later term, or in the same and not before, has everything that may be committed
+        // (paper section 5.4.1). A non-voting member answers too: the candidate may know that it was promoted.
+        let granted = may && last >= self.log.last();
+        if granted && !pre {
+            self.vote = from;
+            self.election_base = self.now;
+        }
+        let answer = Body::VoteResponse { pre, granted };
+        self.send_held(from, answer);
+        if granted && pre {
+            // The answer names the term that was asked about.
+            self.outbox.held.last_mut().expect("just pushed").term = term;
+        }
+    }
+
+    pub(crate) fn on_vote_response(&mut self, from: ReplicaId, term: Term, pre: bool, granted: bool) {
+        let asked = match self.role {
+            Role::PreCandidate => pre && (!granted || term == self.term.next()),
+            Role::Candidate => !pre,
+            Role::Follower | Role::Leader => false,
+        };
+        if asked {
+            self.count_vote(from, granted);
+        } else {
+            self.dropped += 1;
+        }
+    }
+
+    pub(crate) fn on_timeout_now(&mut self, from: ReplicaId) {
+        // Only its leader, or one of a later term, can ask it to.
+        if self.role == Role::Follower && self.leader.is_none_or(|l| l == from) {
+            self.hup(true);
+        } else {
+            self.dropped += 1;
+        }
+    }
+}

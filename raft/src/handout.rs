@@ -1,0 +1,187 @@
+//! The end of a group's visit: committed entries to apply, membership changes into effect, a batch sealed, messages out.
+//!
+//! Invariants kept here: an entry is handed out once, in order, and only when it is both committed and durable here; a
+//! membership change takes effect exactly when its entry is handed out; a held message leaves with a token whose batch
+//! holds, or comes after, all that was accepted when it was made.
+
+use crate::changer::ConfigChange;
+use crate::core::{Core, Role};
+use crate::ids::{Index, Time};
+use crate::log::Slice;
+#[cfg(feature = "plant")]
+use crate::message::Body;
+use crate::output::{Event, Fetch, Output, Persist};
+use crate::plant;
+use crate::run::{EntryKind, Run};
+use smallvec::SmallVec;
+
+/// About how many bytes one cold read for the state machine brings.
+const FETCH_BYTES_MAX: usize = 1 << 20;
+
+impl Core {
+    /// Ends the group's visit in a round: sends what is due, and moves all output to the end of `out`.
+    ///
+    /// For a group with nothing to say this looks at a few words and returns.
+    pub fn take_output(&mut self, now: Time, out: &mut Output) {
+        self.tell(now);
+        if !self.has_output() {
+            return;
+        }
+        // The commit index goes out before changes take effect: also to members that those remove, or they would never
+        // learn of it.
+        self.end_round();
+        self.hand_out(&mut out.committed);
+        self.announce();
+        let boxed = self.outbox.install.take();
+        self.seal(boxed.as_deref().cloned(), out);
+        out.install = boxed.map(|b| *b).or(out.install.take());
+        let outbox = &mut self.outbox;
+        out.early.append(&mut outbox.early);
+        out.reads.append(&mut outbox.reads);
+        out.refused.append(&mut outbox.refused);
+        out.snapshots_wanted.append(&mut outbox.snapshots_wanted);
+        out.fetches.append(&mut outbox.fetches);
+        out.events.append(&mut outbox.events);
+    }
+
+    fn has_output(&self) -> bool {
+        let o = &self.outbox;
+        self.dirty
+            || !o.early.is_empty()
+            || !o.held.is_empty()
+            || !o.reads.is_empty()
+            || !o.refused.is_empty()
+            || !o.snapshots_wanted.is_empty()
+            || !o.fetches.is_empty()
+            || !o.events.is_empty()
+            || (self.handout.handed < self.may_hand_out() && self.handout.ticket.is_none())
+            || self.durability.is_dirty(self.log.last().index, self.ballot())
+            || self.announced != (self.role, self.leader, self.term)
+            || (self.role == Role::Leader && self.membership.auto_leave && self.pending_change <= self.handout.handed)
+    }
+
+    /// The last index that may be applied: committed, and on this disk too. Were it applied before, a crash could leave
+    /// the state machine ahead of the log.
+    fn may_hand_out(&self) -> Index {
+        if plant::is("apply-before-durable") {
+            return self.commit;
+        }
+        self.commit.min(self.durability.durable())
+    }
+
+    fn hand_out(&mut self, committed: &mut Vec<Run>) {
+        while self.handout.handed < self.may_hand_out() {
+            let Some(runs) = self.next_committed(self.handout.handed.next(), self.may_hand_out()) else {
+                break;
+            };
+            for run in runs {
+                self.hand_out_run(run, committed);
+            }
+        }
+        self.maybe_leave_joint();
+        self.end_round();
+    }
+
+    /// The committed runs from `lo` on, from a cold read or from memory. `None` when they must be read first.
+    fn next_committed(&mut self, lo: Index, hi: Index) -> Option<SmallVec<[Run; 1]>> {
+        let fetched = std::mem::take(&mut self.handout.fetched);
+        if fetched.first().is_some_and(|r| r.first() <= lo && r.last() >= lo) {
+            let within = fetched.iter().filter(|r| r.first() <= hi && r.last() >= lo);
+            return Some(within.map(|r| r.slice(r.first().max(lo)..=r.last().min(hi))).collect());
+        }
+        match self.log.entries(lo, hi, usize::MAX) {
+            Slice::Runs(runs) => Some(runs),
+            Slice::Cold { hi } => {
+                if self.handout.ticket.is_none() {
+                    let ticket = self.next_ticket();
+                    self.handout.ticket = Some(ticket);
+                    self.outbox.fetches.push(Fetch { ticket, lo, hi, bytes_max: FETCH_BYTES_MAX });
+                }
+                None
+            }
+            Slice::Compacted => unreachable!("only what is applied is compacted, and {lo} is not handed out"),
+        }
+    }
+
+    fn hand_out_run(&mut self, run: Run, committed: &mut Vec<Run>) {
+        assert_eq!(run.first(), self.handout.handed.next(), "entries are handed out in order, each once");
+        if run.has_config() {
+            for entry in run.entries().filter(|e| e.kind == EntryKind::Config) {
+                self.handout.handed = entry.index;
+                let change = ConfigChange::decode(entry.payload)
+                    .expect("config entries were decoded when they came into the log");
+                self.put_into_effect(&change, entry.index);
+            }
+        }
+        self.handout.handed = run.last();
+        committed.push(run);
+    }
+
+    /// The membership change at `index` takes effect: not before it is committed, as single changes are safe only then
+    /// with the saved commit index, and joint ones either way.
+    fn put_into_effect(&mut self, change: &ConfigChange, index: Index) {
+        self.membership = self.membership.after(change, index);
+        self.is_voter = self.membership.is_voter(self.config.replica);
+        self.outbox.events.push(Event::MembershipChanged(index));
+        if self.role != Role::Leader {
+            return;
+        }
+        if !self.is_voter && self.config.step_down_on_removal {
+            return self.become_follower(self.term, None);
+        }
+        // A new member is probed with the last entry. It counts as active: it had no chance to answer yet.
+        self.rebuild_peers(self.log.last().index, true);
+        self.maybe_commit();
+        self.dirty = true;
+        self.end_round();
+    }
+
+    fn announce(&mut self) {
+        let (role, leader, term) = self.announced;
+        self.announced = (self.role, self.leader, self.term);
+        if self.role != role {
+            self.outbox.events.push(Event::RoleChanged { role: self.role, term: self.term });
+        }
+        if self.leader != leader || (self.term != term && self.leader.is_some()) {
+            self.outbox.events.push(Event::LeaderChanged { leader: self.leader, term: self.term });
+        }
+    }
+
+    /// Seals what was accepted into a batch, with the messages that wait for it.
+    fn seal(&mut self, install: Option<crate::SnapshotMeta>, out: &mut Output) {
+        #[cfg(feature = "plant")]
+        self.let_planted_messages_out();
+        let (last, ballot) = (self.log.last().index, self.ballot());
+        let dirty = self.durability.is_dirty(last, ballot);
+        let waits = !self.outbox.held.is_empty();
+        if !dirty && !(waits && self.durability.in_flight()) {
+            // Everything that was accepted is durable already: nothing to wait for.
+            self.outbox.early.append(&mut self.outbox.held);
+            return;
+        }
+        let (unsealed, token) = self.durability.seal(last, ballot);
+        if dirty {
+            let runs = self.log.tail_from(unsealed.append_from).expect("what is not durable stays in memory");
+            let hard_state = self.hard_state();
+            out.persist = Some(Persist { hard_state, cut_tail: unsealed.cut_tail, runs, install });
+        }
+        out.token = Some(token);
+        out.held.append(&mut self.outbox.held);
+    }
+
+    /// Planted bugs: messages that leave although what they rest on is not durable.
+    #[cfg(feature = "plant")]
+    fn let_planted_messages_out(&mut self) {
+        let clean = !self.durability.is_dirty(self.log.last().index, self.ballot());
+        let mut kept = Vec::new();
+        for message in std::mem::take(&mut self.outbox.held) {
+            let too_early = match &message.body {
+                Body::RequestVote { .. } => plant::is("request-vote-before-durable"),
+                Body::AppendAccepted { .. } if clean && plant::is("duplicate-append-acked-in-flight") => true,
+                _ => plant::is("ack-before-durable"),
+            };
+            if too_early { self.outbox.early.push(message) } else { kept.push(message) }
+        }
+        self.outbox.held = kept;
+    }
+}

@@ -1,0 +1,315 @@
+//! A leader's side of replication (paper sections 5.3, 5.4.2).
+//!
+//! Invariants kept here: a leader only appends to its log; it commits by counting only entries of its own term; what it
+//! counts for a member was acknowledged by that member in this term, and for itself what is durable here.
+//!
+//! Every append carries the leader's commit index. A leader proposes a membership change only when every earlier one is
+//! handed out, thus committed; so an append that carries change n + 1 carries a commit index of at least n, and no
+//! replica has two changes in its log that it does not know the first of to be committed.
+
+use crate::core::{Core, Role};
+use crate::ids::{Index, LogPos, ReplicaId, Term};
+use crate::log::{Slice, configs_decode};
+use crate::message::Body;
+use crate::output::{Compacted, Fetch};
+use crate::plant;
+use crate::progress::ProgressState;
+use crate::quorum;
+use crate::run::{Origin, Run, RunBuilder};
+use smallvec::SmallVec;
+
+impl Core {
+    /// The leader's round ends: sends the appends and commit indexes that are due, and starts a round for the reads that
+    /// gathered. [`Core::take_output`] does this by itself; a driver that wants one broadcast per input calls it too.
+    pub fn end_round(&mut self) {
+        if !self.dirty {
+            return;
+        }
+        self.dirty = false;
+        if self.role != Role::Leader {
+            return;
+        }
+        self.start_read_round();
+        for at in 0..self.peers.len() {
+            if self.peers[at].id != self.config.replica {
+                self.send_due(at);
+            }
+        }
+    }
+
+    /// The engine began to stream a snapshot at `pos` to the member: no appends until it is there.
+    pub fn snapshot_sending(&mut self, to: ReplicaId, pos: LogPos) {
+        if let Some(at) = self.peer(to) {
+            self.peers[at].become_snapshot(pos.index);
+        }
+    }
+
+    /// The snapshot stream ended. The next append waits for the member to be heard of: its acknowledgement if the
+    /// snapshot arrived, a heartbeat's answer if not.
+    pub fn snapshot_finished(&mut self, to: ReplicaId, ok: bool) {
+        let Some(at) = self.peer(to) else {
+            return;
+        };
+        let peer = &mut self.peers[at];
+        match (peer.state, ok) {
+            (ProgressState::Snapshot { .. }, true) => peer.become_probe(),
+            (ProgressState::Snapshot { .. }, false) => peer.snapshot_failed(),
+            // It was asked for and never begun: it may be asked for again.
+            _ if peer.snapshot_wanted => peer.snapshot_wanted = false,
+            _ => return,
+        }
+        peer.paused = true;
+    }
+
+    /// Messages to the member are known to be lost: what was in flight is not counted on.
+    pub fn report_unreachable(&mut self, replica: ReplicaId) {
+        if let Some(at) = self.peer(replica)
+            && self.peers[at].state == ProgressState::Replicate
+            && replica != self.config.replica
+        {
+            self.peers[at].become_probe();
+        }
+    }
+
+    /// A cold read is done. An answer that is no longer waited for is ignored.
+    pub fn fetched(&mut self, ticket: u64, runs: Result<Vec<Run>, Compacted>) {
+        let runs = runs.ok().filter(|runs| self.is_of_this_log(runs));
+        if self.handout.ticket == Some(ticket) {
+            self.handout.ticket = None;
+            self.handout.fetched = runs.unwrap_or_default();
+            return;
+        }
+        let Some(at) = self.peers.iter().position(|p| p.ticket == Some(ticket)) else {
+            return;
+        };
+        self.peers[at].ticket = None;
+        self.dirty = true;
+        match runs {
+            Some(runs) if runs[0].first() == self.peers[at].next => self.append_runs(at, SmallVec::from_vec(runs)),
+            Some(_) => {}
+            None => self.want_snapshot(at),
+        }
+    }
+
+    /// Whether what a cold read brought are entries of this log as it is now: contiguous, readable and of its terms.
+    fn is_of_this_log(&self, runs: &[Run]) -> bool {
+        !runs.is_empty()
+            && runs.windows(2).all(|w| w[0].last().next() == w[1].first())
+            && runs.iter().all(|r| {
+                let here = self.log.term_end(r.first());
+                here.is_some_and(|(term, end)| term == r.term() && end >= r.last()) && configs_decode(r)
+            })
+    }
+
+    pub(crate) fn peer(&self, id: ReplicaId) -> Option<usize> {
+        self.peers.iter().position(|p| p.id == id)
+    }
+
+    /// Appends to the leader's own log; returns the index of the first entry.
+    pub(crate) fn append_own(&mut self, chunk: RunBuilder, origin: Origin) -> Index {
+        let first = self.log.last().index.next();
+        self.append_own_run(chunk.seal(self.term, first, origin));
+        first
+    }
+
+    pub(crate) fn append_own_run(&mut self, run: Run) {
+        assert_eq!(self.role, Role::Leader, "only a leader appends of its own");
+        self.log.append(run);
+        self.dirty = true;
+    }
+
+    /// The durable part of the own log counts like a member's acknowledgement.
+    pub(crate) fn count_own_log(&mut self) {
+        let durable = self.durability.durable().min(self.log.last().index);
+        if let Some(at) = self.peer(self.config.replica)
+            && self.peers[at].acknowledged(durable)
+        {
+            self.maybe_commit();
+        }
+    }
+
+    /// Commits what majorities have.
+    pub(crate) fn maybe_commit(&mut self) {
+        let index = quorum::joint_index(
+            self.peers.iter().filter(|p| p.incoming).map(|p| p.matched),
+            self.peers.iter().filter(|p| p.outgoing).map(|p| p.matched),
+        );
+        if index <= self.commit || self.peers.is_empty() {
+            return;
+        }
+        assert!(index <= self.log.last().index, "majority at {index}, log ends at {:?}", self.log.last());
+        // An entry of an earlier term may be on a majority and still be overwritten by a leader that never saw it (paper
+        // figure 8). One of the own term can't: whoever is elected later has it. Earlier ones are committed with it.
+        if self.log.term_at(index) == Some(self.term) || plant::is("commit-old-term-by-counting") {
+            self.commit_to(index);
+            self.dirty = true;
+        }
+    }
+
+    /// Sends a member all that it may be sent now.
+    fn send_due(&mut self, at: usize) {
+        let (last, commit, bounds) = (self.log.last().index, self.commit, self.bounds());
+        loop {
+            let peer = &mut self.peers[at];
+            if peer.is_paused() {
+                return;
+            }
+            let has_entries = peer.next <= last && !peer.is_full(bounds);
+            let commit_due = peer.commit_due(commit);
+            if has_entries || peer.owes_empty || (commit_due && peer.state == ProgressState::Probe) {
+                if !self.append_to(at, has_entries) || !has_entries {
+                    return;
+                }
+                continue;
+            }
+            if commit_due {
+                // What it has of this leader's log it knows by itself: it takes no more of the index than that.
+                peer.sent_commit = commit;
+                let to = peer.id;
+                self.send_early(to, self.term, Body::Commit { commit });
+            }
+            return;
+        }
+    }
+
+    /// Sends one append, with entries or without. False when it could not be made now.
+    fn append_to(&mut self, at: usize, with_entries: bool) -> bool {
+        let next = self.peers[at].next;
+        if self.log.term_at(next.prev()).is_none() {
+            self.want_snapshot(at);
+            return false;
+        }
+        let mut runs = SmallVec::new();
+        if with_entries {
+            match self.log.entries(next, self.log.last().index, self.config.append_bytes_max) {
+                Slice::Runs(found) => runs = found,
+                Slice::Compacted => {
+                    self.want_snapshot(at);
+                    return false;
+                }
+                Slice::Cold { hi } => {
+                    let ticket = self.next_ticket();
+                    self.peers[at].ticket = Some(ticket);
+                    let fetch = Fetch { ticket, lo: next, hi, bytes_max: self.config.append_bytes_max };
+                    self.outbox.fetches.push(fetch);
+                    return false;
+                }
+            }
+        }
+        self.append_runs(at, runs);
+        true
+    }
+
+    fn append_runs(&mut self, at: usize, runs: SmallVec<[Run; 1]>) {
+        let (commit, bounds) = (self.commit, self.bounds());
+        let index = self.peers[at].next.prev();
+        // An append without its predecessor's term could never be checked against the follower's log.
+        let Some(term) = self.log.term_at(index) else {
+            return self.want_snapshot(at);
+        };
+        let entries = runs.iter().map(|r| r.count() as u64).sum();
+        let bytes = runs.iter().map(Run::encoded_len).sum();
+        let peer = &mut self.peers[at];
+        peer.sent(entries, bytes, bounds);
+        peer.sent_commit = commit;
+        let to = peer.id;
+        self.send_early(to, self.term, Body::Append { prev: LogPos::new(term, index), commit, runs });
+    }
+
+    /// The member needs what was compacted. Said once, and only of a member that answers: a dead one gets no snapshots.
+    fn want_snapshot(&mut self, at: usize) {
+        let peer = &mut self.peers[at];
+        if peer.active && !peer.snapshot_wanted {
+            peer.snapshot_wanted = true;
+            self.outbox.snapshots_wanted.push(peer.id);
+        }
+    }
+
+    pub(crate) fn broadcast_heartbeats(&mut self) {
+        for at in 0..self.peers.len() {
+            self.peers[at].nudge = true;
+            self.send_heartbeat(at);
+        }
+    }
+
+    pub(crate) fn send_heartbeat(&mut self, at: usize) {
+        let peer = &self.peers[at];
+        if peer.id == self.config.replica {
+            return;
+        }
+        // Not more than it has acknowledged: its log may differ after that.
+        let commit = self.commit.min(peer.matched);
+        let body = Body::Heartbeat { commit, read_round: self.open_read_round() };
+        self.send_early(peer.id, self.term, body);
+    }
+
+    pub(crate) fn on_heartbeat_response(&mut self, from: ReplicaId, read_round: u64) {
+        let Some(at) = self.peer(from) else {
+            self.dropped += 1;
+            return;
+        };
+        let last = self.log.last().index;
+        let peer = &mut self.peers[at];
+        peer.active = true;
+        // Once per heartbeat of the timer, not for those that confirm reads, take it that whatever was sent before it may
+        // be lost, and ask again: with an empty append if there is nothing new. Its answer tells.
+        if peer.nudge {
+            peer.nudge = false;
+            peer.paused = false;
+            if peer.matched < last || peer.state == ProgressState::Probe {
+                peer.owes_empty = true;
+                self.dirty = true;
+            }
+        }
+        self.confirm_read_round(at, read_round);
+    }
+
+    pub(crate) fn on_accepted(&mut self, from: ReplicaId, matched: Index) {
+        // An acknowledgement of what this leader never had is not of this leader's log.
+        let at = match self.peer(from) {
+            Some(at) if matched <= self.log.last().index && from != self.config.replica => at,
+            _ => {
+                self.dropped += 1;
+                return;
+            }
+        };
+        let start = self.log.start().index;
+        let peer = &mut self.peers[at];
+        peer.active = true;
+        let probe_answered = peer.matched == matched && peer.state == ProgressState::Probe;
+        if !peer.acknowledged(matched) && !probe_answered {
+            return;
+        }
+        peer.settle(start);
+        self.dirty = true;
+        self.maybe_commit();
+        self.hurry_transferee();
+    }
+
+    /// The target of a transfer campaigns as soon as its log is complete.
+    pub(crate) fn hurry_transferee(&mut self) {
+        if let Some(to) = self.transferee
+            && let Some(at) = self.peer(to)
+            && self.peers[at].matched == self.log.last().index
+        {
+            self.send_held(to, Body::TimeoutNow);
+        }
+    }
+
+    pub(crate) fn on_rejected(&mut self, from: ReplicaId, rejected: Index, hint: LogPos) {
+        let Some(at) = self.peer(from) else {
+            self.dropped += 1;
+            return;
+        };
+        // The follower's log has `hint.term` at `hint.index` and nothing of that term after it up to `rejected`. Where this
+        // log's term is higher the two can't agree, so each side skips whole terms, not single entries.
+        let guess =
+            if hint.term > Term::ZERO { self.log.find_conflict(hint.index, hint.term).index } else { hint.index };
+        let peer = &mut self.peers[at];
+        peer.active = true;
+        if peer.rejected(rejected, guess) {
+            peer.owes_empty = true;
+            self.dirty = true;
+        }
+    }
+}
