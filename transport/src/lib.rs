@@ -11,10 +11,12 @@ use longboat_raft::{HostId, StoreId};
 use std::time::Duration;
 
 mod counters;
+pub mod in_process;
 pub mod registry;
 pub mod tcp;
 pub mod wire;
 
+pub use in_process::{InProcessHub, InProcessTransport};
 pub use registry::{Registry, StaticRegistry};
 pub use tcp::{BindError, TcpConfig, TcpTransport};
 

@@ -6,6 +6,7 @@
 
 mod support;
 
+mod allocations;
 mod lanes;
 mod refusals;
 mod restarts;
