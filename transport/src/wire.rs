@@ -45,7 +45,7 @@ pub use build::{FrameBuilder, Parts};
 pub use chunk::{Chunk, ChunkOutcome, ChunkStatus, SnapshotFrame};
 pub use read::{Incoming, Messages, for_each_group, messages, messages_for};
 
-use longboat_raft::RunError;
+use longboat_raft::{DecodeError, RunError};
 
 /// The version of the layouts in this module, in every body's second byte.
 pub const WIRE_VERSION: u8 = 1;
@@ -105,6 +105,9 @@ pub enum WireError {
     /// A run that can't be taken.
     #[error("frame carries a bad run")]
     Run(#[from] RunError),
+    /// Snapshot metadata whose membership can't be taken.
+    #[error("frame carries a bad membership")]
+    Membership(#[from] DecodeError),
     /// Chunk data that does not match its checksum.
     #[error("chunk checksum mismatch")]
     ChunkChecksum,
