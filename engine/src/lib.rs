@@ -1,1 +1,31 @@
-//! .
+//! The engine: replicas scheduled over fixed pools of workers, their requests, the log writer, snapshots.
+//!
+//! Workers are plain structs with rounds ([`Worker`]); a thread is a thin shell around them ([`Threads`]), and the
+//! simulator calls the same rounds from one thread. Must not know: sockets' and files' real forms, users' types.
+
+pub mod apply;
+pub mod config;
+pub mod host;
+pub mod log_writer;
+pub mod notify;
+pub mod outbox;
+pub mod poller;
+pub mod queue;
+pub mod replica;
+pub mod shared;
+pub mod snapshot;
+pub mod start;
+pub mod step;
+pub mod stream;
+pub mod threads;
+pub mod tracker;
+pub mod wheel;
+pub mod worker;
+
+pub use config::{EngineConfig, ReplicaConfig};
+pub use host::{Host, HostParts, Notifiers};
+pub use shared::{GroupShared, HostShared};
+pub use snapshot::{SnapshotOutcome, SnapshotRequest};
+pub use start::{Start, StartError, StartSpec, Starter};
+pub use threads::{CloseError, ThreadLayout, Threads};
+pub use worker::{Work, Worker};

@@ -391,12 +391,14 @@ impl RunBuilder {
         self.push_with(kind, sequence, |out| out.put_slice(payload));
     }
 
-    /// Takes the last entry, of `payload_bytes` bytes, out again.
-    pub fn undo(&mut self, payload_bytes: usize) {
-        assert!(self.count > 0, "nothing to undo");
-        self.head.truncate(self.head.len() - DESCRIPTOR_BYTES);
-        self.payload.truncate(self.payload.len() - payload_bytes);
-        self.count -= 1;
+    /// Cuts the chunk back to its first `count` entries, whose payloads have `payload_bytes` in all.
+    pub fn truncate(&mut self, count: usize, payload_bytes: usize) {
+        assert!(count <= self.count() && payload_bytes <= self.payload.len(), "truncating to more than there is");
+        if count < self.count() {
+            self.head.truncate(RUN_HEADER_BYTES + count * DESCRIPTOR_BYTES);
+            self.payload.truncate(payload_bytes);
+            self.count = count as u32;
+        }
     }
 
     /// Bytes of all payloads so far.

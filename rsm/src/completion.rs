@@ -141,6 +141,9 @@ pub trait AnyCompletion: Send + Sync + fmt::Debug {
 
     /// For the typed side to find its type again.
     fn as_any(&self) -> &dyn Any;
+
+    /// For the typed side to find its type again, owned.
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
 impl<T: Send + 'static> AnyCompletion for Completion<T> {
@@ -149,6 +152,10 @@ impl<T: Send + 'static> AnyCompletion for Completion<T> {
     }
 
     fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
         self
     }
 }
@@ -217,30 +224,39 @@ impl<T> fmt::Debug for Pending<T> {
 /// The results of a batch of requests, in the order in which they were given. See [`Pending`].
 #[must_use = "a request's outcome is known only to who waits for it"]
 pub struct PendingBatch<T> {
-    completion: Arc<Completion<T>>,
-    range: Range<u32>,
+    /// A batch may have filled more than one chunk.
+    parts: Vec<(Arc<Completion<T>>, Range<u32>)>,
 }
 
 impl<T: Send + 'static> PendingBatch<T> {
-    /// The pending results in `range`.
-    pub fn new(completion: Arc<Completion<T>>, range: Range<u32>) -> Self {
-        Self { completion, range }
+    /// The pending results in these ranges of slots.
+    pub fn new(parts: Vec<(Arc<Completion<T>>, Range<u32>)>) -> Self {
+        Self { parts }
     }
 
     /// The number of requests.
     pub fn len(&self) -> usize {
-        (self.range.end - self.range.start) as usize
+        self.parts.iter().map(|(_, range)| range.len()).sum()
     }
 
     /// Whether the batch has no requests.
     pub fn is_empty(&self) -> bool {
-        self.range.is_empty()
+        self.len() == 0
     }
 
     /// Blocks until all are resolved.
     pub fn wait(self) -> Vec<Result<T, RequestError>> {
-        self.completion.wait_ready(self.range.clone(), None);
-        self.completion.take_many(self.range)
+        for (completion, range) in &self.parts {
+            completion.wait_ready(range.clone(), None);
+        }
+        self.take()
+    }
+
+    fn take(&self) -> Vec<Result<T, RequestError>> {
+        match &self.parts[..] {
+            [(completion, range)] => completion.take_many(range.clone()),
+            parts => parts.iter().flat_map(|(completion, range)| completion.take_many(range.clone())).collect(),
+        }
     }
 }
 
@@ -248,16 +264,18 @@ impl<T: Send + 'static> Future for PendingBatch<T> {
     type Output = Vec<Result<T, RequestError>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.completion.register(self.range.clone(), cx.waker()) {
-            return Poll::Pending;
+        for (completion, range) in &self.parts {
+            if completion.register(range.clone(), cx.waker()) {
+                return Poll::Pending;
+            }
         }
-        Poll::Ready(self.completion.take_many(self.range.clone()))
+        Poll::Ready(self.take())
     }
 }
 
 impl<T> fmt::Debug for PendingBatch<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PendingBatch").field("range", &self.range).finish_non_exhaustive()
+        f.debug_struct("PendingBatch").field("parts", &self.parts.len()).finish_non_exhaustive()
     }
 }
 
@@ -285,7 +303,7 @@ mod tests {
     #[test]
     fn a_batch_wakes_its_future_when_the_last_slot_is_resolved() {
         let completion = Completion::<u32>::new();
-        let mut batch = PendingBatch::new(Arc::clone(&completion), 0..3);
+        let mut batch = PendingBatch::new(vec![(Arc::clone(&completion), 0..3)]);
         let count = Arc::new(Count(AtomicUsize::new(0)));
         let waker = Waker::from(Arc::clone(&count));
         let mut cx = Context::from_waker(&waker);

@@ -67,6 +67,9 @@ pub trait AnyReads: Send + fmt::Debug {
     /// Resolves all of them with an error.
     fn fail(&self, error: &RequestError);
 
+    /// Where the answers go, slot 0 on.
+    fn results(&self) -> Arc<dyn AnyCompletion>;
+
     /// For the typed side to find its type again.
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
@@ -78,6 +81,10 @@ impl<S: StateMachine> AnyReads for Reads<S> {
 
     fn fail(&self, error: &RequestError) {
         self.completion.fail(0, self.queries.len() as u32, error);
+    }
+
+    fn results(&self) -> Arc<dyn AnyCompletion> {
+        Arc::clone(&self.completion) as Arc<dyn AnyCompletion>
     }
 
     fn as_any_mut(&mut self) -> &mut dyn Any {

@@ -1,0 +1,238 @@
+//! Apply workers: user state machines, in order, one call at a time.
+//!
+//! Invariants:
+//! - What a group is given is done in the order in which it was given; while its state machine is being saved or
+//!   recovered, the rest waits in `busy`.
+//! - A state machine that returns an error or panics stops its own replica; the worker goes on with the others.
+//! - `published.applied` moves only after the state machine has returned.
+
+use crate::notify::Notifier;
+use crate::shared::{GroupShared, HostShared, reason};
+use crate::snapshot::{SaveTask, SnapshotIo};
+use crate::tracker::Waiter;
+use crate::worker::{Work, Worker};
+use ahash::AHashMap;
+use longboat_raft::{GroupId, Index, Run, SnapshotMeta, Time};
+use longboat_rsm::{AnyReads, DynMachine, RequestError};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// One thing to do for a group.
+#[derive(Debug)]
+pub enum ApplyItem {
+    /// Apply a committed run, and tell who waits for it.
+    Run(Run, Option<Waiter>),
+    /// Answer reads.
+    Reads(Box<dyn AnyReads>),
+    /// Save a snapshot at this point.
+    Save(Box<SaveTask>),
+    /// Replace the state by this snapshot's.
+    Recover(Box<SnapshotMeta>),
+    /// The replica is gone.
+    Close,
+}
+
+/// Things to do for one group, in order.
+#[derive(Debug)]
+pub struct ApplyTask {
+    /// The group.
+    pub shared: Arc<GroupShared>,
+    /// What to do.
+    pub items: Vec<ApplyItem>,
+}
+
+/// Where tasks are left for an apply worker.
+#[derive(Debug)]
+pub struct ApplyInbox {
+    tasks: Mutex<Vec<ApplyTask>>,
+    done: Mutex<Vec<Arc<GroupShared>>>,
+    /// Wakes the worker.
+    pub notifier: Arc<Notifier>,
+}
+
+impl ApplyInbox {
+    /// An empty inbox.
+    pub fn new(notifier: Arc<Notifier>) -> Self {
+        Self { tasks: Mutex::new(Vec::new()), done: Mutex::new(Vec::new()), notifier }
+    }
+
+    /// Leaves tasks; `tasks` is empty after.
+    pub fn push(&self, tasks: &mut Vec<ApplyTask>) {
+        {
+            let mut inbox = self.tasks.lock();
+            if inbox.is_empty() {
+                std::mem::swap(&mut *inbox, tasks);
+            } else {
+                inbox.append(tasks);
+            }
+        }
+        self.notifier.notify();
+    }
+
+    /// A save or recover of this group's state machine has ended.
+    pub fn job_done(&self, shared: Arc<GroupShared>) {
+        self.done.lock().push(shared);
+        self.notifier.notify();
+    }
+}
+
+/// One apply worker.
+pub struct ApplyWorker {
+    index: usize,
+    host: Arc<HostShared>,
+    snapshots: Arc<SnapshotIo>,
+    taken: Vec<ApplyTask>,
+    /// What waits for a save or recover to end.
+    busy: AHashMap<GroupId, VecDeque<ApplyItem>>,
+}
+
+impl ApplyWorker {
+    /// The apply worker with this index.
+    pub fn new(index: usize, host: Arc<HostShared>, snapshots: Arc<SnapshotIo>) -> Self {
+        Self { index, host, snapshots, taken: Vec::new(), busy: AHashMap::new() }
+    }
+
+    fn finish_jobs(&mut self) -> bool {
+        let done = std::mem::take(&mut *self.host.apply[self.index].done.lock());
+        let any = !done.is_empty();
+        for shared in done {
+            if let Some(waiting) = self.busy.remove(&shared.group) {
+                self.run(&shared, waiting.into());
+            }
+        }
+        any
+    }
+
+    fn run(&mut self, shared: &Arc<GroupShared>, items: Vec<ApplyItem>) {
+        if let Some(waiting) = self.busy.get_mut(&shared.group) {
+            waiting.extend(items);
+            return;
+        }
+        let mut items = items.into_iter();
+        let machine = Arc::clone(&shared.machine);
+        let mut guard = Some(machine.lock());
+        while let Some(item) = items.next() {
+            let failed = shared.refusal();
+            let starts_job = match item {
+                ApplyItem::Run(run, waiter) => {
+                    match failed {
+                        None => self.apply(shared, &mut ***guard.as_mut().expect("held between jobs"), &run, waiter),
+                        Some(error) => fail_waiter(waiter, run.count() as u32, &under_way(error)),
+                    }
+                    false
+                }
+                ApplyItem::Reads(reads) => {
+                    match failed {
+                        None => lookup(&***guard.as_ref().expect("held between jobs"), reads),
+                        Some(error) => reads.fail(&error),
+                    }
+                    false
+                }
+                ApplyItem::Save(task) => {
+                    guard = None;
+                    self.save(shared, *task, failed)
+                }
+                ApplyItem::Recover(meta) => {
+                    guard = None;
+                    failed.is_none() && {
+                        self.snapshots.recover(shared, *meta);
+                        true
+                    }
+                }
+                ApplyItem::Close => false,
+            };
+            if starts_job {
+                self.busy.insert(shared.group, items.collect());
+                return;
+            }
+            if guard.is_none() {
+                guard = Some(machine.lock());
+            }
+        }
+    }
+
+    /// Step 3 of the life of a snapshot. The group waits until the save is over: its machine has exclusive access.
+    fn save(&self, shared: &Arc<GroupShared>, task: SaveTask, failed: Option<RequestError>) -> bool {
+        if let Some(error) = failed {
+            task.request.complete(Err(error));
+            return false;
+        }
+        let applied = Index(shared.published.applied.load(Ordering::Acquire));
+        assert_eq!(applied, task.meta.pos.index, "a save task stands right behind the applies that precede it");
+        self.snapshots.save(shared, task);
+        true
+    }
+
+    fn apply(&self, shared: &Arc<GroupShared>, machine: &mut dyn DynMachine, run: &Run, waiter: Option<Waiter>) {
+        let results = waiter.as_ref().map(|w| (&*w.results, w.first_slot));
+        let applied = std::panic::catch_unwind(AssertUnwindSafe(|| machine.apply_run(run, results)));
+        match applied {
+            Ok(Ok(())) => {
+                shared.published.applied.store(run.last().0, Ordering::Release);
+                if run.last().0 >= shared.snapshot_due.load(Ordering::Relaxed) {
+                    shared.snapshot_due.store(run.last().0 + shared.snapshot_entries, Ordering::Relaxed);
+                    shared.ready(reason::SNAPSHOT_DUE);
+                }
+            }
+            Ok(Err(error)) => self.machine_failed(shared, &error.to_string(), waiter, run),
+            Err(panic) => self.machine_failed(shared, &panic_text(&*panic), waiter, run),
+        }
+    }
+
+    fn machine_failed(&self, shared: &Arc<GroupShared>, text: &str, waiter: Option<Waiter>, run: &Run) {
+        tracing::error!(group = %shared.group, replica = %shared.replica, reason = text, "state machine failed, its replica stops");
+        self.host.counters.machine_failures.fetch_add(1, Ordering::Relaxed);
+        let error = RequestError::MachineFailed { replica: shared.replica, reason: text.to_owned() };
+        shared.close(error.clone());
+        fail_waiter(waiter, run.count() as u32, &error);
+        shared.ready(reason::MACHINE_FAILED);
+    }
+}
+
+/// What was committed but not applied here may be applied elsewhere: nothing else may be said of it.
+fn under_way(error: RequestError) -> RequestError {
+    if error.may_have_applied() { error } else { RequestError::OutcomeUnknown }
+}
+
+fn fail_waiter(waiter: Option<Waiter>, count: u32, error: &RequestError) {
+    if let Some(waiter) = waiter {
+        waiter.results.fail(waiter.first_slot, count, error);
+    }
+}
+
+/// A lookup that panics fails its reads and stops nothing: it changed no replicated state.
+fn lookup(machine: &dyn DynMachine, reads: Box<dyn AnyReads>) {
+    let (results, count) = (reads.results(), reads.len() as u32);
+    if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| machine.lookup(reads))) {
+        results.fail(0, count, &RequestError::LookupFailed(panic_text(&*panic)));
+    }
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".to_owned())
+}
+
+impl Worker for ApplyWorker {
+    fn run_round(&mut self, _now: Time) -> Work {
+        let mut any = self.finish_jobs();
+        let mut taken = std::mem::take(&mut self.taken);
+        std::mem::swap(&mut *self.host.apply[self.index].tasks.lock(), &mut taken);
+        any |= !taken.is_empty();
+        for task in taken.drain(..) {
+            self.run(&task.shared, task.items);
+        }
+        self.taken = taken;
+        Work { did: any, again: false, next: None }
+    }
+}
+
+impl std::fmt::Debug for ApplyWorker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApplyWorker").field("index", &self.index).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,66 @@
+//! Limits and timings of a host and of a replica, with their reasons.
+
+use longboat_raft::{GroupId, HostId, ReplicaId};
+
+/// Bytes of one open chunk before the next is begun: what one append message carries, so that runs need no cutting on the way.
+pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
+/// Bytes that a host has sealed and not yet synced, past which its workers take no proposals.
+pub const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of received frames that one worker may have waiting. Past it frames are dropped and counted: raft resends.
+pub const INBOX_BYTES_MAX: usize = 64 << 20;
+/// Bytes of a snapshot chunk.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
+/// Bytes of a snapshot stream that may be on the way without the receiver's word that they are on its disk.
+pub const SNAPSHOT_WINDOW_BYTES: u64 = 4 << 20;
+/// Nanoseconds of work after which a round ends, so that what it has gathered goes out.
+pub const ROUND_NANOS_MAX: u64 = 200_000;
+/// Nanoseconds between looks at the store's housekeeping while the host is busy.
+pub const HOUSEKEEPING_NANOS: u64 = 10_000_000;
+
+/// Settings of the engine of one host.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// This host.
+    pub host: HostId,
+    /// Step workers.
+    pub step_workers: usize,
+    /// Apply workers.
+    pub apply_workers: usize,
+    /// The largest payload of a proposal, in bytes.
+    pub payload_bytes_max: usize,
+    /// Entries that may wait in the queue of one group.
+    pub queue_entries_max: usize,
+    /// Bytes that may wait in the queue of one group.
+    pub queue_bytes_max: usize,
+    /// Reads that may wait in the queue of one group.
+    pub queue_reads_max: usize,
+    /// Snapshot streams that this host sends at once.
+    pub snapshot_sends_max: usize,
+    /// Snapshot streams that this host receives at once.
+    pub snapshot_receives_max: usize,
+    /// Bytes of log that each replica keeps in memory although they are durable and applied.
+    pub log_cache_bytes_max: usize,
+    /// The seed of election deadlines and random start numbers.
+    pub seed: u64,
+}
+
+/// Settings of one replica.
+#[derive(Clone, Debug)]
+pub struct ReplicaConfig {
+    /// The group.
+    pub group: GroupId,
+    /// The replica on this host.
+    pub replica: ReplicaId,
+    /// The smallest election timeout, in nanoseconds; each deadline is random in once to twice this.
+    pub election_timeout_nanos: u64,
+    /// Time between a leader's heartbeats, in nanoseconds.
+    pub heartbeat_interval_nanos: u64,
+    /// Applied entries between automatic snapshots; 0 for none.
+    pub snapshot_entries: u64,
+    /// Entries that are kept behind a snapshot, so that slow followers need no install.
+    pub compaction_overhead: u64,
+    /// Ask for votes before campaigning (thesis section 9.6).
+    pub pre_vote: bool,
+    /// A leader that hears from no quorum steps down.
+    pub check_quorum: bool,
+}

@@ -1,0 +1,234 @@
+//! The log writer: all workers' sealed batches become one journal write and one sync; then what waited for it leaves.
+//!
+//! Invariants:
+//! - A batch's held messages are sent, and its number is told to its worker, only when the store has reported that batch,
+//!   and so all before it, durable.
+//! - After the first failure of the store nothing is released any more.
+
+use crate::config::HOUSEKEEPING_NANOS;
+use crate::notify::Notifier;
+use crate::outbox::OutFrame;
+use crate::shared::{HostShared, reason};
+use crate::worker::{Work, Worker};
+use longboat_io::Spawner;
+use longboat_logdb::{LogDb, LogError, LogStats, Seq, Update};
+use longboat_raft::{Time, plant};
+use longboat_transport::Transport;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Nanoseconds without a batch after which the store states what is durable.
+const IDLE_NANOS: u64 = 10_000_000;
+
+/// What one round of one worker wants durable, and what may leave then.
+#[derive(Debug, Default)]
+pub struct SealedBatch {
+    /// The step worker; `None` for a batch made by a caller that starts replicas.
+    pub worker: Option<usize>,
+    /// The worker's number of this batch.
+    pub seq: u64,
+    /// About how large it is.
+    pub bytes: u64,
+    /// What to make durable; empty when only messages wait for earlier batches.
+    pub updates: Vec<Update>,
+    /// What leaves when it is durable.
+    pub held: Vec<OutFrame>,
+}
+
+/// Where sealed batches are left for the log writer.
+#[derive(Debug)]
+pub struct WriterInbox {
+    batches: Mutex<Vec<SealedBatch>>,
+    /// Wakes the log writer.
+    pub notifier: Arc<Notifier>,
+    stats: Mutex<LogStats>,
+}
+
+impl WriterInbox {
+    /// An empty inbox.
+    pub fn new(notifier: Arc<Notifier>) -> Arc<Self> {
+        Arc::new(Self { batches: Mutex::new(Vec::new()), notifier, stats: Mutex::new(LogStats::default()) })
+    }
+
+    /// Leaves a batch. Batches are made durable in the order in which they are left.
+    pub fn push(&self, batch: SealedBatch) {
+        self.batches.lock().push(batch);
+        self.notifier.notify();
+    }
+
+    /// The store's figures, as of the log writer's last round.
+    pub fn stats(&self) -> LogStats {
+        *self.stats.lock()
+    }
+}
+
+struct Waiting {
+    seq: Seq,
+    worker: Option<usize>,
+    worker_seq: u64,
+    held: Vec<OutFrame>,
+}
+
+/// The log writer of one host.
+pub struct LogWriter<L: LogDb> {
+    log: L,
+    host: Arc<HostShared>,
+    transport: Arc<dyn Transport>,
+    inbox: Arc<WriterInbox>,
+    spawner: Arc<dyn Spawner>,
+    taken: Vec<SealedBatch>,
+    waiting: VecDeque<Waiting>,
+    submitted: Seq,
+    last_submit: Time,
+    stated: bool,
+    next_housekeeping: Time,
+    failed: bool,
+    touched: Vec<bool>,
+}
+
+impl<L: LogDb> LogWriter<L> {
+    /// The log writer over `log`.
+    pub fn new(
+        log: L,
+        host: Arc<HostShared>,
+        transport: Arc<dyn Transport>,
+        inbox: Arc<WriterInbox>,
+        spawner: Arc<dyn Spawner>,
+    ) -> Self {
+        let touched = vec![false; host.workers.len()];
+        Self {
+            log,
+            host,
+            transport,
+            inbox,
+            spawner,
+            taken: Vec::new(),
+            waiting: VecDeque::new(),
+            submitted: Seq(0),
+            last_submit: Time::ZERO,
+            stated: true,
+            next_housekeeping: Time::ZERO,
+            failed: false,
+            touched,
+        }
+    }
+
+    fn submit(&mut self, now: Time) -> bool {
+        std::mem::swap(&mut *self.inbox.batches.lock(), &mut self.taken);
+        let any = !self.taken.is_empty();
+        for batch in self.taken.drain(..) {
+            // A batch without updates waits for what was submitted before it.
+            if !batch.updates.is_empty() {
+                self.submitted = self.log.submit(batch.updates);
+                self.last_submit = now;
+                self.stated = false;
+            }
+            let mut waiting =
+                Waiting { seq: self.submitted, worker: batch.worker, worker_seq: batch.seq, held: batch.held };
+            if plant::is("ack-before-durable") {
+                Self::send(&*self.transport, &mut waiting.held);
+            }
+            self.waiting.push_back(waiting);
+        }
+        any
+    }
+
+    fn send(transport: &dyn Transport, held: &mut Vec<OutFrame>) {
+        for frame in held.drain(..) {
+            transport.send(frame.to, frame.lane, &frame.parts);
+        }
+    }
+
+    /// Lets go of all that is durable. Workers are woken once each.
+    fn release(&mut self, through: Seq) {
+        while self.waiting.front().is_some_and(|w| w.seq <= through) {
+            let mut batch = self.waiting.pop_front().expect("just seen");
+            Self::send(&*self.transport, &mut batch.held);
+            if let Some(worker) = batch.worker {
+                self.host.workers[worker].durable.store(batch.worker_seq, Ordering::Release);
+                self.touched[worker] = true;
+            }
+        }
+        for (worker, touched) in self.touched.iter_mut().enumerate() {
+            if std::mem::take(touched) {
+                self.host.workers[worker].notifier.notify();
+            }
+        }
+    }
+
+    fn housekeeping(&mut self, now: Time) -> Result<(), LogError> {
+        if now < self.next_housekeeping {
+            return Ok(());
+        }
+        self.next_housekeeping = now.plus_nanos(HOUSEKEEPING_NANOS);
+        if let Some(job) = self.log.background_job() {
+            self.spawner.spawn(job);
+        }
+        for group in self.log.pinned() {
+            if let Some(group) = self.host.group(group) {
+                group.ready(reason::RESEAL);
+            }
+        }
+        *self.inbox.stats.lock() = self.log.stats();
+        if !self.stated && now.nanos_since(self.last_submit) >= IDLE_NANOS {
+            self.log.idle()?;
+            self.stated = true;
+        }
+        Ok(())
+    }
+
+    fn round(&mut self, now: Time) -> Result<Work, LogError> {
+        let any = self.submit(now);
+        let progress = self.log.poll()?;
+        self.release(progress.durable_through);
+        if !progress.in_flight {
+            self.housekeeping(now)?;
+        }
+        let next = if self.stated { now.plus_nanos(IDLE_NANOS * 10) } else { self.next_housekeeping };
+        Ok(Work { did: any, again: progress.in_flight, next: Some(next) })
+    }
+
+    /// Makes durable what was left, seals the log and stops.
+    ///
+    /// # Errors
+    /// When the store failed, now or before.
+    pub fn close(mut self, now: Time) -> Result<(), LogError> {
+        self.submit(now);
+        self.log.close()?;
+        self.release(self.submitted);
+        *self.inbox.stats.lock() = self.log.stats();
+        Ok(())
+    }
+
+    /// The store, for checkers.
+    pub fn log(&self) -> &L {
+        &self.log
+    }
+}
+
+impl<L: LogDb> Worker for LogWriter<L> {
+    fn run_round(&mut self, now: Time) -> Work {
+        if self.failed {
+            self.inbox.batches.lock().clear();
+            return Work::idle();
+        }
+        match self.round(now) {
+            Ok(work) => work,
+            Err(error) => {
+                // Final: nothing that waits is released, here or later.
+                self.failed = true;
+                self.waiting.clear();
+                self.host.fail(&error.to_string());
+                Work::idle()
+            }
+        }
+    }
+}
+
+impl<L: LogDb> std::fmt::Debug for LogWriter<L> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LogWriter").field("submitted", &self.submitted).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,72 @@
+//! Waking a worker's thread, once and only if it sleeps.
+//!
+//! Invariant: a notification that is made before a worker's round begins is seen by that round; one made during a
+//! round makes the next `park` return at once.
+
+use longboat_transport::Transport;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
+use std::time::Duration;
+
+/// How the thread behind some workers is woken.
+#[derive(Default)]
+pub struct Notifier {
+    thread: OnceLock<Thread>,
+    /// Set for a thread that waits for sockets instead of parking.
+    transport: OnceLock<Arc<dyn Transport>>,
+    notified: AtomicBool,
+    waiting: AtomicBool,
+}
+
+impl std::fmt::Debug for Notifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Notifier").field("notified", &self.notified).finish_non_exhaustive()
+    }
+}
+
+impl Notifier {
+    /// A notifier for a thread that is yet to be named. Driven by a simulator it stays without one.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// The calling thread is the one to wake; with a transport, it waits for sockets.
+    pub fn attach(&self, transport: Option<Arc<dyn Transport>>) {
+        let _ = self.thread.set(std::thread::current());
+        if let Some(transport) = transport {
+            let _ = self.transport.set(transport);
+        }
+    }
+
+    /// There is something to do.
+    pub fn notify(&self) {
+        if self.notified.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        if self.waiting.load(Ordering::SeqCst) {
+            match (self.transport.get(), self.thread.get()) {
+                (Some(transport), _) => transport.wake(),
+                (None, Some(thread)) => thread.unpark(),
+                (None, None) => {}
+            }
+        }
+    }
+
+    /// Takes the notification, before a round.
+    pub fn take(&self) -> bool {
+        self.notified.swap(false, Ordering::SeqCst)
+    }
+
+    /// Sleeps until notified, or for `timeout`. Only for the attached thread.
+    pub fn park(&self, timeout: Duration) {
+        self.waiting.store(true, Ordering::SeqCst);
+        if !self.notified.load(Ordering::SeqCst) {
+            match self.transport.get() {
+                Some(transport) => transport.wait(timeout),
+                None => std::thread::park_timeout(timeout),
+            }
+        }
+        self.waiting.store(false, Ordering::SeqCst);
+    }
+}

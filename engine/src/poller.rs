@@ -1,0 +1,98 @@
+//! The transport poller: reads sockets and hands each frame to the workers that it concerns.
+
+use crate::shared::{HostShared, InFrame};
+use crate::snapshot::SnapshotIo;
+use crate::worker::{Work, Worker};
+use bytes::Bytes;
+use longboat_raft::{HostId, Time};
+use longboat_transport::{FrameSink, Lane, Transport, wire};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Polls the transport of one host.
+pub struct Poller {
+    transport: Arc<dyn Transport>,
+    sink: Sink,
+}
+
+struct Sink {
+    host: Arc<HostShared>,
+    snapshots: Arc<SnapshotIo>,
+    /// Workers that were given something in this round, to be woken once each.
+    touched: Vec<bool>,
+}
+
+impl Poller {
+    /// The poller of a host.
+    pub fn new(host: Arc<HostShared>, transport: Arc<dyn Transport>, snapshots: Arc<SnapshotIo>) -> Self {
+        let touched = vec![false; host.workers.len()];
+        Self { transport, sink: Sink { host, snapshots, touched } }
+    }
+}
+
+impl Sink {
+    fn give(&mut self, worker: usize, frame: InFrame) {
+        if self.host.workers[worker].frame(frame) {
+            self.touched[worker] = true;
+        } else {
+            self.host.counters.dropped_full.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn concerned(&self, frame: &Bytes) -> Vec<bool> {
+        let mut concerned = vec![false; self.touched.len()];
+        let groups = self.host.groups.read();
+        let walked = wire::for_each_group(frame, |group| match groups.get(&group) {
+            Some(shared) => concerned[shared.worker()] = true,
+            None => {
+                self.host.counters.dropped_unknown.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        if walked.is_err() {
+            self.host.counters.bad_frames.fetch_add(1, Ordering::Relaxed);
+            concerned.fill(false);
+        }
+        concerned
+    }
+}
+
+impl FrameSink for Sink {
+    fn frame(&mut self, from: HostId, lane: Lane, frame: Bytes) {
+        if lane == Lane::Snapshot {
+            self.snapshots.frame(from, frame);
+            return;
+        }
+        let frame = InFrame { from, lane, frame };
+        if self.touched.len() == 1 {
+            self.give(0, frame);
+            return;
+        }
+        for (worker, concerned) in self.concerned(&frame.frame).into_iter().enumerate() {
+            if concerned {
+                self.give(worker, frame.clone());
+            }
+        }
+    }
+
+    fn disconnected(&mut self, host: HostId) {
+        tracing::debug!(%host, "peer disconnected");
+    }
+}
+
+impl Worker for Poller {
+    fn run_round(&mut self, _now: Time) -> Work {
+        let frames = self.transport.poll(&mut self.sink);
+        for (worker, touched) in self.sink.touched.iter_mut().enumerate() {
+            if std::mem::take(touched) {
+                self.sink.host.workers[worker].notifier.notify();
+            }
+        }
+        Work { did: frames > 0, again: false, next: None }
+    }
+}
+
+impl std::fmt::Debug for Poller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Poller").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,115 @@
+//! The queues in which a group's clients leave what they want: open chunks, reads, snapshot requests.
+//!
+//! Invariants: a queue costs one pointer while empty; its bounds are counted, never preallocated; whoever puts
+//! something in sets the group's ready flag afterwards, so that the worker that clears the flag and then drains sees it.
+
+use crate::snapshot::SnapshotRequest;
+use longboat_raft::{RunBuilder, Time};
+use longboat_rsm::{AnyCompletion, AnyReads, RequestError};
+use smallvec::SmallVec;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+const NEVER: Time = Time(u64::MAX);
+
+/// When the clients of a chunk's slots give up: few moments, since slots that arrive together share one.
+#[derive(Clone, Debug, Default)]
+pub struct Deadlines {
+    /// From the slot with this number on, until the next.
+    from: SmallVec<[(u32, Time); 2]>,
+}
+
+impl Deadlines {
+    /// Slots from `slot` on give up at `at`. Slots are noted in order.
+    pub fn note(&mut self, slot: u32, at: Time) {
+        if self.from.last().is_none_or(|d| d.1 != at) {
+            self.from.push((slot, at));
+        }
+    }
+
+    /// Forgets what was noted for slots from `slot` on.
+    pub fn forget_from(&mut self, slot: u32) {
+        while self.from.last().is_some_and(|d| d.0 >= slot) {
+            self.from.pop();
+        }
+    }
+
+    /// The earliest deadline that has not passed; `Time(u64::MAX)` when all have.
+    pub fn earliest(&self) -> Time {
+        self.from.iter().map(|d| d.1).min().unwrap_or(NEVER)
+    }
+
+    /// Fails the slots whose deadline has passed, of `count` in all, once.
+    pub fn expire(&mut self, now: Time, count: u32, results: &dyn AnyCompletion, error: &RequestError) {
+        for i in 0..self.from.len() {
+            let (from, at) = self.from[i];
+            if at <= now {
+                let end = self.from.get(i + 1).map_or(count, |d| d.0);
+                results.fail(from, end - from, error);
+                self.from[i].1 = NEVER;
+            }
+        }
+    }
+}
+
+/// Proposals that will become one run.
+#[derive(Debug)]
+pub struct Chunk {
+    /// The entries.
+    pub builder: RunBuilder,
+    /// Where their results go: entry `i` has slot `i`.
+    pub completion: Arc<dyn AnyCompletion>,
+    /// The sequence number of the first entry; the others follow.
+    pub first_sequence: u64,
+    /// When the entries' clients give up.
+    pub deadlines: Deadlines,
+}
+
+impl Chunk {
+    /// Fails the entries whose deadline has passed; false when none is left.
+    pub fn expire(&mut self, now: Time, error: &RequestError) -> bool {
+        if self.deadlines.earliest() <= now {
+            self.deadlines.expire(now, self.builder.count() as u32, &*self.completion, error);
+        }
+        self.deadlines.earliest() != NEVER
+    }
+
+    /// Resolves every entry with an error.
+    pub fn fail(&self, error: &RequestError) {
+        self.completion.fail(0, self.builder.count() as u32, error);
+    }
+}
+
+/// Reads that joined no round yet.
+#[derive(Debug)]
+pub struct ReadChunk {
+    /// The queries.
+    pub reads: Box<dyn AnyReads>,
+    /// When their clients give up.
+    pub deadlines: Deadlines,
+}
+
+impl ReadChunk {
+    /// Fails the reads whose deadline has passed; false when none is left.
+    pub fn expire(&mut self, now: Time, error: &RequestError) -> bool {
+        if self.deadlines.earliest() <= now {
+            self.deadlines.expire(now, self.reads.len() as u32, &*self.reads.results(), error);
+        }
+        self.deadlines.earliest() != NEVER
+    }
+}
+
+/// What the clients of one group have left for its worker.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    /// Chunks, the last one open.
+    pub chunks: VecDeque<Chunk>,
+    /// Reads, open.
+    pub reads: Option<ReadChunk>,
+    /// A snapshot request that waits for the group's worker.
+    pub snapshot: Option<SnapshotRequest>,
+    /// Entries in `chunks`.
+    pub entries: usize,
+    /// Bytes in `chunks`.
+    pub bytes: usize,
+}

@@ -1,0 +1,366 @@
+//! One replica, as its step worker owns it: the core, and who waits for what.
+//!
+//! Invariant: only the worker that owns a replica touches it; everything that others may see of it is in
+//! [`GroupShared`], published at the end of a visit.
+
+use crate::apply::ApplyItem;
+use crate::config::ReplicaConfig;
+use crate::queue::{Chunk, Inbox, ReadChunk};
+use crate::shared::{GroupShared, reason};
+use crate::snapshot::{SaveTask, SnapshotOutcome, SnapshotRequest};
+use crate::tracker::{Ticket, Tracker};
+use longboat_logdb::Update;
+use longboat_raft::{
+    Core, Event, HostId, Index, LogPos, Origin, Output, Proposed, RefusedReason, RefusedWhy, ReplicaId, SnapshotMeta,
+    Time,
+};
+use longboat_rsm::{RequestError, Stage};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+const NEVER: Time = Time(u64::MAX);
+
+/// A replica in its worker's table.
+pub struct Replica {
+    /// What others see.
+    pub shared: Arc<GroupShared>,
+    /// The protocol.
+    pub core: Core,
+    /// Settings.
+    pub config: ReplicaConfig,
+    /// Requests under way.
+    pub tracker: Tracker,
+    /// This replica's name as a proposer.
+    pub origin: Origin,
+    /// Chunks that wait for a leader.
+    parked: VecDeque<Chunk>,
+    /// Reads that wait for the leader's word, by context.
+    asked: VecDeque<(u64, ReadChunk)>,
+    /// Reads whose index is known and not yet handed to apply.
+    confirmed: Vec<(Index, ReadChunk)>,
+    /// Reads that must ask again.
+    unasked: Vec<ReadChunk>,
+    next_context: u64,
+    /// When to ask again.
+    ask_again: Time,
+    /// The newest snapshot whose record is durable or on its way.
+    pub snapshot: Option<SnapshotMeta>,
+    /// The applied index of the last snapshot request.
+    pub last_request: Index,
+    /// Where members live, as far as known: from the membership, or proved by a handshake.
+    routes: Vec<(ReplicaId, HostId)>,
+    /// A received snapshot that the core was just told of.
+    pub delivered: Option<Index>,
+    /// Restored from a snapshot that the state machine must recover from first.
+    pub recover_first: Option<SnapshotMeta>,
+}
+
+impl Replica {
+    /// A replica about to move in with its worker.
+    pub fn new(shared: Arc<GroupShared>, core: Core, config: ReplicaConfig, start: u64) -> Self {
+        let origin = Origin { replica: config.replica, start };
+        let mut replica = Self {
+            shared,
+            core,
+            config,
+            tracker: Tracker::default(),
+            origin,
+            parked: VecDeque::new(),
+            asked: VecDeque::new(),
+            confirmed: Vec::new(),
+            unasked: Vec::new(),
+            // Contexts are unique over restarts: an answer to a request of an earlier life must not match.
+            next_context: start | 1,
+            ask_again: NEVER,
+            snapshot: None,
+            last_request: Index::ZERO,
+            routes: Vec::new(),
+            delivered: None,
+            recover_first: None,
+        };
+        replica.routes_from_membership();
+        replica
+    }
+
+    fn routes_from_membership(&mut self) {
+        for (&id, member) in &self.core.membership().hosts {
+            Self::set_route(&mut self.routes, id, member.host);
+        }
+    }
+
+    fn set_route(routes: &mut Vec<(ReplicaId, HostId)>, id: ReplicaId, host: HostId) {
+        match routes.iter_mut().find(|r| r.0 == id) {
+            Some(route) => route.1 = host,
+            None => routes.push((id, host)),
+        }
+    }
+
+    /// The host of a member, if known.
+    pub fn host_of(&self, id: ReplicaId) -> Option<HostId> {
+        self.routes.iter().find(|r| r.0 == id).map(|r| r.1)
+    }
+
+    /// Whether a message of `from` may come from `host`: its known host, or, for a sender that the membership does not
+    /// know yet, any (a joining replica learns its leader's host this way; the handshake proved the host's id).
+    pub fn accepts_from(&mut self, from: ReplicaId, host: HostId) -> bool {
+        match self.host_of(from) {
+            Some(known) => known == host,
+            None => {
+                Self::set_route(&mut self.routes, from, host);
+                true
+            }
+        }
+    }
+
+    /// The moment at which this replica wants a visit.
+    pub fn deadline(&self) -> Time {
+        let reads = self
+            .asked
+            .iter()
+            .map(|r| r.1.deadlines.earliest())
+            .chain(self.unasked.iter().map(|r| r.deadlines.earliest()));
+        let reads = reads.chain(self.confirmed.iter().map(|r| r.1.deadlines.earliest())).min().unwrap_or(NEVER);
+        let parked = self.parked.front().map_or(NEVER, |c| c.deadlines.earliest());
+        self.core.deadline().min(self.tracker.deadline()).min(reads).min(parked).min(self.ask_again)
+    }
+
+    /// Takes what the clients left and gives it to the core. `take_proposals` is false while the host has too much unsynced.
+    pub fn drain_queue(&mut self, now: Time, take_proposals: bool) -> Option<SnapshotRequest> {
+        let Some(mut inbox) = self.shared.inbox.lock().take() else { return None };
+        if let Some(reads) = inbox.reads.take() {
+            self.unasked.push(reads);
+            self.ask_reads(now);
+        }
+        let snapshot = inbox.snapshot.take();
+        if !take_proposals || !self.parked.is_empty() {
+            self.put_back(inbox);
+            return snapshot;
+        }
+        for chunk in inbox.chunks.drain(..) {
+            self.propose(now, chunk);
+        }
+        snapshot
+    }
+
+    /// Puts chunks back in front of what clients have left meanwhile.
+    fn put_back(&self, mut inbox: Box<Inbox>) {
+        if inbox.chunks.is_empty() {
+            return;
+        }
+        let mut slot = self.shared.inbox.lock();
+        if let Some(newer) = slot.take() {
+            inbox.entries += newer.entries;
+            inbox.bytes += newer.bytes;
+            inbox.chunks.extend(newer.chunks);
+            inbox.reads = newer.reads;
+            inbox.snapshot = newer.snapshot;
+        }
+        *slot = Some(inbox);
+    }
+
+    fn propose(&mut self, now: Time, chunk: Chunk) {
+        if !self.parked.is_empty() {
+            self.parked.push_back(chunk);
+            return;
+        }
+        let Chunk { builder, completion, first_sequence, deadlines } = chunk;
+        let count = builder.count() as u32;
+        let ticket = Ticket { results: Arc::clone(&completion), first_sequence, count, deadlines: deadlines.clone() };
+        match self.core.propose(now, builder, self.origin) {
+            Ok(Proposed::Appended { term, first, .. }) => self.tracker.appended(ticket, term, first),
+            Ok(Proposed::Forwarded { .. }) => self.tracker.forwarded(ticket),
+            Err(refused) => {
+                let chunk = Chunk { builder: refused.chunk, completion, first_sequence, deadlines };
+                match refused.reason {
+                    RefusedWhy::NoLeader => self.parked.push_back(chunk),
+                    _ => chunk.fail(&RequestError::Busy),
+                }
+            }
+        }
+    }
+
+    /// Asks the leader, or the own quorum, for an index for all reads that have none: one context for all.
+    fn ask_reads(&mut self, now: Time) {
+        for reads in std::mem::take(&mut self.unasked) {
+            let context = self.next_context;
+            self.next_context = self.next_context.wrapping_add(1);
+            self.core.read_index(now, context);
+            self.asked.push_back((context, reads));
+        }
+        self.ask_again = NEVER;
+    }
+
+    /// Acts on the time: the core's deadlines, requests that waited too long, reads that ask again.
+    pub fn advance(&mut self, now: Time) {
+        self.core.advance(now);
+        self.tracker.applied(Index(self.shared.published.applied.load(Ordering::Acquire)));
+        self.tracker.expire(now);
+        let no_leader = RequestError::Timeout { stage: Stage::NoLeader, may_have_applied: false };
+        self.parked.retain_mut(|c| c.expire(now, &no_leader));
+        let late = RequestError::Timeout { stage: Stage::Quorum, may_have_applied: false };
+        self.asked.retain_mut(|r| r.1.expire(now, &late));
+        self.confirmed.retain_mut(|r| r.1.expire(now, &late));
+        self.unasked.retain_mut(|r| r.expire(now, &late));
+        if self.ask_again <= now {
+            self.ask_reads(now);
+        }
+        self.unpark(now);
+    }
+
+    /// Proposes what waited for a leader, if there is one now.
+    fn unpark(&mut self, now: Time) {
+        if self.parked.is_empty() || self.core.leader().is_none() {
+            return;
+        }
+        for chunk in std::mem::take(&mut self.parked) {
+            self.propose(now, chunk);
+        }
+        if self.parked.is_empty() && self.shared.inbox.lock().is_some() {
+            self.shared.ready(reason::QUEUE);
+        }
+    }
+
+    /// Digests what the core put out besides messages and persistence; what goes to the apply worker goes to `items`, in order.
+    /// Returns whether the core was given something new and wants another visit.
+    pub fn digest(&mut self, now: Time, out: &mut Output, items: &mut Vec<ApplyItem>) -> bool {
+        for refused in out.refused.drain(..) {
+            let error = match refused.reason {
+                RefusedReason::Busy => RequestError::Busy,
+                RefusedReason::NotLeader => RequestError::Dropped,
+                RefusedReason::ConfigChange => RequestError::ConfigRefused("another change is under way".to_owned()),
+            };
+            self.tracker.refused(refused.first_sequence, &error);
+        }
+        if let Some(meta) = out.install.take() {
+            self.tracker.skipped(meta.pos.index);
+            self.last_request = meta.pos.index;
+            items.push(ApplyItem::Recover(Box::new(meta)));
+        }
+        for run in out.committed.drain(..) {
+            let waiter = self.tracker.handed(&run, self.origin);
+            items.push(ApplyItem::Run(run, waiter));
+        }
+        for ready in out.reads.drain(..) {
+            self.read_ready(now, ready.context, ready.index);
+        }
+        self.hand_reads(items);
+        let mut moved = false;
+        for event in out.events.drain(..) {
+            match event {
+                Event::MembershipChanged { .. } => {
+                    self.routes_from_membership();
+                    *self.shared.membership.lock() = Arc::new(self.core.membership().clone());
+                }
+                Event::LeaderChanged { .. } => moved = true,
+                _ => {}
+            }
+        }
+        if moved {
+            tracing::debug!(group = %self.config.group, replica = %self.config.replica, term = %self.core.term(), leader = ?self.core.leader(), "leader changed");
+            self.unpark(now);
+            if !self.unasked.is_empty() {
+                self.ask_reads(now);
+            }
+        }
+        moved
+    }
+
+    fn read_ready(&mut self, now: Time, context: u64, index: Option<Index>) {
+        let Some(at) = self.asked.iter().position(|r| r.0 == context) else { return };
+        let (_, reads) = self.asked.remove(at).expect("just found");
+        match index {
+            Some(index) => self.confirmed.push((index, reads)),
+            None => {
+                self.unasked.push(reads);
+                self.ask_again = self.ask_again.min(now.plus_nanos(self.config.heartbeat_interval_nanos));
+            }
+        }
+    }
+
+    /// Reads whose index has been handed to apply go right behind it.
+    fn hand_reads(&mut self, items: &mut Vec<ApplyItem>) {
+        let handed = self.core.handed();
+        if self.confirmed.is_empty() {
+            return;
+        }
+        for (index, chunk) in std::mem::take(&mut self.confirmed) {
+            if index <= handed {
+                let count = chunk.reads.len() as u32;
+                self.tracker.handed_reads(chunk.reads.results(), count, handed, chunk.deadlines.earliest());
+                items.push(ApplyItem::Reads(chunk.reads));
+            } else {
+                self.confirmed.push((index, chunk));
+            }
+        }
+    }
+
+    /// A snapshot request reaches the group (life of a snapshot, step 2): nothing new means ignored, else a save task goes
+    /// behind the applies that precede it.
+    pub fn request_snapshot(&mut self, request: SnapshotRequest, items: &mut Vec<ApplyItem>) {
+        let index = self.core.handed();
+        if index <= self.last_request || index.is_zero() {
+            tracing::debug!(group = %self.config.group, replica = %self.config.replica, index = %index, "snapshot request ignored");
+            request.complete(Ok(SnapshotOutcome::Ignored));
+            return;
+        }
+        let term = self.core.term_at(index).expect("what was handed to apply is in the log or at its start");
+        let meta = SnapshotMeta { pos: LogPos::new(term, index), membership: self.core.membership().clone() };
+        let previous = std::mem::replace(&mut self.last_request, index);
+        tracing::debug!(group = %self.config.group, replica = %self.config.replica, index = %index, "snapshot save queued");
+        items.push(ApplyItem::Save(Box::new(SaveTask { meta, previous, request })));
+    }
+
+    /// The place through which the log may be truncated now that a snapshot at `index` is recorded.
+    pub fn compaction_point(&self, index: Index) -> Option<LogPos> {
+        let to = Index(index.0.checked_sub(self.config.compaction_overhead).filter(|&to| to > 0)?);
+        if to <= self.core.start().index {
+            return None;
+        }
+        self.core.term_at(to).map(|term| LogPos::new(term, to))
+    }
+
+    /// An update that says nothing new, to add a record to.
+    pub fn empty_update(&self) -> Update {
+        Update { group: self.config.group, hard_state: self.core.hard_state(), ..Update::default() }
+    }
+
+    /// Publishes what clients may see without asking.
+    pub fn publish(&self) {
+        let p = &self.shared.published;
+        p.term.store(self.core.term().0, Ordering::Release);
+        p.leader.store(self.core.leader().map_or(0, |l| l.0), Ordering::Release);
+        p.commit.store(self.core.commit().0, Ordering::Relaxed);
+        p.start.store(self.core.start().index.0, Ordering::Relaxed);
+        p.last.store(self.core.last().index.0, Ordering::Relaxed);
+    }
+
+    /// Ends all requests: the replica stops. What was not sent on was not applied.
+    pub fn fail_all(&mut self, queued: &RequestError, under_way: &RequestError) {
+        self.tracker.fail_all(under_way);
+        for chunk in self.parked.drain(..) {
+            chunk.fail(queued);
+        }
+        let reads = self.asked.drain(..).map(|r| r.1).chain(self.unasked.drain(..));
+        for r in reads.chain(self.confirmed.drain(..).map(|r| r.1)) {
+            r.reads.fail(queued);
+        }
+        if let Some(mut inbox) = self.shared.inbox.lock().take() {
+            for chunk in inbox.chunks.drain(..) {
+                chunk.fail(queued);
+            }
+            if let Some(r) = inbox.reads.take() {
+                r.reads.fail(queued);
+            }
+            if let Some(request) = inbox.snapshot.take() {
+                request.complete(Err(queued.clone()));
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Replica {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replica").field("group", &self.config.group).field("core", &self.core).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,408 @@
+//! What threads share: the host, its groups, the inboxes of its workers.
+//!
+//! Raft state is in none of these: it belongs to one step worker outright.
+
+use crate::config::{EngineConfig, INBOX_BYTES_MAX};
+use crate::notify::Notifier;
+use crate::queue::Inbox;
+use crate::replica::Replica;
+use crate::snapshot::SnapshotCounters;
+use ahash::AHashMap;
+use bytes::Bytes;
+use longboat_io::Clock;
+use longboat_raft::{GroupEpoch, GroupId, HostId, Index, Membership, Message, ReplicaId, Term};
+use longboat_rsm::{DynMachine, RequestError};
+use longboat_transport::Lane;
+use parking_lot::{Mutex, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+/// Why a group is ready.
+pub mod reason {
+    /// Its clients left something in the queue.
+    pub const QUEUE: u32 = 1;
+    /// Enough was applied for a periodic snapshot.
+    pub const SNAPSHOT_DUE: u32 = 2;
+    /// The store wants its uncommitted tail written again.
+    pub const RESEAL: u32 = 4;
+    /// The state machine failed: the replica must stop.
+    pub const MACHINE_FAILED: u32 = 8;
+}
+
+/// A place in a worker's table of replicas. Slots are used again under a new generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotRef {
+    /// The slot.
+    pub slot: u32,
+    /// Its generation when the replica moved in.
+    pub generation: u32,
+}
+
+/// Something for a step worker to do that is rare.
+pub enum Command {
+    /// A replica moves in.
+    Start(Box<Replica>),
+    /// The replica of this group stops.
+    Stop(GroupId),
+    /// A snapshot of the group's own was saved, or was not.
+    SnapshotSaved(GroupId, crate::snapshot::SaveOutcome),
+    /// A transfer to a follower ended.
+    SnapshotSent {
+        /// The group.
+        group: GroupId,
+        /// The follower.
+        to: ReplicaId,
+        /// Whether all of it arrived.
+        ok: bool,
+    },
+    /// A message that did not come in a frame: a snapshot whose files are durable here.
+    Deliver {
+        /// The group.
+        group: GroupId,
+        /// Its epoch.
+        epoch: GroupEpoch,
+        /// The host that it came from.
+        from: HostId,
+        /// The message.
+        message: Box<Message>,
+    },
+    /// The state machine has recovered from an installed snapshot.
+    Recovered(GroupId, Index),
+    /// A cold read is done.
+    Fetched {
+        /// The group.
+        group: GroupId,
+        /// The core's ticket.
+        ticket: u64,
+        /// The entries.
+        runs: Result<Vec<longboat_raft::Run>, longboat_logdb::ReadError>,
+    },
+}
+
+/// A received frame and who sent it.
+#[derive(Clone, Debug)]
+pub struct InFrame {
+    /// The host at the other end of the connection.
+    pub from: HostId,
+    /// The lane it came on.
+    pub lane: Lane,
+    /// The frame.
+    pub frame: Bytes,
+}
+
+/// What others leave for a step worker.
+pub struct WorkerInbox {
+    /// Groups that became ready.
+    pub ready: Mutex<Vec<SlotRef>>,
+    /// Received frames.
+    pub frames: Mutex<Vec<InFrame>>,
+    frame_bytes: AtomicU64,
+    /// Rare commands.
+    pub commands: Mutex<Vec<Command>>,
+    has_commands: AtomicBool,
+    /// The worker's newest batch that is durable, with all before it.
+    pub durable: AtomicU64,
+    /// Wakes the worker.
+    pub notifier: Arc<Notifier>,
+}
+
+impl WorkerInbox {
+    /// An empty inbox.
+    pub fn new(notifier: Arc<Notifier>) -> Self {
+        Self {
+            ready: Mutex::new(Vec::new()),
+            frames: Mutex::new(Vec::new()),
+            frame_bytes: AtomicU64::new(0),
+            commands: Mutex::new(Vec::new()),
+            has_commands: AtomicBool::new(false),
+            durable: AtomicU64::new(0),
+            notifier,
+        }
+    }
+
+    /// Leaves a command and wakes the worker.
+    pub fn command(&self, command: Command) {
+        self.commands.lock().push(command);
+        self.has_commands.store(true, Ordering::SeqCst);
+        self.notifier.notify();
+    }
+
+    /// Takes the commands.
+    pub fn take_commands(&self) -> Vec<Command> {
+        if !self.has_commands.swap(false, Ordering::SeqCst) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *self.commands.lock())
+    }
+
+    /// Leaves a frame, without waking; false when the worker has too much waiting and the frame was dropped.
+    pub fn frame(&self, frame: InFrame) -> bool {
+        let bytes = frame.frame.len() as u64;
+        if self.frame_bytes.load(Ordering::Relaxed) + bytes > INBOX_BYTES_MAX as u64 && frame.lane == Lane::Bulk {
+            return false;
+        }
+        self.frame_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.frames.lock().push(frame);
+        true
+    }
+
+    /// Swaps the waiting frames into `out`, which is empty.
+    pub fn take_frames(&self, out: &mut Vec<InFrame>) {
+        std::mem::swap(&mut *self.frames.lock(), out);
+        self.frame_bytes.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Figures of a replica that clients read without asking a worker.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// The current term.
+    pub term: AtomicU64,
+    /// The leader's replica id; 0 when unknown.
+    pub leader: AtomicU64,
+    /// The commit index.
+    pub commit: AtomicU64,
+    /// The index just before the first kept entry.
+    pub start: AtomicU64,
+    /// The last index.
+    pub last: AtomicU64,
+    /// Through which index the state machine has applied.
+    pub applied: AtomicU64,
+    /// The index of the newest snapshot.
+    pub snapshot: AtomicU64,
+    /// Snapshots saved, installed; entries truncated.
+    pub counters: SnapshotCounters,
+}
+
+/// One replica of this host, as everybody but its worker sees it.
+pub struct GroupShared {
+    /// The group.
+    pub group: GroupId,
+    /// The replica on this host.
+    pub replica: ReplicaId,
+    /// The incarnation of the group's history.
+    pub epoch: GroupEpoch,
+    /// Which apply worker has it.
+    pub apply_worker: usize,
+    /// Which step worker has it, and where in its table: worker, generation, slot.
+    route: AtomicU64,
+    flags: AtomicU32,
+    /// What clients left.
+    pub inbox: Mutex<Option<Box<Inbox>>>,
+    /// The next proposal's sequence number.
+    pub sequence: AtomicU64,
+    /// Figures.
+    pub published: Published,
+    /// The effective membership.
+    pub membership: Mutex<Arc<Membership>>,
+    /// The state machine. The apply worker locks it once per batch; stale reads lock it too.
+    pub machine: Arc<Mutex<Box<dyn DynMachine>>>,
+    /// Set when the replica takes no more requests.
+    pub closed: Mutex<Option<RequestError>>,
+    /// Set together with `closed`; checked without a lock.
+    pub is_closed: AtomicBool,
+    /// Stops a save that is under way.
+    pub stop: Arc<AtomicBool>,
+    /// Applied entries between periodic snapshots; 0 for none.
+    pub snapshot_entries: u64,
+    /// The applied index at which the next periodic snapshot is due.
+    pub snapshot_due: AtomicU64,
+    /// The host.
+    pub host: Arc<HostShared>,
+}
+
+/// Bit of a route that says that the replica has moved in.
+const MOVED_IN: u64 = 1 << 63;
+/// A route is worker (15 bits), generation (24 bits) and slot (24 bits): sixteen million replicas a worker.
+const WORKER_SHIFT: u32 = 48;
+const GENERATION_SHIFT: u32 = 24;
+const FIELD_MASK: u64 = (1 << 24) - 1;
+
+const fn worker_of(route: u64) -> usize {
+    ((route & !MOVED_IN) >> WORKER_SHIFT) as usize
+}
+
+/// What a replica is made of, for [`GroupShared::new`].
+pub struct GroupParts {
+    /// The group.
+    pub group: GroupId,
+    /// The replica on this host.
+    pub replica: ReplicaId,
+    /// The incarnation of the group's history.
+    pub epoch: GroupEpoch,
+    /// The effective membership.
+    pub membership: Membership,
+    /// The state machine.
+    pub machine: Box<dyn DynMachine>,
+    /// Applied entries between periodic snapshots; 0 for none.
+    pub snapshot_entries: u64,
+}
+
+impl GroupShared {
+    /// A replica that is yet to move in with its worker.
+    pub fn new(host: &Arc<HostShared>, parts: GroupParts) -> Arc<Self> {
+        let spread = (parts.group.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize;
+        Arc::new(Self {
+            group: parts.group,
+            replica: parts.replica,
+            epoch: parts.epoch,
+            apply_worker: spread % host.apply.len(),
+            route: AtomicU64::new(((spread % host.workers.len()) as u64) << WORKER_SHIFT),
+            flags: AtomicU32::new(0),
+            inbox: Mutex::new(None),
+            sequence: AtomicU64::new(1),
+            published: Published::default(),
+            membership: Mutex::new(Arc::new(parts.membership)),
+            machine: Arc::new(Mutex::new(parts.machine)),
+            closed: Mutex::new(None),
+            is_closed: AtomicBool::new(false),
+            stop: Arc::new(AtomicBool::new(false)),
+            snapshot_entries: parts.snapshot_entries,
+            snapshot_due: AtomicU64::new(u64::MAX),
+            host: Arc::clone(host),
+        })
+    }
+
+    /// Sets a reason; on the first one the group goes on its worker's ready list and the worker is woken if it sleeps.
+    pub fn ready(&self, reason: u32) {
+        if self.flags.fetch_or(reason, Ordering::SeqCst) == 0 {
+            self.enlist();
+        }
+    }
+
+    fn enlist(&self) {
+        let route = self.route.load(Ordering::SeqCst);
+        // A replica that has not moved in yet is looked at when it does.
+        if route & MOVED_IN != 0 {
+            let inbox = &self.host.workers[worker_of(route)];
+            let slot = (route & FIELD_MASK) as u32;
+            let generation = (route >> GENERATION_SHIFT & FIELD_MASK) as u32;
+            inbox.ready.lock().push(SlotRef { slot, generation });
+            inbox.notifier.notify();
+        }
+    }
+
+    /// Which step worker has it.
+    pub fn worker(&self) -> usize {
+        worker_of(self.route.load(Ordering::SeqCst))
+    }
+
+    /// Takes the reasons. The queues must be drained after this, not before.
+    pub fn take_reasons(&self) -> u32 {
+        self.flags.swap(0, Ordering::SeqCst)
+    }
+
+    /// The replica has moved into this slot of its worker.
+    pub fn moved_in(&self, at: SlotRef) {
+        let worker = (self.worker() as u64) << WORKER_SHIFT;
+        let generation = (u64::from(at.generation) & FIELD_MASK) << GENERATION_SHIFT;
+        self.route.store(MOVED_IN | worker | generation | u64::from(at.slot), Ordering::SeqCst);
+        if self.flags.load(Ordering::SeqCst) != 0 {
+            self.enlist();
+        }
+    }
+
+    /// Takes no more requests from here on; they fail with `error`.
+    pub fn close(&self, error: RequestError) {
+        self.closed.lock().get_or_insert(error);
+        self.is_closed.store(true, Ordering::SeqCst);
+        self.stop.store(true, Ordering::SeqCst);
+    }
+
+    /// Why requests are refused, if they are.
+    pub fn refusal(&self) -> Option<RequestError> {
+        if self.is_closed.load(Ordering::SeqCst) { self.closed.lock().clone() } else { None }
+    }
+
+    /// The leader's term and replica, if one is known.
+    pub fn leader(&self) -> Option<(Term, ReplicaId)> {
+        let leader = ReplicaId(self.published.leader.load(Ordering::Acquire));
+        (!leader.is_zero()).then(|| (Term(self.published.term.load(Ordering::Acquire)), leader))
+    }
+}
+
+impl std::fmt::Debug for GroupShared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GroupShared")
+            .field("group", &self.group)
+            .field("replica", &self.replica)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Counters of a host.
+#[derive(Debug, Default)]
+pub struct HostCounters {
+    /// Messages for groups or replicas that are not here, or from hosts that do not hold their sender.
+    pub dropped_unknown: AtomicU64,
+    /// Messages of another epoch of their group.
+    pub dropped_epoch: AtomicU64,
+    /// Frames that were malformed.
+    pub bad_frames: AtomicU64,
+    /// Frames that were dropped because a worker had too much waiting.
+    pub dropped_full: AtomicU64,
+    /// Replicas stopped because of a contradiction in what they were told.
+    pub violations: AtomicU64,
+    /// Replicas stopped because their state machine failed.
+    pub machine_failures: AtomicU64,
+}
+
+/// What all threads of a host share.
+pub struct HostShared {
+    /// Settings.
+    pub config: EngineConfig,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Inboxes of the step workers.
+    pub workers: Vec<WorkerInbox>,
+    /// Inboxes of the apply workers.
+    pub apply: Vec<crate::apply::ApplyInbox>,
+    /// The groups on this host.
+    pub groups: RwLock<AHashMap<GroupId, Arc<GroupShared>>>,
+    /// Bytes that were sealed and are not durable yet.
+    pub unsynced_bytes: AtomicU64,
+    /// Set when the log store failed: nothing is released any more.
+    pub failed: Mutex<Option<String>>,
+    /// Set together with `failed`; checked without a lock.
+    pub has_failed: AtomicBool,
+    /// Set when the host closes.
+    pub closing: AtomicBool,
+    /// Counters.
+    pub counters: HostCounters,
+}
+
+impl HostShared {
+    /// The group's replica on this host.
+    pub fn group(&self, group: GroupId) -> Option<Arc<GroupShared>> {
+        self.groups.read().get(&group).cloned()
+    }
+
+    /// Leaves a command for the worker of a group. Dropped when the group is gone.
+    pub fn command(&self, group: GroupId, command: Command) {
+        if let Some(shared) = self.group(group) {
+            self.workers[shared.worker()].command(command);
+        }
+    }
+
+    /// The log store failed: no message that depends on it leaves, requests end, nothing is retried.
+    pub fn fail(&self, reason: &str) {
+        {
+            let mut failed = self.failed.lock();
+            if failed.is_some() {
+                return;
+            }
+            *failed = Some(reason.to_owned());
+        }
+        self.has_failed.store(true, Ordering::SeqCst);
+        tracing::error!(reason, "log store failed, the host stops serving");
+        for worker in &self.workers {
+            worker.notifier.notify();
+        }
+    }
+}
+
+impl std::fmt::Debug for HostShared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostShared").field("host", &self.config.host).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,373 @@
+//! The life of a snapshot in the engine: requests, saves, recoveries, and what happens when their records are durable.
+//!
+//! A request enters the group's pending slot; the step worker ignores it when nothing new was applied, else queues a save
+//! behind the applies; the apply worker hands the state machine to the pool; the record is made durable; only then the log
+//! is truncated and older files go. Transfers to and from other hosts are in [`crate::stream`].
+//!
+//! Invariant: files that a durable record names are never removed before another record replaced it.
+
+use crate::replica::Replica;
+use crate::shared::{Command, GroupShared, HostShared, reason};
+use crate::stream::{Receives, SendJob, Sends};
+use ahash::AHashMap;
+use longboat_io::{Job, JobState, Spawner};
+use longboat_logdb::{LogReader, Record, SnapshotRecord, Update};
+use longboat_raft::{Fetch, GroupId, Index, LogPos, Output, Persist, SnapshotMeta, Time};
+use longboat_rsm::snapshot::{
+    Compression, MachineKind, RecoverJob, RecoverTask, SaveJob, SavedSnapshot, SnapshotError, SnapshotHeader,
+    SnapshotStore,
+};
+use longboat_rsm::{Completion, RequestError};
+use longboat_transport::Transport;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a snapshot request came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SnapshotOutcome {
+    /// A snapshot of the state at this index is durable.
+    Saved {
+        /// The index.
+        index: Index,
+    },
+    /// Nothing was applied since the last request: there is nothing new to save.
+    Ignored,
+}
+
+/// A request for a snapshot, in the group's pending slot.
+#[derive(Debug)]
+pub struct SnapshotRequest {
+    results: Option<Arc<Completion<SnapshotOutcome>>>,
+    /// When its client gives up.
+    pub deadline: Time,
+}
+
+impl SnapshotRequest {
+    /// A user's request; its outcome goes to slot 0 of `results`.
+    pub fn user(results: Arc<Completion<SnapshotOutcome>>, deadline: Time) -> Self {
+        Self { results: Some(results), deadline }
+    }
+
+    /// The engine's own, every so many applied entries.
+    pub fn periodic() -> Self {
+        Self { results: None, deadline: Time(u64::MAX) }
+    }
+
+    /// Tells the outcome.
+    pub fn complete(self, outcome: Result<SnapshotOutcome, RequestError>) {
+        if let Some(results) = self.results {
+            results.complete(0, std::iter::once(outcome));
+        }
+    }
+}
+
+/// A save that stands behind the applies that precede it.
+#[derive(Debug)]
+pub struct SaveTask {
+    /// What the snapshot stands for: the state machine is there when the task's turn comes.
+    pub meta: SnapshotMeta,
+    /// The index of the request before, to be put back if this one fails.
+    pub previous: Index,
+    /// Who asked.
+    pub request: SnapshotRequest,
+}
+
+/// How a save ended.
+#[derive(Debug)]
+pub struct SaveOutcome {
+    /// The files, durable, or why not.
+    pub result: Result<SavedSnapshot, String>,
+    /// The index of the request before.
+    pub previous: Index,
+    /// Who asked.
+    pub request: SnapshotRequest,
+}
+
+/// What is done when a batch with a snapshot record is durable.
+#[derive(Debug)]
+pub enum AfterDurable {
+    /// The group's own snapshot.
+    Saved {
+        /// What it stands for.
+        meta: Box<SnapshotMeta>,
+        /// Through where the log was truncated.
+        compact_to: Option<LogPos>,
+        /// Who asked.
+        request: SnapshotRequest,
+    },
+    /// A leader's snapshot.
+    Installed(Box<SnapshotMeta>),
+}
+
+impl AfterDurable {
+    /// The replica is gone, or the store failed.
+    pub fn abandon(self) {
+        if let Self::Saved { request, .. } = self {
+            request.complete(Err(RequestError::Stopped));
+        }
+    }
+}
+
+/// What a replica has done about snapshots since it started.
+#[derive(Debug, Default)]
+pub struct SnapshotCounters {
+    /// Snapshots saved.
+    pub saved: AtomicU64,
+    /// Snapshots installed from a leader.
+    pub installed: AtomicU64,
+    /// Entries truncated from the log.
+    pub truncated: AtomicU64,
+}
+
+/// The record of a snapshot that is durable here.
+pub fn record_of(saved: &SavedSnapshot, resets_log: bool) -> Record {
+    Record::Snapshot(SnapshotRecord { meta: saved.meta.clone(), bytes: saved.bytes, resets_log })
+}
+
+/// What snapshots need of the host: files, the pool, the network.
+pub struct SnapshotIo {
+    pub(crate) host: Arc<HostShared>,
+    pub(crate) store: SnapshotStore,
+    pub(crate) spawner: Arc<dyn Spawner>,
+    pub(crate) transport: Arc<dyn Transport>,
+    reader: Arc<dyn LogReader>,
+    pub(crate) sends: Sends,
+    pub(crate) receives: Receives,
+    /// Sizes of received files whose record is not made yet.
+    pub(crate) received: Mutex<AHashMap<(GroupId, Index), u64>>,
+}
+
+impl SnapshotIo {
+    /// Snapshots of one host.
+    pub fn new(
+        host: Arc<HostShared>,
+        store: SnapshotStore,
+        spawner: Arc<dyn Spawner>,
+        transport: Arc<dyn Transport>,
+        reader: Arc<dyn LogReader>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            host,
+            store,
+            spawner,
+            transport,
+            reader,
+            sends: Sends::default(),
+            receives: Receives::default(),
+            received: Mutex::default(),
+        })
+    }
+
+    /// The files.
+    pub fn store(&self) -> &SnapshotStore {
+        &self.store
+    }
+
+    /// What the log writer is given for what the core wants durable.
+    pub fn update_of(&self, group: GroupId, persist: Persist) -> Update {
+        let record = persist.install.map(|meta| {
+            let bytes = self.received.lock().remove(&(group, meta.pos.index)).unwrap_or(0);
+            Box::new(Record::Snapshot(SnapshotRecord { meta, bytes, resets_log: true }))
+        });
+        Update {
+            group,
+            hard_state: persist.hard_state,
+            cut_tail: persist.cut_tail,
+            runs: persist.runs,
+            compact_to: None,
+            record,
+        }
+    }
+
+    /// Step 4: the pool saves the state machine, which stands at the task's index and stays there.
+    pub fn save(self: &Arc<Self>, shared: &Arc<GroupShared>, task: SaveTask) {
+        let header = SnapshotHeader {
+            group: shared.group,
+            epoch: shared.epoch,
+            meta: task.meta.clone(),
+            session_bytes: 0,
+            kind: MachineKind::Exclusive,
+            compression: Compression::None,
+        };
+        let (group_shared, io) = (Arc::clone(shared), Arc::clone(self));
+        let (previous, request) = (task.previous, task.request);
+        let on_done = move |result: Result<SavedSnapshot, SnapshotError>| {
+            let outcome = SaveOutcome { result: result.map_err(|e| e.to_string()), previous, request };
+            io.host.apply[group_shared.apply_worker].job_done(Arc::clone(&group_shared));
+            io.host.workers[group_shared.worker()].command(Command::SnapshotSaved(group_shared.group, outcome));
+        };
+        self.spawner.spawn(Box::new(SaveJob::new(longboat_rsm::snapshot::SaveTask {
+            machine: Arc::clone(&shared.machine),
+            header,
+            replica: shared.replica,
+            store: self.store.clone(),
+            stop: Arc::clone(&shared.stop),
+            on_done: Box::new(on_done),
+        })));
+    }
+
+    /// The pool replaces the state machine's state by a snapshot's. A failure stops the replica.
+    pub fn recover(self: &Arc<Self>, shared: &Arc<GroupShared>, meta: SnapshotMeta) {
+        let (group_shared, io) = (Arc::clone(shared), Arc::clone(self));
+        let index = meta.pos.index;
+        let on_done = move |result: Result<SnapshotMeta, SnapshotError>| {
+            let shared = group_shared;
+            match result {
+                Ok(_) => {
+                    shared.published.applied.store(index.0, Ordering::Release);
+                    let command = Command::Recovered(shared.group, index);
+                    io.host.workers[shared.worker()].command(command);
+                }
+                Err(error) => {
+                    tracing::error!(group = %shared.group, replica = %shared.replica, %index, %error, "recovery failed, the replica stops");
+                    let reason = format!("recovery at {index}: {error}");
+                    shared.close(RequestError::MachineFailed { replica: shared.replica, reason });
+                    shared.ready(reason::MACHINE_FAILED);
+                }
+            }
+            io.host.apply[shared.apply_worker].job_done(shared);
+        };
+        self.spawner.spawn(Box::new(RecoverJob::new(RecoverTask {
+            machine: Arc::clone(&shared.machine),
+            group: shared.group,
+            replica: shared.replica,
+            index,
+            store: self.store.clone(),
+            stop: Arc::clone(&shared.stop),
+            on_done: Box::new(on_done),
+        })));
+    }
+
+    /// A record is durable (step 5): the core lets go of the truncated log, older files go, the request completes.
+    pub fn after_durable(&self, replica: &mut Replica, after: AfterDurable) {
+        let (group, id) = (replica.config.group, replica.config.replica);
+        let published = &replica.shared.published;
+        match after {
+            AfterDurable::Saved { meta, compact_to, request } => {
+                let index = meta.pos.index;
+                if let Some(to) = compact_to {
+                    let before = replica.core.start().index;
+                    replica.core.compact(to.index);
+                    let after = replica.core.start().index;
+                    published.counters.truncated.fetch_add(after.0.saturating_sub(before.0), Ordering::Relaxed);
+                }
+                published.counters.saved.fetch_add(1, Ordering::Relaxed);
+                published.snapshot.fetch_max(index.0, Ordering::Relaxed);
+                tracing::debug!(%group, replica = %id, %index, "snapshot saved");
+                self.remove_older(replica, index);
+                request.complete(Ok(SnapshotOutcome::Saved { index }));
+            }
+            AfterDurable::Installed(meta) => {
+                let index = meta.pos.index;
+                published.counters.installed.fetch_add(1, Ordering::Relaxed);
+                published.snapshot.fetch_max(index.0, Ordering::Relaxed);
+                let shared = &replica.shared;
+                if shared.snapshot_entries > 0 {
+                    shared.snapshot_due.store(index.0 + shared.snapshot_entries, Ordering::Relaxed);
+                }
+                tracing::info!(%group, replica = %id, %index, "snapshot installed");
+                self.remove_older(replica, index);
+            }
+        }
+    }
+
+    fn remove_older(&self, replica: &Replica, keep: Index) {
+        self.spawner.spawn(Box::new(RemoveJob {
+            store: self.store.clone(),
+            group: replica.config.group,
+            replica: replica.config.replica,
+            below: keep,
+            only: None,
+        }));
+    }
+
+    /// Removes one snapshot that no record names.
+    pub fn discard(&self, replica: &Replica, index: Index) {
+        if replica.snapshot.as_ref().is_some_and(|s| s.pos.index == index) {
+            return;
+        }
+        self.spawner.spawn(Box::new(RemoveJob {
+            store: self.store.clone(),
+            group: replica.config.group,
+            replica: replica.config.replica,
+            below: Index::ZERO,
+            only: Some(index),
+        }));
+    }
+
+    /// Begins what the core asked for: transfers to followers, and cold reads.
+    pub fn serve(self: &Arc<Self>, replica: &mut Replica, out: &mut Output) {
+        for to in out.snapshots_wanted.drain(..) {
+            let Some(meta) = replica.snapshot.clone() else { continue };
+            let Some(host) = replica.host_of(to) else { continue };
+            if SendJob::start(self, replica, to, host, &meta) {
+                replica.core.snapshot_sending(to, meta.pos);
+            } else {
+                replica.core.snapshot_finished(to, false);
+            }
+        }
+        for fetch in out.fetches.drain(..) {
+            let job = FetchJob {
+                reader: Arc::clone(&self.reader),
+                host: Arc::clone(&self.host),
+                group: replica.config.group,
+                fetch,
+            };
+            self.spawner.spawn(Box::new(job));
+        }
+    }
+}
+
+impl std::fmt::Debug for SnapshotIo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotIo").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+/// Removes snapshots: those below an index, or one.
+struct RemoveJob {
+    store: SnapshotStore,
+    group: GroupId,
+    replica: longboat_raft::ReplicaId,
+    below: Index,
+    only: Option<Index>,
+}
+
+impl Job for RemoveJob {
+    fn step(&mut self, _budget: usize) -> JobState {
+        let found = match self.only {
+            Some(index) => Ok(vec![index]),
+            None => self.store.list(self.group, self.replica),
+        };
+        let removed = found.and_then(|found| {
+            for index in found.into_iter().filter(|&i| self.only.is_some() || i < self.below) {
+                self.store.remove(self.group, self.replica, index)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = removed {
+            // Left for the next start, which removes what no record names.
+            tracing::warn!(group = %self.group, replica = %self.replica, %error, "older snapshots were not removed");
+        }
+        JobState::Done
+    }
+}
+
+/// Reads entries for a follower that lags behind what is in memory: never on a step worker's time.
+struct FetchJob {
+    reader: Arc<dyn LogReader>,
+    host: Arc<HostShared>,
+    group: GroupId,
+    fetch: Fetch,
+}
+
+impl Job for FetchJob {
+    fn step(&mut self, _budget: usize) -> JobState {
+        let Fetch { ticket, lo, hi, bytes_max, .. } = self.fetch;
+        let runs = self.reader.entries(self.group, lo, hi, bytes_max);
+        self.host.command(self.group, Command::Fetched { group: self.group, ticket, runs });
+        JobState::Done
+    }
+}

@@ -1,0 +1,312 @@
+//! Starting and stopping replicas. Never blocks on workers, and may be called from inside a state machine.
+
+use crate::config::ReplicaConfig;
+use crate::log_writer::{SealedBatch, WriterInbox};
+use crate::replica::Replica;
+use crate::shared::{Command, GroupParts, GroupShared, HostShared};
+use crate::snapshot::SnapshotIo;
+use ahash::{AHashMap, AHashSet};
+use longboat_logdb::{Bootstrap, GroupState, LogReader, ReadError, Record, Update};
+use longboat_raft::{Core, CoreConfig, GroupEpoch, GroupId, Index, Membership, ReplicaId, Restored, Run, Violation};
+use longboat_rsm::DynMachine;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// How a replica comes to be on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With the group's first membership, the same on every host. Continues a replica that is here already.
+    Bootstrap(Membership),
+    /// Joins a group that has added it: the leader will tell it everything.
+    Join,
+    /// Continues a replica that is here already.
+    Restart,
+}
+
+/// Why a replica was not started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// It runs already.
+    #[error("group {0} is already started on this host")]
+    AlreadyStarted(GroupId),
+    /// There is nothing to restart.
+    #[error("group {0} has no replica in this data directory")]
+    NotFound(GroupId),
+    /// The directory holds another replica of the group.
+    #[error("group {group} is replica {found} in this data directory, not {asked}")]
+    OtherReplica {
+        /// The group.
+        group: GroupId,
+        /// The configured replica.
+        asked: ReplicaId,
+        /// The one that is here.
+        found: ReplicaId,
+    },
+    /// It was removed from its group; its id is never used again.
+    #[error("replica {replica} of group {group} was removed and can't come back")]
+    Removed {
+        /// The group.
+        group: GroupId,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// The first membership does not name the replica, or names no voter.
+    #[error("group {group}: the first membership does not name replica {replica}")]
+    NotAMember {
+        /// The group.
+        group: GroupId,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// Its log can't be read.
+    #[error("log of group {group} can't be read: {source}")]
+    Log {
+        /// The group.
+        group: GroupId,
+        /// What went wrong.
+        source: ReadError,
+    },
+    /// Its stored state contradicts itself.
+    #[error("stored state of group {group} is contradictory: {source}")]
+    Contradiction {
+        /// The group.
+        group: GroupId,
+        /// What contradicts what.
+        source: Violation,
+    },
+    /// Its configuration is out of limits.
+    #[error("configuration: {0}")]
+    Config(String),
+    /// The host is closing, or its log store failed.
+    #[error("the host takes no more replicas: {0}")]
+    Closed(String),
+}
+
+/// One replica to start.
+pub struct StartSpec {
+    /// How it comes to be.
+    pub start: Start,
+    /// Settings.
+    pub config: ReplicaConfig,
+    /// Its state machine, empty.
+    pub machine: Box<dyn DynMachine>,
+}
+
+/// Bytes of log that a starting replica reads at once.
+const READ_BYTES: usize = 4 << 20;
+/// Bytes of appends to one follower that may be on the way unacknowledged.
+const INFLIGHT_BYTES_MAX: u64 = 64 << 20;
+/// Appends to one follower that may be on the way unacknowledged.
+const INFLIGHT_APPENDS_MAX: usize = 256;
+/// The first epoch of a group's history; imports raise it.
+const FIRST_EPOCH: GroupEpoch = GroupEpoch(1);
+
+/// Starts and stops replicas of one host.
+pub struct Starter {
+    host: Arc<HostShared>,
+    writer: Arc<WriterInbox>,
+    reader: Arc<dyn LogReader>,
+    /// What the store holds of groups that are not running.
+    states: Mutex<AHashMap<GroupId, GroupState>>,
+}
+
+impl Starter {
+    pub(crate) fn new(
+        host: Arc<HostShared>,
+        writer: Arc<WriterInbox>,
+        reader: Arc<dyn LogReader>,
+        snapshots: Arc<SnapshotIo>,
+        groups: Vec<GroupState>,
+    ) -> Arc<Self> {
+        let states: AHashMap<_, _> = groups.into_iter().map(|s| (s.group, s)).collect();
+        remove_orphans(&snapshots, &states);
+        Arc::new(Self { host, writer, reader, states: Mutex::new(states) })
+    }
+
+    /// The groups that the store holds and that are not running, sorted.
+    pub fn stopped(&self) -> Vec<GroupId> {
+        let mut groups: Vec<_> = self.states.lock().values().filter(|s| !s.removed).map(|s| s.group).collect();
+        groups.sort_unstable();
+        groups
+    }
+
+    /// Starts replicas: all that is new of them is one journal batch. Either all start or none.
+    ///
+    /// # Errors
+    /// The first replica that can't be started, and why.
+    pub fn start(&self, specs: Vec<StartSpec>) -> Result<Vec<Arc<GroupShared>>, StartError> {
+        if self.host.closing.load(Ordering::SeqCst) {
+            return Err(StartError::Closed("it is closing".to_owned()));
+        }
+        if let Some(reason) = self.host.failed.lock().clone() {
+            return Err(StartError::Closed(reason));
+        }
+        let mut states = self.states.lock();
+        let mut built = Vec::with_capacity(specs.len());
+        let mut updates = Vec::new();
+        let mut asked = AHashSet::new();
+        for spec in specs {
+            let group = spec.config.group;
+            if !asked.insert(group) || self.host.groups.read().contains_key(&group) {
+                return Err(StartError::AlreadyStarted(group));
+            }
+            let (replica, update) = self.build(spec, states.get(&group))?;
+            updates.extend(update);
+            built.push(replica);
+        }
+        let started: Vec<_> = built.iter().map(|r| Arc::clone(&r.shared)).collect();
+        {
+            let mut running = self.host.groups.write();
+            for shared in &started {
+                states.remove(&shared.group);
+                running.insert(shared.group, Arc::clone(shared));
+            }
+        }
+        // Left before the replicas move in: whatever they persist comes after their bootstrap records.
+        if !updates.is_empty() {
+            self.writer.push(SealedBatch { updates, ..SealedBatch::default() });
+        }
+        for replica in built {
+            let worker = replica.shared.worker();
+            self.host.workers[worker].command(Command::Start(replica));
+        }
+        Ok(started)
+    }
+
+    fn build(&self, spec: StartSpec, state: Option<&GroupState>) -> Result<(Box<Replica>, Option<Update>), StartError> {
+        let StartSpec { start, config, machine } = spec;
+        let (group, id) = (config.group, config.replica);
+        let (state, new) = match state {
+            Some(state) => (state.clone(), false),
+            None => (first_state(start, group, id)?, true),
+        };
+        if state.removed {
+            return Err(StartError::Removed { group, replica: state.bootstrap.replica });
+        }
+        if state.bootstrap.replica != id {
+            return Err(StartError::OtherReplica { group, asked: id, found: state.bootstrap.replica });
+        }
+        let snapshot = state.snapshot.as_ref().map(|s| s.meta.clone());
+        let applied = snapshot.as_ref().map_or(Index::ZERO, |s| s.pos.index);
+        let membership = snapshot.as_ref().map_or_else(|| state.bootstrap.membership.clone(), |s| s.membership.clone());
+        let epoch = state.bootstrap.epoch;
+        let restored = Restored {
+            hard_state: state.hard_state,
+            membership: membership.clone(),
+            start: state.start,
+            last: state.last,
+            terms: state.terms.clone(),
+            runs: self.read_log(group, applied.next(), state.last.index)?,
+            applied,
+        };
+        let seed = mix(self.host.config.seed, group.0, id.0);
+        let core_config = self.core_config(&config, seed);
+        let core = Core::new(core_config, restored, self.host.clock.now())
+            .map_err(|source| StartError::Contradiction { group, source })?;
+        let snapshot_entries = config.snapshot_entries;
+        let parts = GroupParts { group, replica: id, epoch, membership, machine, snapshot_entries };
+        let shared = GroupShared::new(&self.host, parts);
+        shared.published.snapshot.store(applied.0, Ordering::Relaxed);
+        if snapshot_entries > 0 {
+            shared.snapshot_due.store(applied.0 + snapshot_entries, Ordering::Relaxed);
+        }
+        let mut replica = Replica::new(shared, core, config, mix(seed, self.host.clock.now().0, 1) | 1);
+        replica.recover_first = snapshot.clone();
+        replica.last_request = applied;
+        replica.snapshot = snapshot;
+        let update = new.then(|| Update {
+            group,
+            record: Some(Box::new(Record::Bootstrap(state.bootstrap))),
+            ..Update::default()
+        });
+        Ok((Box::new(replica), update))
+    }
+
+    fn core_config(&self, config: &ReplicaConfig, seed: u64) -> CoreConfig {
+        CoreConfig {
+            replica: config.replica,
+            seed,
+            election_timeout_nanos: config.election_timeout_nanos,
+            heartbeat_interval_nanos: config.heartbeat_interval_nanos,
+            append_bytes_max: crate::config::CHUNK_BYTES_MAX,
+            inflight_appends_max: INFLIGHT_APPENDS_MAX,
+            inflight_bytes_max: INFLIGHT_BYTES_MAX,
+            log_cache_bytes_max: self.host.config.log_cache_bytes_max,
+            pre_vote: config.pre_vote,
+            check_quorum: config.check_quorum,
+            step_down_on_removal: true,
+        }
+    }
+
+    fn read_log(&self, group: GroupId, mut lo: Index, hi: Index) -> Result<Vec<Run>, StartError> {
+        let mut runs = Vec::new();
+        while lo <= hi {
+            let mut read =
+                self.reader.entries(group, lo, hi, READ_BYTES).map_err(|source| StartError::Log { group, source })?;
+            let last = read.last().expect("a read gives at least one entry").last();
+            runs.append(&mut read);
+            lo = last.next();
+        }
+        Ok(runs)
+    }
+
+    /// Stops the group's replica. What the store holds of it stays.
+    ///
+    /// Returns false when it does not run.
+    pub fn stop(&self, group: GroupId) -> bool {
+        let Some(shared) = self.host.group(group) else { return false };
+        self.host.workers[shared.worker()].command(Command::Stop(group));
+        true
+    }
+}
+
+impl std::fmt::Debug for Starter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Starter").field("stopped", &self.states.lock().len()).finish_non_exhaustive()
+    }
+}
+
+/// The state of a replica that was never here.
+fn first_state(start: Start, group: GroupId, replica: ReplicaId) -> Result<GroupState, StartError> {
+    let membership = match start {
+        Start::Bootstrap(membership) => {
+            if !membership.voters.contains(&replica) && !membership.learners.contains(&replica) {
+                return Err(StartError::NotAMember { group, replica });
+            }
+            membership
+        }
+        Start::Join => Membership::default(),
+        Start::Restart => return Err(StartError::NotFound(group)),
+    };
+    let bootstrap = Bootstrap { replica, epoch: FIRST_EPOCH, membership };
+    Ok(GroupState { group, bootstrap, ..GroupState::default() })
+}
+
+/// Removes snapshot files that no record names: a crash left them, or a newer one has replaced them.
+fn remove_orphans(snapshots: &SnapshotIo, states: &AHashMap<GroupId, GroupState>) {
+    let store = snapshots.store();
+    let found = match store.replicas() {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(%error, "snapshot directories can't be listed");
+            return;
+        }
+    };
+    for (group, replica) in found {
+        let state = states.get(&group).filter(|s| s.bootstrap.replica == replica && !s.removed);
+        let keep: Vec<Index> = state.and_then(|s| s.snapshot.as_ref()).map(|s| s.meta.pos.index).into_iter().collect();
+        if let Err(error) = store.remove_orphans(group, replica, &keep) {
+            tracing::warn!(%group, %replica, %error, "orphaned snapshots were not removed");
+        }
+    }
+}
+
+/// Mixes numbers into a seed (splitmix64's finalizer).
+fn mix(a: u64, b: u64, c: u64) -> u64 {
+    let mut x = a ^ b.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ c.wrapping_mul(0xD1B5_4A32_D192_ED03);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}

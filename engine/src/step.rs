@@ -1,0 +1,583 @@
+//! The step worker: owns its groups' raft state outright and moves it, round by round.
+//!
+//! A round takes the ready groups, gives each what its clients, peers, disk and clock have for it, collects the output, and then, per round and
+//! not per group, sends one batch to the log writer, one frame per remote host and lane, one hand-off per apply worker.
+//!
+//! Invariants:
+//! - What leaves before durability is what the core put into `early`; everything else travels in the sealed batch and
+//!   is released by the log writer once that batch, and so every earlier one, is durable.
+//! - Tokens never leave the worker: a batch's tokens wait in `sealed`, and one number, the newest durable batch, crosses threads.
+//! - A token, message or command for an older generation of a slot finds no replica and is dropped.
+
+use crate::apply::ApplyTask;
+use crate::config::{ROUND_NANOS_MAX, UNSYNCED_BYTES_MAX};
+use crate::log_writer::{SealedBatch, WriterInbox};
+use crate::outbox::Outbox;
+use crate::replica::Replica;
+use crate::shared::{Command, HostShared, InFrame, SlotRef, WorkerInbox, reason};
+use crate::snapshot::{AfterDurable, SnapshotIo, SnapshotRequest};
+use crate::wheel::TimingWheel;
+use crate::worker::{Work, Worker};
+use ahash::AHashMap;
+use longboat_logdb::Update;
+use longboat_raft::{Body, GroupEpoch, GroupId, HostId, Message, Output, PersistToken, Time, Violation};
+use longboat_rsm::RequestError;
+use longboat_transport::{Transport, wire};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Visits of one group in one round; what is still active then is visited in the next round.
+const VISITS_MAX: usize = 3;
+
+struct Slot {
+    generation: u32,
+    active: bool,
+    replica: Option<Box<Replica>>,
+}
+
+/// What waits for a sealed batch to be durable.
+struct Sealed {
+    seq: u64,
+    bytes: u64,
+    tokens: Vec<(SlotRef, PersistToken)>,
+    after: Vec<(SlotRef, AfterDurable)>,
+}
+
+/// The batch that this round gathers.
+#[derive(Default)]
+struct Open {
+    updates: Vec<Update>,
+    held: Outbox,
+    bytes: u64,
+    tokens: Vec<(SlotRef, PersistToken)>,
+    after: Vec<(SlotRef, AfterDurable)>,
+}
+
+/// One step worker.
+pub struct StepWorker {
+    index: usize,
+    host: Arc<HostShared>,
+    transport: Arc<dyn Transport>,
+    writer: Arc<WriterInbox>,
+    snapshots: Arc<SnapshotIo>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    by_group: AHashMap<GroupId, u32>,
+    wheel: TimingWheel,
+    /// Slots to visit in this round, each once.
+    active: Vec<u32>,
+    out: Output,
+    early: Outbox,
+    open: Open,
+    sealed: VecDeque<Sealed>,
+    next_seq: u64,
+    frames: VecDeque<InFrame>,
+    taken: Vec<InFrame>,
+    ready: Vec<SlotRef>,
+    expired: Vec<u32>,
+    apply: Vec<Vec<ApplyTask>>,
+    /// Groups whose proposals wait until the host has less unsynced.
+    starved: Vec<SlotRef>,
+    failed: bool,
+}
+
+impl StepWorker {
+    /// The step worker with this index, without replicas.
+    pub fn new(
+        index: usize,
+        host: Arc<HostShared>,
+        transport: Arc<dyn Transport>,
+        writer: Arc<WriterInbox>,
+        snapshots: Arc<SnapshotIo>,
+    ) -> Self {
+        let apply = host.apply.iter().map(|_| Vec::new()).collect();
+        let now = host.clock.now();
+        Self {
+            index,
+            host,
+            transport,
+            writer,
+            snapshots,
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_group: AHashMap::new(),
+            wheel: TimingWheel::new(now),
+            active: Vec::new(),
+            out: Output::default(),
+            early: Outbox::default(),
+            open: Open::default(),
+            sealed: VecDeque::new(),
+            next_seq: 1,
+            frames: VecDeque::new(),
+            taken: Vec::new(),
+            ready: Vec::new(),
+            expired: Vec::new(),
+            apply,
+            starved: Vec::new(),
+            failed: false,
+        }
+    }
+
+    fn inbox(&self) -> &WorkerInbox {
+        &self.host.workers[self.index]
+    }
+
+    /// Every replica, for checkers.
+    pub fn replicas(&self) -> impl Iterator<Item = &Replica> {
+        self.slots.iter().filter_map(|s| s.replica.as_deref())
+    }
+
+    fn replica_at(&mut self, at: SlotRef) -> Option<&mut Replica> {
+        let slot = &mut self.slots[at.slot as usize];
+        if slot.generation == at.generation { slot.replica.as_deref_mut() } else { None }
+    }
+
+    fn activate(&mut self, slot: u32) {
+        let s = &mut self.slots[slot as usize];
+        if !s.active && s.replica.is_some() {
+            s.active = true;
+            self.active.push(slot);
+        }
+    }
+
+    // ---- inputs -------------------------------------------------------------------------------------------------
+
+    fn take_commands(&mut self, now: Time) {
+        for command in self.inbox().take_commands() {
+            match command {
+                Command::Start(replica) => self.start(now, replica),
+                Command::Stop(group) => {
+                    if let Some(&slot) = self.by_group.get(&group) {
+                        self.remove(slot, &RequestError::Stopped, &RequestError::OutcomeUnknown);
+                    }
+                }
+                Command::SnapshotSaved(group, outcome) => self.with(group, |w, slot| w.snapshot_saved(slot, outcome)),
+                Command::SnapshotSent { group, to, ok } => self.with(group, |w, slot| {
+                    w.replica(slot).core.snapshot_finished(to, ok);
+                }),
+                Command::Deliver { group, epoch, from, message } => {
+                    self.with(group, |w, slot| w.deliver(now, slot, epoch, from, *message));
+                }
+                Command::Recovered(group, index) => self.with(group, |w, slot| {
+                    w.replica(slot).core.applied(index);
+                }),
+                Command::Fetched { group, ticket, runs } => self.with(group, |w, slot| w.fetched(slot, ticket, runs)),
+            }
+        }
+    }
+
+    fn with(&mut self, group: GroupId, act: impl FnOnce(&mut Self, u32)) {
+        if let Some(&slot) = self.by_group.get(&group) {
+            act(self, slot);
+            self.activate(slot);
+        }
+    }
+
+    fn replica(&mut self, slot: u32) -> &mut Replica {
+        self.slots[slot as usize].replica.as_deref_mut().expect("a slot in by_group or active is taken")
+    }
+
+    fn start(&mut self, now: Time, mut replica: Box<Replica>) {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: 0, active: false, replica: None });
+            (self.slots.len() - 1) as u32
+        });
+        let entry = &mut self.slots[slot as usize];
+        entry.generation += 1;
+        let at = SlotRef { slot, generation: entry.generation };
+        let shared = Arc::clone(&replica.shared);
+        if let Some(meta) = replica.recover_first.take() {
+            let items = vec![crate::apply::ApplyItem::Recover(Box::new(meta))];
+            self.apply[shared.apply_worker].push(ApplyTask { shared: Arc::clone(&shared), items });
+        }
+        replica.publish();
+        entry.replica = Some(replica);
+        self.by_group.insert(shared.group, slot);
+        shared.moved_in(at);
+        tracing::debug!(group = %shared.group, replica = %shared.replica, "replica started");
+        self.replica(slot).advance(now);
+        self.activate(slot);
+    }
+
+    /// The replica moves out. What was queued was not applied; what was under way may have been.
+    fn remove(&mut self, slot: u32, queued: &RequestError, under_way: &RequestError) {
+        let entry = &mut self.slots[slot as usize];
+        let Some(mut replica) = entry.replica.take() else { return };
+        entry.generation += 1;
+        self.free.push(slot);
+        self.by_group.remove(&replica.config.group);
+        replica.shared.close(queued.clone());
+        replica.fail_all(queued, under_way);
+        let shared = Arc::clone(&replica.shared);
+        self.host.groups.write().remove(&shared.group);
+        self.apply[shared.apply_worker]
+            .push(ApplyTask { shared: Arc::clone(&shared), items: vec![crate::apply::ApplyItem::Close] });
+        tracing::debug!(group = %shared.group, replica = %shared.replica, "replica stopped");
+    }
+
+    fn complete_durable(&mut self) {
+        let durable = self.inbox().durable.load(Ordering::Acquire);
+        while self.sealed.front().is_some_and(|s| s.seq <= durable) {
+            let sealed = self.sealed.pop_front().expect("just seen");
+            self.host.unsynced_bytes.fetch_sub(sealed.bytes, Ordering::Relaxed);
+            for (at, token) in sealed.tokens {
+                // A token of a replica that has moved out is dropped with it.
+                let Some(replica) = self.replica_at(at) else { continue };
+                let stepped = replica.core.persisted(token);
+                self.after_step(at.slot, stepped);
+            }
+            for (at, after) in sealed.after {
+                self.after_durable(at, after);
+            }
+        }
+        if !self.starved.is_empty() && self.host.unsynced_bytes.load(Ordering::Relaxed) < UNSYNCED_BYTES_MAX {
+            self.ready.append(&mut self.starved);
+        }
+    }
+
+    /// A contradiction stops the replica; else it is visited at the end of the round.
+    fn after_step(&mut self, slot: u32, stepped: Result<(), Violation>) {
+        match stepped {
+            Ok(()) => self.activate(slot),
+            Err(violation) => {
+                let replica = self.replica(slot);
+                let (group, id) = (replica.config.group, replica.config.replica);
+                tracing::error!(%group, replica = %id, %violation, "replica quarantined");
+                self.host.counters.violations.fetch_add(1, Ordering::Relaxed);
+                self.remove(slot, &RequestError::Stopped, &RequestError::OutcomeUnknown);
+            }
+        }
+    }
+
+    /// Steps received frames until the round's time is up. Returns whether some are left.
+    fn take_frames(&mut self, now: Time) -> bool {
+        let mut taken = std::mem::take(&mut self.taken);
+        self.host.workers[self.index].take_frames(&mut taken);
+        self.frames.extend(taken.drain(..));
+        self.taken = taken;
+        while let Some(frame) = self.frames.pop_front() {
+            self.step_frame(now, frame);
+            if !self.frames.is_empty() && self.host.clock.now().nanos_since(now) > ROUND_NANOS_MAX {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn step_frame(&mut self, now: Time, frame: InFrame) {
+        for incoming in wire::messages(frame.frame) {
+            let Ok(incoming) = incoming else {
+                self.host.counters.bad_frames.fetch_add(1, Ordering::Relaxed);
+                return;
+            };
+            match self.by_group.get(&incoming.group) {
+                Some(&slot) => self.deliver(now, slot, incoming.epoch, frame.from, incoming.message),
+                None if self.host.workers.len() == 1 => {
+                    self.host.counters.dropped_unknown.fetch_add(1, Ordering::Relaxed);
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn deliver(&mut self, now: Time, slot: u32, epoch: GroupEpoch, from: HostId, message: Message) {
+        let replica = self.replica(slot);
+        if epoch != replica.shared.epoch {
+            self.host.counters.dropped_epoch.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        if message.to != replica.config.replica || !replica.accepts_from(message.from, from) {
+            self.host.counters.dropped_unknown.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        if let Body::Snapshot(meta) = &message.body {
+            replica.delivered = Some(meta.pos.index);
+        }
+        let stepped = replica.core.step(now, message);
+        self.after_step(slot, stepped);
+    }
+
+    fn take_ready(&mut self, now: Time) {
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.append(&mut self.inbox().ready.lock());
+        let take_proposals = self.host.unsynced_bytes.load(Ordering::Relaxed) < UNSYNCED_BYTES_MAX;
+        for at in ready.drain(..) {
+            if self.replica_at(at).is_none() {
+                continue;
+            }
+            self.drain(now, at, take_proposals);
+        }
+        self.ready = ready;
+    }
+
+    fn drain(&mut self, now: Time, at: SlotRef, take_proposals: bool) {
+        let replica = self.replica(at.slot);
+        let reasons = replica.shared.take_reasons();
+        if reasons & reason::MACHINE_FAILED != 0 {
+            let error = replica.shared.refusal().unwrap_or(RequestError::OutcomeUnknown);
+            self.remove(at.slot, &RequestError::Stopped, &error);
+            return;
+        }
+        let mut request = replica.drain_queue(now, take_proposals);
+        if reasons & reason::SNAPSHOT_DUE != 0 && request.is_none() {
+            request = Some(SnapshotRequest::periodic());
+        }
+        if let Some(request) = request {
+            self.queue_snapshot(at.slot, request);
+        }
+        if reasons & reason::RESEAL != 0 {
+            self.reseal(at.slot);
+        }
+        if !take_proposals {
+            self.starved.push(at);
+        }
+        self.activate(at.slot);
+    }
+
+    fn queue_snapshot(&mut self, slot: u32, request: SnapshotRequest) {
+        let replica = self.replica(slot);
+        let mut items = Vec::new();
+        replica.request_snapshot(request, &mut items);
+        if !items.is_empty() {
+            let shared = Arc::clone(&replica.shared);
+            self.apply[shared.apply_worker].push(ApplyTask { shared, items });
+        }
+    }
+
+    /// The store wants to let go of the segment that holds this group's newest words: they are written again.
+    fn reseal(&mut self, slot: u32) {
+        let replica = self.replica(slot);
+        let mut update = replica.empty_update();
+        // Only what is durable is written again: what is still in flight is in a younger segment anyway.
+        let (first, last) = (replica.core.commit().next(), replica.core.durable());
+        if first <= last {
+            if let Some(runs) = replica.core.tail_from(first) {
+                update.cut_tail = Some(first);
+                update.runs = runs.into_iter().collect();
+            }
+        }
+        self.push_update(update);
+    }
+
+    fn expire(&mut self, now: Time) {
+        let mut expired = std::mem::take(&mut self.expired);
+        self.wheel.expire(now, &mut expired);
+        for slot in expired.drain(..) {
+            if let Some(replica) = self.slots[slot as usize].replica.as_deref_mut() {
+                replica.advance(now);
+                self.activate(slot);
+            }
+        }
+        self.expired = expired;
+    }
+
+    // ---- outputs ------------------------------------------------------------------------------------------------
+
+    /// Collects the output of every active replica. A visit may make its replica active again (what waited for a leader
+    /// was proposed to the one just seen): it is visited once more.
+    fn visit_active(&mut self, now: Time) {
+        let mut visiting = Vec::new();
+        for _ in 0..VISITS_MAX {
+            std::mem::swap(&mut visiting, &mut self.active);
+            for slot in visiting.drain(..) {
+                self.slots[slot as usize].active = false;
+                if self.slots[slot as usize].replica.is_some() {
+                    self.visit(now, slot);
+                }
+            }
+            if self.active.is_empty() {
+                // Keeps the larger buffer for the next round.
+                self.active = visiting;
+                return;
+            }
+        }
+    }
+
+    fn visit(&mut self, now: Time, slot: u32) {
+        let mut out = std::mem::take(&mut self.out);
+        let at = SlotRef { slot, generation: self.slots[slot as usize].generation };
+        let replica = self.slots[slot as usize].replica.as_deref_mut().expect("the caller checked");
+        let applied = longboat_raft::Index(replica.shared.published.applied.load(Ordering::Acquire));
+        replica.core.applied(applied);
+        replica.tracker.applied(applied);
+        replica.core.take_output(now, &mut out);
+        let (group, epoch) = (replica.config.group, replica.shared.epoch);
+        for message in out.early.drain(..) {
+            if let Some(host) = replica.host_of(message.to) {
+                self.early.push(host, group, epoch, &message);
+            }
+        }
+        for message in out.held.drain(..) {
+            if let Some(host) = replica.host_of(message.to) {
+                self.open.held.push(host, group, epoch, &message);
+            }
+        }
+        let mut items = Vec::new();
+        let installed = out.persist.as_ref().and_then(|p| p.install.clone());
+        let again = replica.digest(now, &mut out, &mut items);
+        let update = out.persist.take().map(|p| self.snapshots.update_of(group, p));
+        if let Some(token) = out.token.take() {
+            self.open.tokens.push((at, token));
+        }
+        if let Some(meta) = installed {
+            replica.snapshot = Some(meta.clone());
+            self.open.after.push((at, AfterDurable::Installed(Box::new(meta))));
+        }
+        if let Some(index) = replica.delivered.take() {
+            // A snapshot that raft did not install is named by no record: its files go.
+            self.snapshots.discard(replica, index);
+        }
+        self.snapshots.serve(replica, &mut out);
+        replica.core.trim();
+        replica.publish();
+        self.wheel.schedule(slot, replica.deadline());
+        if !items.is_empty() {
+            let shared = Arc::clone(&replica.shared);
+            self.apply[shared.apply_worker].push(ApplyTask { shared, items });
+        }
+        if let Some(update) = update {
+            self.push_update(update);
+        }
+        out.clear();
+        self.out = out;
+        if again {
+            self.activate(slot);
+        }
+    }
+
+    fn push_update(&mut self, update: Update) {
+        self.open.bytes += 64 + update.runs.iter().map(|r| r.encoded_len() as u64).sum::<u64>();
+        self.open.updates.push(update);
+    }
+
+    /// Hands over what the round gathered.
+    fn flush(&mut self) {
+        self.early.send(&*self.transport);
+        let open = &mut self.open;
+        if !(open.updates.is_empty() && open.held.is_empty() && open.tokens.is_empty() && open.after.is_empty()) {
+            let seq = self.next_seq;
+            self.next_seq += 1;
+            let bytes = std::mem::take(&mut open.bytes);
+            self.host.unsynced_bytes.fetch_add(bytes, Ordering::Relaxed);
+            let batch = SealedBatch {
+                worker: Some(self.index),
+                seq,
+                bytes,
+                updates: std::mem::take(&mut open.updates),
+                held: open.held.take(),
+            };
+            let tokens = std::mem::take(&mut open.tokens);
+            let after = std::mem::take(&mut open.after);
+            self.sealed.push_back(Sealed { seq, bytes, tokens, after });
+            self.writer.push(batch);
+        }
+        for (worker, tasks) in self.apply.iter_mut().enumerate() {
+            if !tasks.is_empty() {
+                self.host.apply[worker].push(tasks);
+            }
+        }
+    }
+
+    // ---- snapshots ----------------------------------------------------------------------------------------------
+
+    /// A save has ended (life of a snapshot, steps 4 and 5): its record is made durable, then the log is truncated.
+    fn snapshot_saved(&mut self, slot: u32, outcome: crate::snapshot::SaveOutcome) {
+        let at = SlotRef { slot, generation: self.slots[slot as usize].generation };
+        let replica = self.replica(slot);
+        match outcome.result {
+            Err(reason) => {
+                // A save that fails puts the last request's index back, so that the next request is not ignored.
+                replica.last_request = outcome.previous;
+                tracing::warn!(group = %replica.config.group, replica = %replica.config.replica, reason, "snapshot save failed");
+                outcome.request.complete(Err(RequestError::Snapshot(reason)));
+            }
+            Ok(saved) => {
+                let meta = saved.meta.clone();
+                if replica.snapshot.as_ref().is_some_and(|s| s.pos.index >= meta.pos.index) {
+                    // A leader's snapshot was installed meanwhile: this one is out of date, and its record would be too.
+                    let snapshots = Arc::clone(&self.snapshots);
+                    snapshots.discard(self.replica(slot), meta.pos.index);
+                    outcome.request.complete(Err(RequestError::Snapshot("overtaken by an install".to_owned())));
+                    return;
+                }
+                let mut update = replica.empty_update();
+                let compact_to = replica.compaction_point(meta.pos.index);
+                update.compact_to = compact_to;
+                update.record = Some(Box::new(crate::snapshot::record_of(&saved, false)));
+                replica.snapshot = Some(meta.clone());
+                let request = outcome.request;
+                let after = AfterDurable::Saved { meta: Box::new(meta), compact_to, request };
+                self.push_update(update);
+                self.open.after.push((at, after));
+            }
+        }
+    }
+
+    fn after_durable(&mut self, at: SlotRef, after: AfterDurable) {
+        let Some(replica) = Self::replica_of(&mut self.slots, at) else {
+            after.abandon();
+            return;
+        };
+        self.snapshots.after_durable(replica, after);
+        self.activate(at.slot);
+    }
+
+    fn replica_of(slots: &mut [Slot], at: SlotRef) -> Option<&mut Replica> {
+        let slot = &mut slots[at.slot as usize];
+        if slot.generation == at.generation { slot.replica.as_deref_mut() } else { None }
+    }
+
+    fn fetched(&mut self, slot: u32, ticket: u64, runs: Result<Vec<longboat_raft::Run>, longboat_logdb::ReadError>) {
+        let replica = self.replica(slot);
+        if let Err(error) = &runs {
+            tracing::debug!(group = %replica.config.group, %error, "cold read failed, the follower needs a snapshot");
+        }
+        replica.core.fetched(ticket, runs.map_err(|_| longboat_raft::Compacted));
+    }
+
+    /// The log store failed: every request ends, nothing is sent any more.
+    fn fail(&mut self) {
+        self.failed = true;
+        let reason = self.host.failed.lock().clone().unwrap_or_default();
+        let error = RequestError::HostFailed(reason);
+        for slot in 0..self.slots.len() as u32 {
+            self.remove(slot, &error, &error);
+        }
+        for sealed in self.sealed.drain(..) {
+            for (_, after) in sealed.after {
+                after.abandon();
+            }
+        }
+    }
+}
+
+impl Worker for StepWorker {
+    fn run_round(&mut self, now: Time) -> Work {
+        if self.host.has_failed.load(Ordering::SeqCst) {
+            if !self.failed {
+                self.fail();
+                self.flush();
+            }
+            return Work::idle();
+        }
+        self.take_commands(now);
+        self.complete_durable();
+        let more = self.take_frames(now);
+        self.take_ready(now);
+        self.expire(now);
+        let busy = !self.active.is_empty();
+        self.visit_active(now);
+        self.flush();
+        Work { did: busy, again: more || !self.active.is_empty(), next: self.wheel.next() }
+    }
+}
+
+impl std::fmt::Debug for StepWorker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StepWorker")
+            .field("index", &self.index)
+            .field("groups", &self.by_group.len())
+            .finish_non_exhaustive()
+    }
+}

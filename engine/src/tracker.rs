@@ -1,0 +1,265 @@
+//! Who waits for which entry: from the moment a chunk has left its queue until its results are there.
+//!
+//! Invariants: the replica where a proposal was made completes it, with the state machine's result. On the leader a
+//! chunk is known by its place (term, first index): when an entry of another term is committed at that place, the chunk
+//! was definitely not applied. A forwarded chunk is known by its sequence numbers: an applied entry of own origin
+//! completes its own slot only; earlier open ones stay until applied, refused by the leader, or timed out. Nothing is proposed again here.
+
+use crate::queue::Deadlines;
+use longboat_raft::{Index, Origin, Run, Term, Time};
+use longboat_rsm::{AnyCompletion, RequestError, Stage};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Where the results of one handed-out run go.
+#[derive(Clone, Debug)]
+pub struct Waiter {
+    /// The chunk's results.
+    pub results: Arc<dyn AnyCompletion>,
+    /// The slot of the run's first entry.
+    pub first_slot: u32,
+}
+
+/// A chunk whose entries were given to the core.
+#[derive(Debug)]
+pub struct Ticket {
+    /// Where the results go: entry `i` has slot `i`.
+    pub results: Arc<dyn AnyCompletion>,
+    /// The sequence number of the first entry.
+    pub first_sequence: u64,
+    /// The number of entries.
+    pub count: u32,
+    /// When the clients give up.
+    pub deadlines: Deadlines,
+}
+
+impl Ticket {
+    /// Resolves the entries from `from` on with an error.
+    fn fail(&self, from: u32, error: &RequestError) {
+        self.results.fail(from, self.count - from, error);
+    }
+
+    fn expire(&mut self, now: Time, error: &RequestError) {
+        self.deadlines.expire(now, self.count, &*self.results, error);
+    }
+}
+
+#[derive(Debug)]
+struct Local {
+    term: Term,
+    first: Index,
+    ticket: Ticket,
+}
+
+impl Local {
+    fn last(&self) -> Index {
+        Index(self.first.0 + u64::from(self.ticket.count) - 1)
+    }
+}
+
+#[derive(Debug)]
+struct Forwarded {
+    ticket: Ticket,
+    open: u32,
+}
+
+/// Something handed to the apply worker that may still time out there.
+#[derive(Debug)]
+struct Handed {
+    through: Index,
+    results: Arc<dyn AnyCompletion>,
+    slots: std::ops::Range<u32>,
+    deadline: Time,
+    proposal: bool,
+}
+
+/// The requests of one replica that are under way.
+#[derive(Debug, Default)]
+pub struct Tracker {
+    local: VecDeque<Local>,
+    forwarded: VecDeque<Forwarded>,
+    handed: VecDeque<Handed>,
+    /// No deadline is earlier than this.
+    deadline: Option<Time>,
+}
+
+impl Tracker {
+    /// The moment at which [`Tracker::expire`] should be called.
+    pub fn deadline(&self) -> Time {
+        self.deadline.unwrap_or(Time(u64::MAX))
+    }
+
+    fn note(&mut self, at: Time) {
+        self.deadline = Some(self.deadline().min(at));
+    }
+
+    /// The leader appended the chunk at this place.
+    pub fn appended(&mut self, ticket: Ticket, term: Term, first: Index) {
+        self.note(ticket.deadlines.earliest());
+        self.local.push_back(Local { term, first, ticket });
+    }
+
+    /// The chunk went to the leader.
+    pub fn forwarded(&mut self, ticket: Ticket) {
+        self.note(ticket.deadlines.earliest());
+        let open = ticket.count;
+        self.forwarded.push_back(Forwarded { ticket, open });
+    }
+
+    /// The leader refused a forwarded chunk: it was not applied.
+    pub fn refused(&mut self, first_sequence: u64, error: &RequestError) {
+        if let Ok(at) = self.find_forwarded(first_sequence) {
+            self.forwarded[at].ticket.fail(0, error);
+            self.forwarded[at].open = 0;
+            self.drop_closed();
+        }
+    }
+
+    /// The log was reset to a snapshot at `through`: what it covers may or may not have been applied.
+    pub fn skipped(&mut self, through: Index) {
+        while self.local.front().is_some_and(|l| l.first <= through) {
+            let local = self.local.pop_front().expect("just seen");
+            local.ticket.fail(0, &RequestError::OutcomeUnknown);
+        }
+        for f in self.forwarded.drain(..) {
+            f.ticket.fail(0, &RequestError::OutcomeUnknown);
+        }
+    }
+
+    /// A committed run goes to the apply worker: finds who waits for it. `own` is this replica's origin.
+    pub fn handed(&mut self, run: &Run, own: Origin) -> Option<Waiter> {
+        let found = self.match_local(run).or_else(|| self.match_forwarded(run, own));
+        let (waiter, deadline) = found?;
+        let slots = waiter.first_slot..waiter.first_slot + run.count() as u32;
+        self.handed.push_back(Handed {
+            through: run.last(),
+            results: Arc::clone(&waiter.results),
+            slots,
+            deadline,
+            proposal: true,
+        });
+        Some(waiter)
+    }
+
+    /// Reads go to the apply worker, behind the applies through `through`.
+    pub fn handed_reads(&mut self, results: Arc<dyn AnyCompletion>, count: u32, through: Index, deadline: Time) {
+        self.note(deadline);
+        self.handed.push_back(Handed { through, results, slots: 0..count, deadline, proposal: false });
+    }
+
+    fn match_local(&mut self, run: &Run) -> Option<(Waiter, Time)> {
+        while let Some(front) = self.local.front() {
+            if front.first > run.last() {
+                return None;
+            }
+            if front.last() < run.first() {
+                // Its place was passed without being handed out: a snapshot covered it.
+                self.pop_local(&RequestError::OutcomeUnknown);
+            } else if front.term != run.term() {
+                // Log matching: with another term at this place, no entry of the chunk from here on is ever committed.
+                self.pop_local(&RequestError::Dropped);
+            } else {
+                assert!(
+                    front.first <= run.first() && run.last() <= front.last(),
+                    "a handed-out run is a piece of one chunk: {run:?} of {}..={}",
+                    front.first,
+                    front.last()
+                );
+                let first_slot = (run.first().0 - front.first.0) as u32;
+                let waiter = Waiter { results: Arc::clone(&front.ticket.results), first_slot };
+                let deadline = front.ticket.deadlines.earliest();
+                if run.last() == front.last() {
+                    self.local.pop_front();
+                }
+                return Some((waiter, deadline));
+            }
+        }
+        None
+    }
+
+    fn pop_local(&mut self, error: &RequestError) {
+        let local = self.local.pop_front().expect("the caller looked at the front");
+        local.ticket.fail(0, error);
+    }
+
+    fn match_forwarded(&mut self, run: &Run, own: Origin) -> Option<(Waiter, Time)> {
+        if self.forwarded.is_empty() || run.origin() != own {
+            return None;
+        }
+        let sequence = run.entries().next().expect("a run has an entry").sequence;
+        let at = self.find_forwarded(sequence).ok()?;
+        let f = &mut self.forwarded[at];
+        let first_slot = (sequence - f.ticket.first_sequence) as u32;
+        let waiter = Waiter { results: Arc::clone(&f.ticket.results), first_slot };
+        let deadline = f.ticket.deadlines.earliest();
+        f.open = f.open.saturating_sub(run.count() as u32);
+        self.drop_closed();
+        Some((waiter, deadline))
+    }
+
+    fn find_forwarded(&self, sequence: u64) -> Result<usize, usize> {
+        self.forwarded.binary_search_by(|f| {
+            if sequence < f.ticket.first_sequence {
+                std::cmp::Ordering::Greater
+            } else if sequence >= f.ticket.first_sequence + u64::from(f.ticket.count) {
+                std::cmp::Ordering::Less
+            } else {
+                std::cmp::Ordering::Equal
+            }
+        })
+    }
+
+    fn drop_closed(&mut self) {
+        while self.forwarded.front().is_some_and(|f| f.open == 0) {
+            self.forwarded.pop_front();
+        }
+    }
+
+    /// The state machine has applied through `applied`.
+    pub fn applied(&mut self, applied: Index) {
+        // Reads are answered right behind the applies of their index: they are let go once something later was applied.
+        let over = |h: &Handed| if h.proposal { h.through <= applied } else { h.through < applied };
+        while self.handed.front().is_some_and(over) {
+            self.handed.pop_front();
+        }
+    }
+
+    /// Resolves what has waited too long.
+    pub fn expire(&mut self, now: Time) {
+        if now < self.deadline() {
+            return;
+        }
+        let quorum = RequestError::Timeout { stage: Stage::Quorum, may_have_applied: true };
+        for local in &mut self.local {
+            local.ticket.expire(now, &quorum);
+        }
+        for f in &mut self.forwarded {
+            f.ticket.expire(now, &quorum);
+        }
+        // A forwarded chunk that all clients gave up on is forgotten; its entries may still be applied, unseen.
+        self.forwarded.retain(|f| f.ticket.deadlines.earliest() != Time(u64::MAX));
+        for h in &self.handed {
+            if h.deadline <= now {
+                let error = RequestError::Timeout { stage: Stage::Apply, may_have_applied: h.proposal };
+                h.results.fail(h.slots.start, h.slots.end - h.slots.start, &error);
+            }
+        }
+        self.handed.retain(|h| h.deadline > now);
+        let deadlines = self.local.iter().map(|l| l.ticket.deadlines.earliest());
+        let deadlines = deadlines.chain(self.forwarded.iter().map(|f| f.ticket.deadlines.earliest()));
+        self.deadline = deadlines.chain(self.handed.iter().map(|h| h.deadline)).min();
+    }
+
+    /// Ends everything: the replica stops.
+    pub fn fail_all(&mut self, error: &RequestError) {
+        for local in self.local.drain(..) {
+            local.ticket.fail(0, error);
+        }
+        for f in self.forwarded.drain(..) {
+            f.ticket.fail(0, error);
+        }
+        for h in self.handed.drain(..) {
+            h.results.fail(h.slots.start, h.slots.end - h.slots.start, error);
+        }
+    }
+}
