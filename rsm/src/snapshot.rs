@@ -13,7 +13,6 @@
 mod error;
 mod format;
 mod jobs;
-mod membership;
 mod publish;
 mod reader;
 mod store;

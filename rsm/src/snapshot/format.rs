@@ -4,9 +4,8 @@
 //! the file and at the place for which it was written.
 
 use super::error::SnapshotError;
-use super::membership;
 use crc32fast::Hasher;
-use longboat_raft::{GroupEpoch, GroupId, Index, LogPos, SnapshotMeta, Term};
+use longboat_raft::{GroupEpoch, GroupId, Index, LogPos, Membership, SnapshotMeta, Term};
 
 pub(crate) const MAGIC: [u8; 8] = *b"LBSNAPSH";
 pub(crate) const END_MAGIC: [u8; 4] = *b"LBSE";
@@ -93,7 +92,7 @@ pub(crate) struct Footer {
 }
 
 pub(crate) fn encode_header(header: &SnapshotHeader, block_bytes: usize) -> Result<(Vec<u8>, Layout), SnapshotError> {
-    let membership = membership::encode(&header.meta.membership);
+    let membership = header.meta.membership.encode();
     let body_bytes = FIXED_BODY_BYTES + membership.len();
     let header_bytes = PREFIX_BYTES + body_bytes + CRC_BYTES;
     if header_bytes > HEADER_BYTES_MAX {
@@ -178,7 +177,8 @@ pub(crate) fn decode_header(bytes: &[u8]) -> Result<ParsedHeader, SnapshotError>
     if u32_at(body, 56) as usize != body.len() - FIXED_BODY_BYTES {
         return Err(SnapshotError::corrupt("length of the membership"));
     }
-    let membership = membership::decode(&body[FIXED_BODY_BYTES..])?;
+    let membership = Membership::decode(&body[FIXED_BODY_BYTES..])
+        .map_err(|error| SnapshotError::corrupt(format!("membership: {error}")))?;
     if u64_at(body, 32) != membership.change_id.0 {
         return Err(SnapshotError::corrupt("config change id differs from the membership's"));
     }
