@@ -153,10 +153,11 @@ impl Core {
         self.let_planted_messages_out();
         let (last, ballot) = (self.log.last().index, self.ballot());
         let dirty = self.durability.is_dirty(last, ballot);
-        let waits = !self.outbox.held.is_empty();
-        if !dirty && !(waits && self.durability.in_flight()) {
+        if !dirty && !self.durability.in_flight() {
             // Everything that was accepted is durable already: nothing to wait for.
             self.outbox.early.append(&mut self.outbox.held);
+        }
+        if !dirty && self.outbox.held.is_empty() {
             return;
         }
         let (unsealed, token) = self.durability.seal(last, ballot);

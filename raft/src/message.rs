@@ -60,7 +60,8 @@ pub enum Body {
     },
     /// The commit index moved and nothing else did.
     Commit {
-        /// min(leader's commit, what is known to match at this follower).
+        /// The leader's commit index. The follower takes it as far as it knows its log to be the leader's, and remembers
+        /// the rest for the appends that are on their way: this may overtake them.
         commit: Index,
     },
     /// RequestVote (paper section 5.2), and pre-vote (thesis section 9.6).
