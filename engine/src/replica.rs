@@ -7,7 +7,7 @@ use crate::apply::ApplyItem;
 use crate::config::ReplicaConfig;
 use crate::queue::{Chunk, Inbox, ReadChunk};
 use crate::shared::{GroupShared, reason};
-use crate::snapshot::{SaveTask, SnapshotOutcome, SnapshotRequest};
+use crate::snapshot::{SaveTask, SnapshotOutcome, SnapshotRequest, SnapshotTimeout};
 use crate::tracker::{Ticket, Tracker};
 use longboat_logdb::Update;
 use longboat_raft::{
@@ -48,6 +48,7 @@ pub struct Replica {
     pub snapshot: Option<SnapshotMeta>,
     /// The applied index of the last snapshot request.
     pub last_request: Index,
+    snapshot_timeout: Option<SnapshotTimeout>,
     /// Where members live, as far as known: from the membership, or proved by a handshake.
     routes: Vec<(ReplicaId, HostId)>,
     /// A received snapshot that the core was just told of.
@@ -75,6 +76,7 @@ impl Replica {
             ask_again: NEVER,
             snapshot: None,
             last_request: Index::ZERO,
+            snapshot_timeout: None,
             routes: Vec::new(),
             delivered: None,
             recover_first: None,
@@ -122,6 +124,7 @@ impl Replica {
             .chain(self.unasked.iter().map(|r| r.deadlines.earliest()));
         let reads = reads.chain(self.confirmed.iter().map(|r| r.1.deadlines.earliest())).min().unwrap_or(NEVER);
         let parked = self.parked.front().map_or(NEVER, |c| c.deadlines.earliest());
+        let parked = parked.min(self.snapshot_timeout.as_ref().map_or(NEVER, |t| t.deadline));
         self.core.deadline().min(self.tracker.deadline()).min(reads).min(parked).min(self.ask_again)
     }
 
@@ -202,6 +205,9 @@ impl Replica {
         self.asked.retain_mut(|r| r.1.expire(now, &late));
         self.confirmed.retain_mut(|r| r.1.expire(now, &late));
         self.unasked.retain_mut(|r| r.expire(now, &late));
+        if self.snapshot_timeout.as_ref().is_some_and(|t| t.deadline <= now) {
+            self.snapshot_timeout.take().expect("just seen").expire();
+        }
         if self.ask_again <= now {
             self.ask_reads(now);
         }
@@ -308,6 +314,7 @@ impl Replica {
         let meta = SnapshotMeta { pos: LogPos::new(term, index), membership: self.core.membership().clone() };
         let previous = std::mem::replace(&mut self.last_request, index);
         tracing::debug!(group = %self.config.group, replica = %self.config.replica, index = %index, "snapshot save queued");
+        self.snapshot_timeout = request.timeout();
         items.push(ApplyItem::Save(Box::new(SaveTask { meta, previous, request })));
     }
 

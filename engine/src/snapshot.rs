@@ -17,7 +17,7 @@ use longboat_rsm::snapshot::{
     Compression, MachineKind, RecoverJob, RecoverTask, SaveJob, SavedSnapshot, SnapshotError, SnapshotHeader,
     SnapshotStore,
 };
-use longboat_rsm::{Completion, RequestError};
+use longboat_rsm::{AnyCompletion, Completion, RequestError, Stage};
 use longboat_transport::Transport;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -55,11 +55,32 @@ impl SnapshotRequest {
         Self { results: None, deadline: Time(u64::MAX) }
     }
 
+    /// What its deadline fails, if it has one. The first outcome wins.
+    pub fn timeout(&self) -> Option<SnapshotTimeout> {
+        let results = Arc::clone(self.results.as_ref()?);
+        Some(SnapshotTimeout { results, deadline: self.deadline })
+    }
+
     /// Tells the outcome.
     pub fn complete(self, outcome: Result<SnapshotOutcome, RequestError>) {
         if let Some(results) = self.results {
             results.complete(0, std::iter::once(outcome));
         }
+    }
+}
+
+/// The deadline of a snapshot request that is under way.
+#[derive(Debug)]
+pub struct SnapshotTimeout {
+    results: Arc<Completion<SnapshotOutcome>>,
+    /// When its client gives up.
+    pub deadline: Time,
+}
+
+impl SnapshotTimeout {
+    /// The client waits no longer; the save goes on.
+    pub fn expire(self) {
+        self.results.fail(0, 1, &RequestError::Timeout { stage: Stage::Apply, may_have_applied: false });
     }
 }
 

@@ -1,0 +1,275 @@
+//! Configuration of a host and of a replica, with limits that are checked.
+
+use longboat_engine::{EngineConfig, ReplicaConfig};
+use longboat_raft::{GroupId, HostId, ReplicaId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+/// A field of a configuration is out of its limits.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {value}: {limit}")]
+pub struct ConfigError {
+    /// The field.
+    pub field: &'static str,
+    /// What it is.
+    pub value: String,
+    /// What it must be.
+    pub limit: String,
+}
+
+fn check(ok: bool, field: &'static str, value: impl ToString, limit: impl ToString) -> Result<(), ConfigError> {
+    if ok { Ok(()) } else { Err(ConfigError { field, value: value.to_string(), limit: limit.to_string() }) }
+}
+
+fn within(field: &'static str, value: u64, low: u64, high: u64) -> Result<(), ConfigError> {
+    check((low..=high).contains(&value), field, value, format!("must be from {low} to {high}"))
+}
+
+/// Which thread runs which worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Threads {
+    /// By the number of cores.
+    #[default]
+    Auto,
+    /// A thread for each worker, and one for the sockets.
+    Separate,
+    /// One thread polls sockets, steps groups and applies in turn; the log writer has its own.
+    Compact,
+}
+
+/// Configuration of a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeHostConfig {
+    /// Where everything durable goes. Made when it does not exist; used by one host at a time.
+    pub data_dir: PathBuf,
+    /// Where the journal goes, if not under `data_dir`.
+    pub journal_dir: Option<PathBuf>,
+    /// This host's id, for ever; not zero.
+    #[serde(with = "crate::ids_serde::host")]
+    pub host_id: HostId,
+    /// Hosts of another deployment are refused.
+    pub deployment_id: u64,
+    /// Where the other hosts reach this one. Port 0 takes a free one.
+    pub listen_address: SocketAddr,
+    /// The addresses of the other hosts. Can be changed live with [`crate::NodeHost::set_peer_address`].
+    #[serde(with = "crate::ids_serde::peers")]
+    pub peers: BTreeMap<HostId, SocketAddr>,
+    /// Threads that step groups; 0 for a default by cores.
+    pub step_workers: usize,
+    /// Threads that run state machines; 0 for a default by cores.
+    pub apply_workers: usize,
+    /// Threads that save, recover and stream snapshots; 0 for a default by cores.
+    pub snapshot_workers: usize,
+    /// Which thread runs which worker.
+    pub threads: Threads,
+    /// The largest proposal, in bytes.
+    pub payload_bytes_max: usize,
+    /// Proposals that may wait in the queue of one group; past it proposals are refused as busy.
+    pub queue_entries_max: usize,
+    /// Bytes of proposals that may wait in the queue of one group.
+    pub queue_bytes_max: usize,
+    /// Reads that may wait in the queue of one group.
+    pub queue_reads_max: usize,
+    /// The size of a journal segment, in bytes.
+    pub journal_segment_bytes: u64,
+    /// What the journal should not outgrow, in bytes.
+    pub journal_bytes_max: u64,
+    /// Bytes of log that each replica keeps in memory although they are durable and applied, for followers that lag a little.
+    pub log_cache_bytes_max: usize,
+    /// Snapshot streams to other hosts at once.
+    pub snapshot_sends_max: usize,
+    /// Snapshot streams from other hosts at once.
+    pub snapshot_receives_max: usize,
+}
+
+impl Default for NodeHostConfig {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::new(),
+            journal_dir: None,
+            host_id: HostId::ZERO,
+            deployment_id: 0,
+            listen_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            peers: BTreeMap::new(),
+            step_workers: 0,
+            apply_workers: 0,
+            snapshot_workers: 0,
+            threads: Threads::Auto,
+            payload_bytes_max: 4 << 20,
+            queue_entries_max: 64 * 1024,
+            queue_bytes_max: 64 << 20,
+            queue_reads_max: 64 * 1024,
+            journal_segment_bytes: 64 << 20,
+            journal_bytes_max: 1 << 30,
+            log_cache_bytes_max: 1 << 20,
+            snapshot_sends_max: 8,
+            snapshot_receives_max: 8,
+        }
+    }
+}
+
+/// Workers that a host may have of one kind.
+const WORKERS_MAX: u64 = 256;
+/// The largest proposal that can be allowed: an entry is less than a quarter of a segment of 64 MB.
+const PAYLOAD_BYTES_LIMIT: u64 = 15 << 20;
+
+impl NodeHostConfig {
+    /// Checks every field against its limits.
+    ///
+    /// # Errors
+    /// The first field that is out of its limits.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check(!self.data_dir.as_os_str().is_empty(), "data_dir", "empty", "must name a directory")?;
+        check(!self.host_id.is_zero(), "host_id", 0, "must not be zero")?;
+        for (id, address) in &self.peers {
+            check(!id.is_zero(), "peers", format!("0={address}"), "a host id must not be zero")?;
+            check(address.port() != 0, "peers", format!("{id}={address}"), "a peer's port must not be zero")?;
+        }
+        for (field, value) in [
+            ("step_workers", self.step_workers),
+            ("apply_workers", self.apply_workers),
+            ("snapshot_workers", self.snapshot_workers),
+        ] {
+            within(field, value as u64, 0, WORKERS_MAX)?;
+        }
+        within("journal_segment_bytes", self.journal_segment_bytes, 1 << 20, 1 << 30)?;
+        within("journal_bytes_max", self.journal_bytes_max, 2 * self.journal_segment_bytes, 1 << 40)?;
+        let quarter = (self.journal_segment_bytes / 4).min(PAYLOAD_BYTES_LIMIT);
+        within("payload_bytes_max", self.payload_bytes_max as u64, 1, quarter)?;
+        within("queue_entries_max", self.queue_entries_max as u64, 1, 1 << 30)?;
+        within("queue_bytes_max", self.queue_bytes_max as u64, self.payload_bytes_max as u64, 1 << 40)?;
+        within("queue_reads_max", self.queue_reads_max as u64, 1, 1 << 30)?;
+        within("snapshot_sends_max", self.snapshot_sends_max as u64, 1, 1024)?;
+        within("snapshot_receives_max", self.snapshot_receives_max as u64, 1, 1024)
+    }
+
+    pub(crate) fn engine(&self, seed: u64) -> EngineConfig {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let by_cores = |n: usize| {
+            if n > 0 {
+                n
+            } else if cores < 4 {
+                1
+            } else {
+                cores / 4
+            }
+        };
+        EngineConfig {
+            host: self.host_id,
+            step_workers: by_cores(self.step_workers),
+            apply_workers: by_cores(self.apply_workers),
+            payload_bytes_max: self.payload_bytes_max,
+            queue_entries_max: self.queue_entries_max,
+            queue_bytes_max: self.queue_bytes_max,
+            queue_reads_max: self.queue_reads_max,
+            snapshot_sends_max: self.snapshot_sends_max,
+            snapshot_receives_max: self.snapshot_receives_max,
+            log_cache_bytes_max: self.log_cache_bytes_max,
+            seed,
+        }
+    }
+}
+
+/// Configuration of one replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupConfig {
+    /// The group; not zero.
+    pub group: GroupId,
+    /// The replica on this host; not zero, and never used again in its group.
+    pub replica: ReplicaId,
+    /// The smallest election timeout, in milliseconds; each is random in once to twice this.
+    pub election_timeout_ms: u64,
+    /// Time between a leader's heartbeats, in milliseconds.
+    pub heartbeat_interval_ms: u64,
+    /// Applied entries between automatic snapshots; 0 for none.
+    pub snapshot_entries: u64,
+    /// Entries that are kept in the log behind a snapshot, so that slow followers need no install.
+    pub compaction_overhead: u64,
+    /// Ask whether votes would be given before campaigning (thesis section 9.6), so that a replica that was cut off does not disturb its group.
+    pub pre_vote: bool,
+    /// A leader that does not hear from a quorum steps down (thesis section 6.2).
+    pub check_quorum: bool,
+}
+
+impl Default for GroupConfig {
+    fn default() -> Self {
+        Self {
+            group: GroupId::ZERO,
+            replica: ReplicaId::ZERO,
+            election_timeout_ms: 1_000,
+            heartbeat_interval_ms: 100,
+            snapshot_entries: 0,
+            compaction_overhead: 1_000,
+            pre_vote: true,
+            check_quorum: true,
+        }
+    }
+}
+
+impl GroupConfig {
+    /// Checks every field against its limits.
+    ///
+    /// # Errors
+    /// The first field that is out of its limits.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check(!self.group.is_zero(), "group", 0, "must not be zero")?;
+        check(!self.replica.is_zero(), "replica", 0, "must not be zero")?;
+        within("heartbeat_interval_ms", self.heartbeat_interval_ms, 1, 60_000)?;
+        let above = format!("must be above heartbeat_interval_ms, {}", self.heartbeat_interval_ms);
+        check(
+            self.election_timeout_ms > self.heartbeat_interval_ms,
+            "election_timeout_ms",
+            self.election_timeout_ms,
+            above,
+        )?;
+        within("election_timeout_ms", self.election_timeout_ms, 2, 600_000)
+    }
+
+    pub(crate) fn engine(&self) -> ReplicaConfig {
+        ReplicaConfig {
+            group: self.group,
+            replica: self.replica,
+            election_timeout_nanos: self.election_timeout_ms * 1_000_000,
+            heartbeat_interval_nanos: self.heartbeat_interval_ms * 1_000_000,
+            snapshot_entries: self.snapshot_entries,
+            compaction_overhead: self.compaction_overhead,
+            pre_vote: self.pre_vote,
+            check_quorum: self.check_quorum,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> NodeHostConfig {
+        NodeHostConfig { data_dir: "data".into(), host_id: HostId(1), ..NodeHostConfig::default() }
+    }
+
+    fn group() -> GroupConfig {
+        GroupConfig { group: GroupId(1), replica: ReplicaId(1), ..GroupConfig::default() }
+    }
+
+    #[test]
+    fn the_defaults_are_within_their_limits() {
+        assert_eq!(host().validate(), Ok(()));
+        assert_eq!(group().validate(), Ok(()));
+    }
+
+    #[test]
+    fn an_error_names_the_field_the_value_and_the_limit() {
+        let e = NodeHostConfig { host_id: HostId::ZERO, ..host() }.validate().expect_err("zero id");
+        assert_eq!((e.field, e.to_string()), ("host_id", "host_id is 0: must not be zero".to_owned()));
+        let e = NodeHostConfig { payload_bytes_max: 1 << 30, ..host() }.validate().expect_err("too large");
+        assert_eq!(e.field, "payload_bytes_max");
+        assert!(e.to_string().contains("1073741824") && e.to_string().contains("15728640"), "{e}");
+        let e = GroupConfig { election_timeout_ms: 100, ..group() }.validate().expect_err("not above");
+        assert_eq!((e.field, e.value.as_str()), ("election_timeout_ms", "100"));
+    }
+}

@@ -1,0 +1,329 @@
+//! `NodeHost`: one per process, owner of all groups on this host.
+
+use crate::config::{ConfigError, GroupConfig, NodeHostConfig};
+use crate::group::Group;
+use longboat_engine::log_writer::WriterInbox;
+use longboat_engine::{
+    CloseError, GroupShared, Host, HostParts, HostShared, Start, StartError, StartSpec, Starter, ThreadLayout, Threads,
+};
+use longboat_io::{Clock, MonotonicClock, RayonSpawner, RealDisk};
+use longboat_logdb::{LogStats, SharedLog, SharedLogConfig};
+use longboat_raft::{GroupId, HostId, Member, Membership, ReplicaId, StoreId};
+use longboat_rsm::snapshot::SnapshotStore;
+use longboat_rsm::{RequestError, StateMachine, Typed};
+use longboat_transport::{StaticRegistry, TcpConfig, TcpTransport, Transport, TransportStats};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Why a host was not opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// A field of the configuration is out of its limits.
+    #[error("configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// The data directory can't be used.
+    #[error(transparent)]
+    Log(#[from] longboat_logdb::OpenError),
+    /// The address can't be listened on.
+    #[error(transparent)]
+    Bind(#[from] longboat_transport::BindError),
+    /// The operating system gave no threads.
+    #[error("threads can't be started: {0}")]
+    Threads(#[from] std::io::Error),
+}
+
+/// How a replica comes to be on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReplicaStart {
+    /// With the group's first members, the same on every host. Continues a replica that is here already.
+    Bootstrap(BTreeMap<ReplicaId, HostId>),
+    /// Joins a group that has added it.
+    Join,
+    /// Continues a replica that is here already.
+    Restart,
+}
+
+impl ReplicaStart {
+    /// The first members of a new group, all voters: which replica lives on which host.
+    pub fn bootstrap(members: impl IntoIterator<Item = (ReplicaId, HostId)>) -> Self {
+        Self::Bootstrap(members.into_iter().collect())
+    }
+}
+
+/// One replica to start: how, with what settings, and its empty state machine.
+pub type ReplicaSpec<S> = (ReplicaStart, GroupConfig, S);
+
+/// Figures of a host.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct HostInfo {
+    /// The host.
+    pub host: HostId,
+    /// Its data directory's id.
+    pub store: StoreId,
+    /// Running replicas.
+    pub groups: usize,
+    /// Of these, leaders.
+    pub leaders: usize,
+    /// The log store's figures.
+    pub log: LogStats,
+    /// The transport's figures.
+    pub transport: TransportStats,
+    /// Messages for groups or replicas that are not here.
+    pub dropped_unknown: u64,
+    /// Malformed frames.
+    pub bad_frames: u64,
+    /// Replicas stopped because of a contradiction in what they were told.
+    pub violations: u64,
+    /// Replicas stopped because their state machine failed.
+    pub machine_failures: u64,
+    /// Why the host serves no more, if its log store failed.
+    pub failed: Option<String>,
+}
+
+struct Inner {
+    shared: Arc<HostShared>,
+    /// Gone when the host is closed: it holds on to the log store, and so to the directory's lock.
+    starter: Mutex<Option<Arc<Starter>>>,
+    writer: Arc<WriterInbox>,
+    transport: Arc<TcpTransport>,
+    registry: Arc<StaticRegistry>,
+    store: StoreId,
+    threads: Mutex<Option<Threads>>,
+}
+
+/// A host: owns all replicas of this process, their log store, transport and threads. Cheap to clone.
+///
+/// Dropping the last clone closes it; [`NodeHost::close`] also tells whether it closed in order.
+#[derive(Clone)]
+pub struct NodeHost {
+    inner: Arc<Inner>,
+}
+
+/// How long dropping the last handle waits for work under way.
+const DROP_DEADLINE: Duration = Duration::from_secs(5);
+
+impl NodeHost {
+    /// Opens the data directory, or makes it, and starts the host's threads. Replicas are started one by one or with
+    /// [`NodeHost::start_replicas`].
+    ///
+    /// # Errors
+    /// A configuration out of its limits, a data directory that is another host's, in use, damaged or of another
+    /// format, or an address that can't be bound.
+    pub fn open(config: NodeHostConfig) -> Result<Self, OpenError> {
+        config.validate()?;
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let incarnation = since_epoch.as_nanos() as u64;
+        let disk = Arc::new(RealDisk);
+        let log = SharedLog::open(
+            disk.clone(),
+            SharedLogConfig {
+                journal_dir: config.journal_dir.clone(),
+                segment_bytes: config.journal_segment_bytes,
+                journal_bytes_max: config.journal_bytes_max,
+                ..SharedLogConfig::new(&config.data_dir, config.host_id)
+            },
+        )?;
+        let store = log.store;
+        let registry = Arc::new(StaticRegistry::new(config.peers.clone()));
+        let transport = TcpTransport::bind(
+            TcpConfig {
+                deployment_id: config.deployment_id,
+                store_id: store,
+                incarnation,
+                seed: incarnation ^ config.host_id.0,
+                ..TcpConfig::new(config.host_id, config.listen_address)
+            },
+            registry.clone(),
+        )?;
+        let engine = config.engine(incarnation ^ config.host_id.0.rotate_left(48));
+        let layout = layout(&config);
+        let notifiers = layout.notifiers(&engine);
+        let snapshot_threads = if config.snapshot_workers > 0 { config.snapshot_workers } else { 2 };
+        let parts = HostParts {
+            config: engine,
+            clock,
+            log,
+            snapshots: SnapshotStore::new(disk, config.data_dir.join("snapshots")),
+            spawner: Arc::new(RayonSpawner::new(&format!("lb{}-snap", config.host_id), snapshot_threads)?),
+            transport: transport.clone(),
+        };
+        let host = Host::new(parts, &notifiers);
+        let (shared, starter, writer) =
+            (Arc::clone(&host.shared), Arc::clone(&host.starter), Arc::clone(&host.writer_inbox));
+        let threads = Threads::start(host, &notifiers, layout, transport.clone())?;
+        for &peer in config.peers.keys().filter(|&&id| id != config.host_id) {
+            transport.connect(peer);
+        }
+        tracing::info!(host = %config.host_id, address = %transport.local_address(), "host opened");
+        let (threads, starter) = (Mutex::new(Some(threads)), Mutex::new(Some(starter)));
+        Ok(Self { inner: Arc::new(Inner { shared, starter, writer, transport, registry, store, threads }) })
+    }
+
+    /// Starts one replica.
+    ///
+    /// # Errors
+    /// When its configuration is out of limits, it runs already, or what the data directory holds of it does not fit.
+    pub fn start_replica<S: StateMachine>(
+        &self,
+        start: ReplicaStart,
+        config: GroupConfig,
+        machine: impl FnOnce() -> S,
+    ) -> Result<Group<S>, StartError> {
+        let mut started = self.start_replicas([(start, config, machine())])?;
+        Ok(started.pop().expect("one was started"))
+    }
+
+    /// Starts many replicas with one journal batch. Either all start or none.
+    ///
+    /// # Errors
+    /// Of the first replica that can't be started.
+    pub fn start_replicas<S: StateMachine>(
+        &self,
+        replicas: impl IntoIterator<Item = ReplicaSpec<S>>,
+    ) -> Result<Vec<Group<S>>, StartError> {
+        let mut specs = Vec::new();
+        for (start, config, machine) in replicas {
+            config.validate().map_err(|e| StartError::Config(e.to_string()))?;
+            let start = match start {
+                ReplicaStart::Bootstrap(members) => {
+                    let member = |(id, host)| (id, Member { host, store: StoreId::ZERO });
+                    Start::Bootstrap(Membership::from_voters(members.into_iter().map(member)))
+                }
+                ReplicaStart::Join => Start::Join,
+                ReplicaStart::Restart => Start::Restart,
+            };
+            specs.push(StartSpec { start, config: config.engine(), machine: Box::new(Typed::new(machine)) });
+        }
+        let starter = self.inner.starter().ok_or_else(|| StartError::Closed("it is closed".to_owned()))?;
+        Ok(starter.start(specs)?.into_iter().map(Group::new).collect())
+    }
+
+    /// The group's replica on this host. `S` must be the type that it was started with.
+    ///
+    /// # Errors
+    /// [`RequestError::NotHere`] when no replica of the group runs here.
+    pub fn group<S: StateMachine>(&self, group: GroupId) -> Result<Group<S>, RequestError> {
+        self.shared(group).map(Group::new)
+    }
+
+    fn shared(&self, group: GroupId) -> Result<Arc<GroupShared>, RequestError> {
+        self.inner.shared.group(group).ok_or(RequestError::NotHere(group))
+    }
+
+    /// Stops the group's replica on this host; its data stays. Does not wait.
+    ///
+    /// # Errors
+    /// [`RequestError::NotHere`] when it does not run here.
+    pub fn stop_replica(&self, group: GroupId) -> Result<(), RequestError> {
+        if self.inner.starter().is_some_and(|s| s.stop(group)) { Ok(()) } else { Err(RequestError::NotHere(group)) }
+    }
+
+    /// Groups whose replica is in the data directory and not running.
+    pub fn stopped_groups(&self) -> Vec<GroupId> {
+        self.inner.starter().map_or_else(Vec::new, |s| s.stopped())
+    }
+
+    /// A peer lives at another address from now on.
+    pub fn set_peer_address(&self, host: HostId, address: SocketAddr) {
+        self.inner.registry.set_peer_address(host, address);
+        self.inner.transport.connect(host);
+    }
+
+    /// Where this host listens.
+    pub fn local_address(&self) -> SocketAddr {
+        self.inner.transport.local_address()
+    }
+
+    /// Figures of this host, without asking any worker.
+    pub fn info(&self) -> HostInfo {
+        let shared = &self.inner.shared;
+        let groups: Vec<_> = shared.groups.read().values().cloned().collect();
+        let c = &shared.counters;
+        HostInfo {
+            host: shared.config.host,
+            store: self.inner.store,
+            groups: groups.len(),
+            leaders: groups.iter().filter(|g| g.leader().is_some_and(|l| l.1 == g.replica)).count(),
+            log: self.inner.writer.stats(),
+            transport: self.inner.transport.stats(),
+            dropped_unknown: c.dropped_unknown.load(Ordering::Relaxed),
+            bad_frames: c.bad_frames.load(Ordering::Relaxed),
+            violations: c.violations.load(Ordering::Relaxed),
+            machine_failures: c.machine_failures.load(Ordering::Relaxed),
+            failed: shared.failed.lock().clone(),
+        }
+    }
+
+    /// Closes the host: refuses new requests, lets those under way end until `deadline`, ends the rest, seals the log,
+    /// joins every thread.
+    ///
+    /// # Errors
+    /// When the log could not be sealed or a thread did not end in time. The host is closed all the same.
+    pub fn close(&self, deadline: Duration) -> Result<(), CloseError> {
+        self.inner.close(deadline)
+    }
+}
+
+impl std::fmt::Debug for NodeHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeHost").field("host", &self.inner.shared.config.host).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn starter(&self) -> Option<Arc<Starter>> {
+        self.starter.lock().clone()
+    }
+
+    fn close(&self, deadline: Duration) -> Result<(), CloseError> {
+        let Some(threads) = self.threads.lock().take() else { return Ok(()) };
+        let deadline = Instant::now() + deadline;
+        self.shared.closing.store(true, Ordering::SeqCst);
+        while !self.drained() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if let Some(starter) = self.starter.lock().take() {
+            let groups: Vec<_> = self.shared.groups.read().keys().copied().collect();
+            for group in groups {
+                starter.stop(group);
+            }
+        }
+        // Threads are given a moment of their own beyond the requests' deadline.
+        threads.close(deadline.max(Instant::now()) + Duration::from_secs(1))
+    }
+
+    /// Nothing is queued, and all that is in the logs here and can be applied is.
+    fn drained(&self) -> bool {
+        self.shared.has_failed.load(Ordering::SeqCst)
+            || self.shared.groups.read().values().all(|g| {
+                let applied = g.published.applied.load(Ordering::Acquire);
+                g.inbox.lock().is_none() && applied >= g.published.commit.load(Ordering::Acquire)
+            })
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Err(error) = self.close(DROP_DEADLINE) {
+            tracing::error!(%error, "host did not close in order");
+        }
+    }
+}
+
+/// On few cores, threads beyond the cores cost more than they hide.
+fn layout(config: &NodeHostConfig) -> ThreadLayout {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    match config.threads {
+        crate::Threads::Compact => ThreadLayout::Compact,
+        crate::Threads::Auto if cores < 4 => ThreadLayout::Compact,
+        _ => ThreadLayout::Separate,
+    }
+}

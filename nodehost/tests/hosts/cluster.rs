@@ -1,0 +1,114 @@
+//! Three hosts in one process, on free ports and temporary directories.
+
+use crate::machine::List;
+use longboat::*;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Long enough for any machine; tests end as soon as what they wait for is there.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Hosts 1..=3 with their directories; a host that is down is `None`.
+pub(crate) struct Cluster {
+    dirs: Vec<TempDir>,
+    pub(crate) hosts: Vec<Option<NodeHost>>,
+    pub(crate) groups: u64,
+    pub(crate) snapshot_entries: u64,
+    pub(crate) poison: Option<(usize, u64)>,
+}
+
+fn config(dir: &TempDir, id: u64) -> NodeHostConfig {
+    NodeHostConfig {
+        data_dir: dir.path().to_path_buf(),
+        host_id: HostId(id),
+        journal_segment_bytes: 4 << 20,
+        journal_bytes_max: 64 << 20,
+        payload_bytes_max: 1 << 20,
+        ..NodeHostConfig::default()
+    }
+}
+
+pub(crate) fn members() -> BTreeMap<ReplicaId, HostId> {
+    (1..=3).map(|i| (ReplicaId(i), HostId(i))).collect()
+}
+
+impl Cluster {
+    /// Three hosts with `groups` groups.
+    pub(crate) fn start(groups: u64, snapshot_entries: u64) -> Self {
+        let dirs = (0..3).map(|_| TempDir::new().unwrap()).collect();
+        let mut cluster = Self { dirs, hosts: vec![None, None, None], groups, snapshot_entries, poison: None };
+        (0..3).for_each(|i| cluster.open(i));
+        cluster
+    }
+
+    /// Opens host `i` (from 0) and starts its replicas; tells everybody where everybody is.
+    pub(crate) fn open(&mut self, i: usize) {
+        let host = NodeHost::open(config(&self.dirs[i], i as u64 + 1)).expect("opens");
+        let poison = self.poison.filter(|p| p.0 == i).map(|p| p.1);
+        let specs = (1..=self.groups).map(|g| {
+            let config = GroupConfig {
+                group: GroupId(g),
+                replica: ReplicaId(i as u64 + 1),
+                election_timeout_ms: 200,
+                heartbeat_interval_ms: 30,
+                snapshot_entries: self.snapshot_entries,
+                compaction_overhead: 5,
+                ..GroupConfig::default()
+            };
+            (ReplicaStart::bootstrap(members()), config, List { poison, ..List::default() })
+        });
+        host.start_replicas(specs).expect("replicas start");
+        self.hosts[i] = Some(host);
+        for a in self.hosts.iter().flatten() {
+            for b in self.hosts.iter().flatten() {
+                a.set_peer_address(b.info().host, b.local_address());
+            }
+        }
+    }
+
+    /// Closes host `i`.
+    pub(crate) fn close(&mut self, i: usize) {
+        self.hosts[i].take().unwrap().close(Duration::from_secs(5)).expect("closes in order");
+    }
+
+    pub(crate) fn group(&self, i: usize, group: u64) -> Group<List> {
+        self.hosts[i].as_ref().unwrap().group(GroupId(group)).unwrap()
+    }
+
+    /// The host that leads `group`, once all hosts that are up agree on it.
+    pub(crate) fn leader(&self, group: u64) -> usize {
+        until("a leader", || {
+            let up: Vec<usize> = (0..3).filter(|&i| self.hosts[i].is_some()).collect();
+            let leaders: Vec<_> = up.iter().map(|&i| self.group(i, group).leader()).collect();
+            let first = leaders[0]?;
+            let at = first.replica.0 as usize - 1;
+            (leaders.iter().all(|l| *l == Some(first)) && up.contains(&at)).then_some(at)
+        })
+    }
+
+    /// Proposes until it is taken. Only for values that may be proposed again when they were not applied.
+    pub(crate) fn put(&self, i: usize, group: u64, value: u64) -> usize {
+        until("a proposal", || match self.group(i, group).propose(value, PATIENCE).unwrap().wait() {
+            Ok(len) => Some(len),
+            Err(e) if !e.may_have_applied() => None,
+            Err(e) => panic!("proposal of {value}: {e}"),
+        })
+    }
+
+    pub(crate) fn read(&self, i: usize, group: u64) -> Vec<u64> {
+        self.group(i, group).read((), PATIENCE).unwrap().wait().expect("a read")
+    }
+}
+
+/// Polls until `probe` gives something.
+pub(crate) fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "no {what} in {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
