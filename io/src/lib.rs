@@ -8,5 +8,5 @@ pub mod disk;
 pub mod job;
 
 pub use clock::{Clock, MonotonicClock};
-pub use disk::{Disk, DiskFile, DiskLock, RealDisk};
+pub use disk::{Disk, DiskFile, DiskLock, RealDisk, SharedDisk};
 pub use job::{Job, JobState, RayonSpawner, Spawner};

@@ -6,7 +6,30 @@
 //!
 //! Must not know: workers, transport, state machines, what a vote or an append means.
 
-use longboat_raft::{GroupEpoch, GroupId, HardState, HostId, Index, LogPos, Membership, ReplicaId, Run, SnapshotMeta, StoreId};
+mod codec;
+mod config;
+mod fold;
+mod format;
+mod frame;
+mod identity;
+mod index;
+mod kv;
+mod reader;
+mod recover;
+mod segment;
+mod settle;
+mod shared;
+mod store;
+mod writer;
+
+pub use config::{
+    JOURNAL_BYTES_MAX_DEFAULT, KeyValue, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SharedLogConfig,
+};
+pub use store::SharedLog;
+
+use longboat_raft::{
+    GroupEpoch, GroupId, HardState, HostId, Index, LogPos, Membership, ReplicaId, Run, SnapshotMeta, StoreId,
+};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -113,6 +136,9 @@ pub enum LogError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
+    /// A field of the configuration is out of its limits.
+    #[error("log store configuration: {0}")]
+    Config(String),
     /// Reading, writing or making files failed.
     #[error("data directory can't be used: {0}")]
     Io(#[from] std::io::Error),
@@ -168,6 +194,11 @@ pub struct LogStats {
     pub log_bytes: u64,
     /// Entries that were settled into the key-value store.
     pub settled_entries: u64,
+    /// Journal segments that wait to be used again.
+    pub free_segments: u64,
+    /// Bytes of segments in use, as a part of the journal's bound. Settling starts above 50; near 100 and beyond, it does
+    /// not keep up, and a host should take no more proposals.
+    pub pressure_percent: u32,
 }
 
 /// A store of raft state. Owned by one log writer.
@@ -178,6 +209,7 @@ pub trait LogDb: Send + 'static {
     fn submit(&mut self, batch: Vec<Update>) -> Seq;
 
     /// Drives what was submitted. A real store blocks here, for at most one write and one sync.
+    /// While `in_flight` is reported on a real disk there is more to write: poll again.
     ///
     /// # Errors
     /// The first failure, and the same one for ever after.

@@ -1,0 +1,197 @@
+//! The fold of frames into what is known of a group: used when the journal is replayed and when it is settled.
+//!
+//! The order inside of one frame is the contract of [`crate::Update`]: record, cut, runs, compaction.
+
+use crate::codec::Rows;
+use crate::frame::{Frame, RunAt};
+use crate::{GroupState, Record};
+use longboat_raft::{GroupId, HardState, Index, LogPos};
+
+/// A group's state as of some sequence, with the log rows that the key-value store has of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Folded {
+    pub(crate) state: GroupState,
+    pub(crate) rows: Rows,
+    /// The log was replaced since the row was read: rows of before are of another history.
+    pub(crate) reset: bool,
+}
+
+impl Folded {
+    pub(crate) fn new(group: GroupId) -> Self {
+        Self { state: GroupState { group, ..GroupState::default() }, rows: Rows::default(), reset: false }
+    }
+
+    /// Carries out one frame. The error says what the frame contradicts.
+    pub(crate) fn apply(&mut self, frame: &Frame) -> Result<(), String> {
+        if let Some(record) = &frame.record {
+            self.apply_record(record);
+        }
+        let state = &mut self.state;
+        if state.removed {
+            return Ok(());
+        }
+        state.hard_state = frame.hard_state;
+        if let Some(from) = frame.cut_tail {
+            cut(state, from);
+        }
+        for run in &frame.runs {
+            append(state, run)?;
+        }
+        if let Some(to) = frame.compact_to {
+            compact(state, to)?;
+        }
+        Ok(())
+    }
+
+    fn apply_record(&mut self, record: &Record) {
+        let state = &mut self.state;
+        match record {
+            Record::Bootstrap(b) => {
+                *state = GroupState { group: state.group, bootstrap: b.clone(), ..GroupState::default() };
+                self.reset = true;
+            }
+            Record::Snapshot(s) => {
+                if s.resets_log {
+                    state.start = s.meta.pos;
+                    state.last = s.meta.pos;
+                    state.terms.clear();
+                    self.reset = true;
+                }
+                state.snapshot = Some(s.clone());
+            }
+            Record::Removed { replica } => {
+                let group = state.group;
+                *state = GroupState { group, removed: true, hard_state: HardState::default(), ..GroupState::default() };
+                state.bootstrap.replica = *replica;
+                self.reset = true;
+            }
+        }
+    }
+}
+
+fn cut(state: &mut GroupState, from: Index) {
+    if from > state.last.index {
+        return;
+    }
+    while state.terms.last().is_some_and(|t| t.index >= from) {
+        state.terms.pop();
+    }
+    state.last = match state.terms.last() {
+        Some(t) => LogPos::new(t.term, from.prev()),
+        None => state.start,
+    };
+}
+
+fn append(state: &mut GroupState, run: &RunAt) -> Result<(), String> {
+    if run.first != state.last.index.next() {
+        return Err(format!("group {}: entries from {} do not follow {:?}", state.group, run.first, state.last));
+    }
+    if state.terms.last().is_none_or(|t| t.term != run.term) {
+        state.terms.push(LogPos::new(run.term, run.first));
+    }
+    state.last = LogPos::new(run.term, run.last);
+    Ok(())
+}
+
+fn compact(state: &mut GroupState, to: LogPos) -> Result<(), String> {
+    if to.index <= state.start.index {
+        return Ok(());
+    }
+    if to.index > state.last.index {
+        return Err(format!("group {}: compaction to {to:?} beyond the last entry {:?}", state.group, state.last));
+    }
+    state.start = to;
+    let first = to.index.next();
+    // The term of the first kept entry begins there now; the terms wholly before it are gone.
+    let keep = state.terms.iter().rposition(|t| t.index <= first).unwrap_or(0);
+    state.terms.drain(..keep);
+    match state.terms.first_mut() {
+        Some(t) if to.index < state.last.index => t.index = t.index.max(first),
+        _ => state.terms.clear(),
+    }
+    if to.index == state.last.index {
+        state.last = to;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SnapshotRecord;
+    use longboat_raft::{SnapshotMeta, Term};
+    use smallvec::SmallVec;
+
+    fn pos(term: u64, index: u64) -> LogPos {
+        LogPos::new(Term(term), Index(index))
+    }
+
+    fn frame() -> Frame {
+        Frame {
+            group: GroupId(1),
+            hard_state: HardState::default(),
+            cut_tail: None,
+            compact_to: None,
+            record: None,
+            runs: SmallVec::new(),
+        }
+    }
+
+    fn appended(runs: &[(u64, u64, u64)]) -> Frame {
+        let runs = runs
+            .iter()
+            .map(|&(t, first, last)| RunAt {
+                term: Term(t),
+                first: Index(first),
+                last: Index(last),
+                offset: 0,
+                length: 0,
+            })
+            .collect();
+        Frame { runs, ..frame() }
+    }
+
+    #[test]
+    fn terms_follow_appends_cuts_and_compactions() {
+        let mut f = Folded::new(GroupId(1));
+        f.apply(&appended(&[(1, 1, 5), (1, 6, 7), (3, 8, 10)])).expect("contiguous");
+        assert_eq!(f.state.terms, [pos(1, 1), pos(3, 8)]);
+        f.apply(&Frame { compact_to: Some(pos(1, 4)), ..frame() }).expect("inside");
+        assert_eq!((f.state.start, &f.state.terms[..]), (pos(1, 4), &[pos(1, 5), pos(3, 8)][..]));
+        f.apply(&Frame { cut_tail: Some(Index(9)), ..appended(&[(4, 9, 9)]) }).expect("cut first");
+        assert_eq!(f.state.terms, [pos(1, 5), pos(3, 8), pos(4, 9)]);
+        f.apply(&Frame { cut_tail: Some(Index(8)), ..frame() }).expect("cut");
+        assert_eq!(f.state.last, pos(1, 7));
+        f.apply(&Frame { compact_to: Some(pos(1, 7)), ..frame() }).expect("all of it");
+        assert_eq!((f.state.last, f.state.terms.len()), (pos(1, 7), 0));
+        f.apply(&appended(&[(6, 8, 8)])).expect("goes on");
+        assert_eq!(f.state.terms, [pos(6, 8)]);
+    }
+
+    #[test]
+    fn compacting_up_to_a_term_boundary_keeps_the_next_term_only() {
+        let mut f = Folded::new(GroupId(1));
+        f.apply(&appended(&[(1, 1, 5), (2, 6, 9)])).expect("contiguous");
+        f.apply(&Frame { compact_to: Some(pos(1, 5)), ..frame() }).expect("inside");
+        assert_eq!(f.state.terms, [pos(2, 6)]);
+    }
+
+    #[test]
+    fn a_gap_is_refused() {
+        let mut f = Folded::new(GroupId(1));
+        assert!(f.apply(&appended(&[(1, 2, 3)])).is_err());
+    }
+
+    #[test]
+    fn a_leaders_snapshot_replaces_the_log_and_a_removal_all_but_the_fact() {
+        let mut f = Folded::new(GroupId(1));
+        f.apply(&appended(&[(1, 1, 5)])).expect("contiguous");
+        let meta = SnapshotMeta { pos: pos(7, 100), ..SnapshotMeta::default() };
+        let record = Some(Record::Snapshot(SnapshotRecord { meta, bytes: 1, resets_log: true }));
+        f.apply(&Frame { record, ..appended(&[(7, 101, 101)]) }).expect("starts after the snapshot");
+        assert_eq!((f.state.start, f.state.last, f.reset), (pos(7, 100), pos(7, 101), true));
+        let record = Some(Record::Removed { replica: longboat_raft::ReplicaId(3) });
+        f.apply(&Frame { record, ..frame() }).expect("removed");
+        assert!(f.state.removed && f.state.last == LogPos::ZERO);
+    }
+}

@@ -1,0 +1,233 @@
+//! Frames: what one group makes durable in one record.
+//!
+//! Layout, little-endian: checksum (4), flags (4), group (8), term (8), vote (8), commit (8), count of runs (4), length
+//! of the rare record (4); then, where the flags say so, the cut (8), the compaction point (16) and the rare record,
+//! padded to 8; then the runs back to back.
+//!
+//! The checksum covers all that comes before the runs and each run's own header. That header holds the checksums of
+//! the rest of its run, so every byte is vouched for and none is summed twice.
+
+use crate::codec::{Malformed, put_record, take_record};
+use crate::{Record, Update};
+use bytes::{Buf, Bytes};
+use longboat_raft::run::RUN_HEADER_BYTES;
+use longboat_raft::{GroupId, HardState, Index, LogPos, ReplicaId, Run, Term};
+use smallvec::SmallVec;
+
+/// Bytes of a frame's fixed part.
+const FRAME_HEADER_BYTES: usize = 48;
+const CUT: u32 = 1;
+const COMPACT: u32 = 2;
+const KNOWN_FLAGS: u32 = CUT | COMPACT;
+
+/// A frame, read back. Its runs stay where they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub(crate) group: GroupId,
+    pub(crate) hard_state: HardState,
+    pub(crate) cut_tail: Option<Index>,
+    pub(crate) compact_to: Option<LogPos>,
+    pub(crate) record: Option<Record>,
+    pub(crate) runs: SmallVec<[RunAt; 1]>,
+}
+
+/// A run inside of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RunAt {
+    pub(crate) term: Term,
+    pub(crate) first: Index,
+    pub(crate) last: Index,
+    /// In bytes from the frame's start.
+    pub(crate) offset: u32,
+    pub(crate) length: u32,
+}
+
+/// Bytes that the frame of this update takes.
+pub(crate) fn encoded_len(update: &Update) -> usize {
+    let mut len = FRAME_HEADER_BYTES;
+    len += if update.cut_tail.is_some() { 8 } else { 0 };
+    len += if update.compact_to.is_some() { 16 } else { 0 };
+    if let Some(record) = &update.record {
+        // Rare, so encoding it twice costs less than keeping its bytes would.
+        let mut bytes = Vec::new();
+        put_record(&mut bytes, record);
+        len += bytes.len().next_multiple_of(8);
+    }
+    len + update.runs.iter().map(Run::encoded_len).sum::<usize>()
+}
+
+/// Appends the frame of this update. The only copy that is made of a payload on its way to the disk.
+pub(crate) fn encode(update: &Update, seed: u32, out: &mut Vec<u8>) {
+    let at = out.len();
+    let mut flags = 0;
+    let mut fixed = [0u8; FRAME_HEADER_BYTES];
+    fixed[8..16].copy_from_slice(&update.group.0.to_le_bytes());
+    fixed[16..24].copy_from_slice(&update.hard_state.term.0.to_le_bytes());
+    fixed[24..32].copy_from_slice(&update.hard_state.vote.0.to_le_bytes());
+    fixed[32..40].copy_from_slice(&update.hard_state.commit.0.to_le_bytes());
+    fixed[40..44].copy_from_slice(&(update.runs.len() as u32).to_le_bytes());
+    out.extend_from_slice(&fixed);
+    if let Some(from) = update.cut_tail {
+        flags |= CUT;
+        out.extend_from_slice(&from.0.to_le_bytes());
+    }
+    if let Some(to) = update.compact_to {
+        flags |= COMPACT;
+        out.extend_from_slice(&to.term.0.to_le_bytes());
+        out.extend_from_slice(&to.index.0.to_le_bytes());
+    }
+    if let Some(record) = &update.record {
+        let from = out.len();
+        put_record(out, record);
+        let len = out.len() - from;
+        out[at + 44..at + 48].copy_from_slice(&(len as u32).to_le_bytes());
+        out.resize(from + len.next_multiple_of(8), 0);
+    }
+    out[at + 4..at + 8].copy_from_slice(&u32::to_le_bytes(flags));
+    let mut sum = crc32fast::Hasher::new_with_initial(seed);
+    sum.update(&out[at + 4..]);
+    for run in &update.runs {
+        let head = run.head();
+        sum.update(&head[..RUN_HEADER_BYTES]);
+        out.extend_from_slice(head);
+        out.extend_from_slice(run.payload());
+    }
+    out[at..at + 4].copy_from_slice(&sum.finalize().to_le_bytes());
+}
+
+impl Frame {
+    /// Reads the frame that `bytes` are, all of them, and checks its own checksum; the runs' bytes are not looked at.
+    pub(crate) fn decode(bytes: &[u8], seed: u32) -> Result<Self, Malformed> {
+        if bytes.len() < FRAME_HEADER_BYTES {
+            return Err(Malformed("frame: too short"));
+        }
+        let mut b = bytes;
+        let (sum, flags) = (b.get_u32_le(), b.get_u32_le());
+        let group = GroupId(b.get_u64_le());
+        let hard_state =
+            HardState { term: Term(b.get_u64_le()), vote: ReplicaId(b.get_u64_le()), commit: Index(b.get_u64_le()) };
+        let (run_count, record_len) = (b.get_u32_le() as usize, b.get_u32_le() as usize);
+        let front = [8 * usize::from(flags & CUT != 0), 16 * usize::from(flags & COMPACT != 0)];
+        let record_at = FRAME_HEADER_BYTES + front[0] + front[1];
+        let runs_at = record_at.saturating_add(record_len.next_multiple_of(8));
+        if flags & !KNOWN_FLAGS != 0 || runs_at > bytes.len() || run_count > bytes.len() / RUN_HEADER_BYTES {
+            return Err(Malformed("frame: its lengths do not fit"));
+        }
+        let mut hasher = crc32fast::Hasher::new_with_initial(seed);
+        hasher.update(&bytes[4..runs_at]);
+        let runs = walk_runs(bytes, runs_at, run_count, &mut hasher)?;
+        if hasher.finalize() != sum {
+            return Err(Malformed("frame: checksum mismatch"));
+        }
+        let cut_tail = (flags & CUT != 0).then(|| Index(b.get_u64_le()));
+        let compact_to = (flags & COMPACT != 0).then(|| LogPos::new(Term(b.get_u64_le()), Index(b.get_u64_le())));
+        let mut record_bytes = &bytes[record_at..record_at + record_len];
+        let record = if record_len > 0 { Some(take_record(&mut record_bytes)?) } else { None };
+        Ok(Self { group, hard_state, cut_tail, compact_to, record, runs })
+    }
+
+    /// The first and the last index of the entries.
+    pub(crate) fn appended(&self) -> Option<(Index, Index)> {
+        Some((self.runs.first()?.first, self.runs.last()?.last))
+    }
+}
+
+/// Takes the runs out of a frame, checksums of their contents included.
+pub(crate) fn runs(frame: &Frame, bytes: &Bytes) -> Result<SmallVec<[Run; 1]>, Malformed> {
+    frame
+        .runs
+        .iter()
+        .map(|at| {
+            let mut input = bytes.slice(at.offset as usize..(at.offset + at.length) as usize);
+            Run::decode(&mut input).map_err(|_| Malformed("run: checksum mismatch or unknown contents"))
+        })
+        .collect()
+}
+
+fn walk_runs(
+    bytes: &[u8],
+    mut at: usize,
+    count: usize,
+    sum: &mut crc32fast::Hasher,
+) -> Result<SmallVec<[RunAt; 1]>, Malformed> {
+    let mut runs = SmallVec::new();
+    for _ in 0..count {
+        let (head, payload) = Run::measure(&bytes[at..]).map_err(|_| Malformed("frame: not a run in it"))?;
+        let length = head + payload;
+        if length > bytes.len() - at {
+            return Err(Malformed("frame: a run reaches beyond it"));
+        }
+        sum.update(&bytes[at..at + RUN_HEADER_BYTES]);
+        let mut b = &bytes[at + 4..];
+        let entries = u64::from(b.get_u32_le());
+        let (term, first) = (Term(b.get_u64_le()), Index(b.get_u64_le()));
+        let last = Index(first.0.saturating_add(entries - 1));
+        runs.push(RunAt { term, first, last, offset: at as u32, length: length as u32 });
+        at += length;
+    }
+    if at != bytes.len() {
+        return Err(Malformed("frame: bytes left over"));
+    }
+    Ok(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Bootstrap;
+    use longboat_raft::{EntryKind, Origin, RunBuilder};
+    use smallvec::smallvec;
+
+    fn update() -> Update {
+        let run = |first: u64, payloads: &[&[u8]]| {
+            let mut b = RunBuilder::new();
+            for (i, p) in payloads.iter().enumerate() {
+                b.push(EntryKind::Command, i as u64, p);
+            }
+            b.seal(Term(4), Index(first), Origin { replica: ReplicaId(1), start: 5 })
+        };
+        Update {
+            group: GroupId(77),
+            hard_state: HardState { term: Term(4), vote: ReplicaId(2), commit: Index(9) },
+            cut_tail: Some(Index(10)),
+            runs: smallvec![run(10, &[b"abc", b""]), run(12, &[b"defgh"])],
+            compact_to: Some(LogPos::new(Term(3), Index(8))),
+            record: Some(Box::new(Record::Bootstrap(Bootstrap::default()))),
+        }
+    }
+
+    #[test]
+    fn a_frame_reads_back_as_it_was_written() {
+        for update in [update(), Update { group: GroupId(1), ..Update::default() }] {
+            let mut bytes = Vec::new();
+            encode(&update, 99, &mut bytes);
+            assert_eq!(bytes.len(), encoded_len(&update));
+            let frame = Frame::decode(&bytes, 99).expect("valid");
+            assert_eq!(frame.group, update.group);
+            assert_eq!(frame.hard_state, update.hard_state);
+            assert_eq!(frame.cut_tail, update.cut_tail);
+            assert_eq!(frame.compact_to, update.compact_to);
+            assert_eq!(frame.record, update.record.as_deref().cloned());
+            assert_eq!(runs(&frame, &bytes.into()).expect("valid"), update.runs);
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed_by_the_frame_or_by_its_runs() {
+        let mut bytes = Vec::new();
+        encode(&update(), 99, &mut bytes);
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let read = Frame::decode(&bad, 99).and_then(|f| runs(&f, &bad.clone().into()));
+            assert!(read.is_err(), "bit {bit} of {} went unnoticed", bytes.len() * 8);
+        }
+    }
+
+    #[test]
+    fn a_frame_of_another_use_is_refused() {
+        let mut bytes = Vec::new();
+        encode(&update(), 99, &mut bytes);
+        assert_eq!(Frame::decode(&bytes, 98), Err(Malformed("frame: checksum mismatch")));
+    }
+}

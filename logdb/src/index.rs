@@ -1,0 +1,376 @@
+//! The index in memory: for every group, which segments hold which of its entries.
+//!
+//! One item per (group, segment) for sealed segments, whose footers know the rest; one per frame for the segment that
+//! is being written. It follows what is durable, never what is only submitted, so that readers see nothing else.
+
+use crate::codec::Rows;
+use crate::format::{FooterGroup, FrameAt};
+use crate::frame::Frame;
+use crate::segment::Segment;
+use crate::{GroupState, ReadError, Record, Update};
+use ahash::AHashMap;
+use longboat_raft::{GroupId, Index};
+use smallvec::SmallVec;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Ends a chain of frames.
+const NO_FRAME: u32 = u32::MAX;
+
+/// Entries of one group in one segment, all of them live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// The use number of the segment.
+    pub(crate) segment: u64,
+    pub(crate) lo: Index,
+    pub(crate) hi: Index,
+    /// The group's items in the footer's list of frames, once sealed.
+    pub(crate) at: u32,
+    pub(crate) count: u32,
+}
+
+/// What the index knows of a group.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Group {
+    pub(crate) id: GroupId,
+    /// The entries through this one are gone.
+    pub(crate) start: Index,
+    pub(crate) last: Index,
+    /// The largest commit index that a frame carried.
+    pub(crate) commit: Index,
+    /// The entries after `start` through this one are in the key-value store.
+    pub(crate) settled: Index,
+    pub(crate) removed: bool,
+    /// Counts the times that entries were taken back, so that a reader notices.
+    pub(crate) cuts: u32,
+    /// Ascending, contiguous, from the first entry that is not settled to the last.
+    pub(crate) spans: SmallVec<[Span; 1]>,
+    /// The use number of the segment that `newest` is about.
+    touched: u64,
+    newest: u32,
+}
+
+impl Group {
+    /// The entries through this one need no segment.
+    pub(crate) fn covered(&self) -> Index {
+        self.start.max(self.settled)
+    }
+
+    /// Whether uncommitted entries lie in this segment.
+    pub(crate) fn pins(&self, segment: u64) -> bool {
+        self.spans.iter().any(|s| s.segment == segment && s.hi > self.commit)
+    }
+}
+
+/// What a frame or an update does to the index.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Effect {
+    /// Everything is gone and the log starts after this index.
+    fresh: Option<Index>,
+    forgets_commit: bool,
+    removed: bool,
+    commit: Index,
+    cut_tail: Option<Index>,
+    appended: Option<(Index, Index)>,
+    compact_to: Option<Index>,
+}
+
+impl Effect {
+    fn of_record(record: Option<&Record>) -> Self {
+        let mut effect = Self::default();
+        match record {
+            Some(Record::Bootstrap(_)) => (effect.fresh, effect.forgets_commit) = (Some(Index::ZERO), true),
+            Some(Record::Removed { .. }) => (effect.fresh, effect.removed) = (Some(Index::ZERO), true),
+            Some(Record::Snapshot(s)) if s.resets_log => effect.fresh = Some(s.meta.pos.index),
+            Some(Record::Snapshot(_)) | None => {}
+        }
+        effect
+    }
+}
+
+impl From<&Update> for Effect {
+    fn from(u: &Update) -> Self {
+        let appended = match (u.runs.first(), u.runs.last()) {
+            (Some(first), Some(last)) => Some((first.first(), last.last())),
+            _ => None,
+        };
+        let (commit, cut_tail) = (u.hard_state.commit, u.cut_tail);
+        let compact_to = u.compact_to.map(|p| p.index);
+        Self { commit, cut_tail, appended, compact_to, ..Self::of_record(u.record.as_deref()) }
+    }
+}
+
+impl From<&Frame> for Effect {
+    fn from(f: &Frame) -> Self {
+        let (commit, cut_tail) = (f.hard_state.commit, f.cut_tail);
+        let compact_to = f.compact_to.map(|p| p.index);
+        Self { commit, cut_tail, appended: f.appended(), compact_to, ..Self::of_record(f.record.as_ref()) }
+    }
+}
+
+/// A frame of the segment that is being written, chained to the group's frame before it.
+#[derive(Clone, Copy, Debug)]
+struct ActiveFrame {
+    at: FrameAt,
+    previous: u32,
+}
+
+/// All groups, and the segments that hold them.
+#[derive(Debug, Default)]
+pub(crate) struct LogIndex {
+    pub(crate) groups: Vec<Group>,
+    by_id: AHashMap<GroupId, u32>,
+    /// Oldest first; the last one is being written.
+    pub(crate) segments: VecDeque<Arc<Segment>>,
+    frames: Vec<ActiveFrame>,
+    /// The groups with a frame in the segment that is being written.
+    touched: Vec<u32>,
+}
+
+/// The body of a footer, and where each group's items are in it.
+#[derive(Debug, Default)]
+pub(crate) struct FooterBody {
+    pub(crate) groups: Vec<(u32, FooterGroup)>,
+    pub(crate) frames: Vec<FrameAt>,
+}
+
+impl FooterBody {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        for (_, group) in &self.groups {
+            out.extend_from_slice(&group.encode());
+        }
+        for frame in &self.frames {
+            out.extend_from_slice(&frame.encode());
+        }
+    }
+}
+
+/// Where the first of some entries are.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// In the key-value store, through this index.
+    Settled(Index),
+    /// In these frames of a segment, valid through `hi`, each until the next one's first.
+    Frames { segment: Arc<Segment>, frames: Vec<FrameAt>, hi: Index },
+    /// In frames that this segment's footer lists.
+    Footer { segment: Arc<Segment>, span: Span },
+}
+
+impl LogIndex {
+    pub(crate) fn slot(&self, id: GroupId) -> Option<u32> {
+        self.by_id.get(&id).copied()
+    }
+
+    pub(crate) fn group(&self, id: GroupId) -> Option<&Group> {
+        Some(&self.groups[self.slot(id)? as usize])
+    }
+
+    /// The slot of a group, made if it is new. Slots are given out in order and never taken back.
+    pub(crate) fn slot_or_insert(&mut self, id: GroupId) -> u32 {
+        let next = self.groups.len() as u32;
+        let slot = *self.by_id.entry(id).or_insert(next);
+        if slot == next {
+            self.groups.push(Group { id, newest: NO_FRAME, ..Group::default() });
+        }
+        slot
+    }
+
+    /// Takes over what the key-value store knows of a group.
+    pub(crate) fn load(&mut self, state: &GroupState, rows: Rows) {
+        let slot = self.slot_or_insert(state.group);
+        let g = &mut self.groups[slot as usize];
+        g.start = state.start.index;
+        g.last = state.last.index;
+        g.commit = state.hard_state.commit;
+        g.settled = rows.to;
+        g.removed = state.removed;
+    }
+
+    /// Goes on in another segment.
+    pub(crate) fn begin_segment(&mut self, segment: Arc<Segment>) {
+        self.segments.push_back(segment);
+        self.frames.clear();
+        self.touched.clear();
+    }
+
+    /// Items that a footer would have now.
+    pub(crate) fn footer_items(&self) -> usize {
+        self.frames.len() + self.touched.len()
+    }
+
+    /// Carries out one frame at `at` of the segment that is being written.
+    ///
+    /// # Errors
+    /// What the frame contradicts. A running store checks its updates before they are written, so it never sees one.
+    pub(crate) fn apply(&mut self, slot: u32, effect: &Effect, offset: u32, length: u32) -> Result<(), String> {
+        let segment = self.segments.back().expect("a segment is being written").use_number;
+        let g = &mut self.groups[slot as usize];
+        if g.touched != segment {
+            (g.touched, g.newest) = (segment, NO_FRAME);
+            self.touched.push(slot);
+        }
+        if let Some(start) = effect.fresh {
+            (g.start, g.last, g.settled, g.removed) = (start, start, Index::ZERO, effect.removed);
+            if effect.forgets_commit || effect.removed {
+                g.commit = Index::ZERO;
+            }
+            g.spans.clear();
+            g.cuts = g.cuts.wrapping_add(1);
+        }
+        if g.removed {
+            return Ok(());
+        }
+        g.commit = g.commit.max(effect.commit);
+        if let Some(from) = effect.cut_tail {
+            cut(g, from);
+        }
+        if let Some((first, last)) = effect.appended {
+            if first != g.last.next() {
+                return Err(format!("group {}: entries from {first} do not follow {}", g.id, g.last));
+            }
+            g.last = last;
+            match g.spans.last_mut() {
+                Some(s) if s.segment == segment => s.hi = last,
+                _ => g.spans.push(Span { segment, lo: first, hi: last, at: 0, count: 0 }),
+            }
+            let at = FrameAt { first, offset, length };
+            let previous = std::mem::replace(&mut g.newest, self.frames.len() as u32);
+            self.frames.push(ActiveFrame { at, previous });
+        }
+        if let Some(to) = effect.compact_to {
+            if to > g.last {
+                return Err(format!("group {}: compaction to {to} beyond {}", g.id, g.last));
+            }
+            compact(g, to);
+        }
+        Ok(())
+    }
+
+    /// The group's frames in the segment that is being written that an entry at or after `lo` can be in, ascending.
+    fn active_frames(&self, group: &Group, lo: Index) -> Vec<FrameAt> {
+        let segment = self.segments.back().expect("a segment is being written").use_number;
+        let mut next = if group.touched == segment { group.newest } else { NO_FRAME };
+        let mut frames: Vec<FrameAt> = Vec::new();
+        while next != NO_FRAME {
+            let frame = self.frames[next as usize];
+            // A later frame that starts at or before this one has overwritten all of it.
+            if frames.last().is_none_or(|later| frame.at.first < later.first) {
+                frames.push(frame.at);
+                if frame.at.first <= lo {
+                    break;
+                }
+            }
+            next = frame.previous;
+        }
+        frames.reverse();
+        frames
+    }
+
+    /// The footer of the segment that is being written.
+    pub(crate) fn footer(&self) -> FooterBody {
+        let mut slots = self.touched.clone();
+        slots.sort_unstable_by_key(|&s| self.groups[s as usize].id);
+        let mut body = FooterBody::default();
+        for slot in slots {
+            let group = &self.groups[slot as usize];
+            let at = body.frames.len() as u32;
+            body.frames.extend(self.active_frames(group, Index::ZERO));
+            let count = body.frames.len() as u32 - at;
+            body.groups.push((slot, FooterGroup { group: group.id, at, count }));
+        }
+        body
+    }
+
+    /// From here on the footer answers for the segment that was being written.
+    pub(crate) fn sealed(&mut self, body: &FooterBody) {
+        let segment = self.segments.back().expect("a segment is being written").use_number;
+        for (slot, footer) in &body.groups {
+            let spans = &mut self.groups[*slot as usize].spans;
+            if let Some(s) = spans.last_mut().filter(|s| s.segment == segment) {
+                (s.at, s.count) = (footer.at, footer.count);
+            }
+        }
+    }
+
+    /// Where the entries from `lo` on are.
+    pub(crate) fn locate(&self, id: GroupId, lo: Index, hi: Index) -> Result<Place, ReadError> {
+        let g = self.group(id).filter(|g| !g.removed).ok_or(ReadError::Unavailable)?;
+        if lo <= g.start {
+            return Err(ReadError::Compacted(g.start.next()));
+        }
+        if hi > g.last || lo > hi {
+            return Err(ReadError::Unavailable);
+        }
+        if lo <= g.settled {
+            return Ok(Place::Settled(hi.min(g.settled)));
+        }
+        let span = g.spans[g.spans.partition_point(|s| s.hi < lo)];
+        assert!(span.lo <= lo, "group {id}: entry {lo} is in no segment: {:?}", g.spans);
+        let segment = self.segment(span.segment).expect("a span's segment is live");
+        let span = Span { hi: hi.min(span.hi), ..span };
+        if segment.sealed.get().is_some() {
+            return Ok(Place::Footer { segment, span });
+        }
+        Ok(Place::Frames { segment, frames: self.active_frames(g, lo), hi: span.hi })
+    }
+
+    pub(crate) fn segment(&self, use_number: u64) -> Option<Arc<Segment>> {
+        let at = self.segments.partition_point(|s| s.use_number < use_number);
+        self.segments.get(at).filter(|s| s.use_number == use_number).cloned()
+    }
+
+    /// Entries of these groups in segments up to this one are in the key-value store now.
+    pub(crate) fn settle(&mut self, groups: &[GroupId], through: u64) {
+        for id in groups {
+            let Some(slot) = self.slot(*id) else { continue };
+            let g = &mut self.groups[slot as usize];
+            while let Some(s) = g.spans.first().copied().filter(|s| s.segment <= through) {
+                g.settled = s.hi;
+                g.spans.remove(0);
+            }
+        }
+    }
+
+    /// Whether every kept entry of every group has a place.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        for g in self.groups.iter().filter(|g| !g.removed) {
+            let mut next = g.covered().next();
+            for s in &g.spans {
+                if s.lo != next {
+                    return Err(format!("group {}: entries from {next} to {} are missing", g.id, s.lo.prev()));
+                }
+                next = s.hi.next();
+            }
+            if next <= g.last {
+                return Err(format!("group {}: entries from {next} to {} are missing", g.id, g.last));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn cut(g: &mut Group, from: Index) {
+    if from > g.last {
+        return;
+    }
+    g.cuts = g.cuts.wrapping_add(1);
+    g.last = g.last.min(from.prev()).max(g.start);
+    g.settled = g.settled.min(g.last);
+    while let Some(s) = g.spans.last_mut().filter(|s| s.hi > g.last) {
+        if s.lo > g.last {
+            g.spans.pop();
+        } else {
+            s.hi = g.last;
+        }
+    }
+}
+
+fn compact(g: &mut Group, to: Index) {
+    g.start = g.start.max(to);
+    while g.spans.first().is_some_and(|s| s.hi <= g.start) {
+        g.spans.remove(0);
+    }
+    if let Some(s) = g.spans.first_mut() {
+        s.lo = s.lo.max(g.start.next());
+    }
+}

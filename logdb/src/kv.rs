@@ -1,0 +1,240 @@
+//! The key-value store behind the journal: a small trait, RocksDB, and a twin in memory.
+//!
+//! It holds the fold of the journal up to a settled sequence and never learns anything first. What was written since
+//! the last flush may be gone after a crash, but never a part of one batch, and never a later batch without the
+//! earlier ones, over both tables together.
+
+use crate::OpenError;
+use crate::codec::Rows;
+use bytes::{Buf, BufMut, Bytes};
+use longboat_raft::{GroupId, Index, Run};
+
+mod mem;
+mod rocks;
+pub(crate) use mem::MemKv;
+pub(crate) use rocks::RocksKv;
+
+/// The tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Table {
+    /// One row per group, and a few facts about the store.
+    State = 0,
+    /// Rows of committed entries, keyed by group and first index.
+    Log = 1,
+}
+
+/// The names of the tables, in their order.
+pub(crate) const TABLES: [&str; 2] = ["state", "log"];
+
+/// The store failed. Final.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct KvError(pub(crate) String);
+
+impl From<KvError> for OpenError {
+    fn from(e: KvError) -> Self {
+        Self::KeyValue(e.0)
+    }
+}
+
+pub(crate) type KvResult<T> = Result<T, KvError>;
+
+/// A key and its value.
+pub(crate) type Row = (Vec<u8>, Vec<u8>);
+
+/// Changes that are seen together or not at all.
+#[derive(Debug, Default)]
+pub(crate) struct KvBatch {
+    /// A value to put, or none to delete the key.
+    pub(crate) changes: Vec<(Table, Vec<u8>, Option<Vec<u8>>)>,
+    pub(crate) bytes: usize,
+}
+
+impl KvBatch {
+    pub(crate) fn put(&mut self, table: Table, key: Vec<u8>, value: Vec<u8>) {
+        self.bytes += key.len() + value.len();
+        self.changes.push((table, key, Some(value)));
+    }
+
+    pub(crate) fn delete(&mut self, table: Table, key: Vec<u8>) {
+        self.bytes += key.len();
+        self.changes.push((table, key, None));
+    }
+}
+
+/// A store of two tables of sorted keys.
+pub(crate) trait Kv: Send + Sync + std::fmt::Debug {
+    fn write(&self, batch: KvBatch) -> KvResult<()>;
+    fn get(&self, table: Table, key: &[u8]) -> KvResult<Option<Vec<u8>>>;
+    /// The row with the largest key at or before `key`.
+    fn at_or_before(&self, table: Table, key: &[u8]) -> KvResult<Option<Row>>;
+    /// Shows the rows from `from` on, in order, until `visit` says stop with `false`. It must not use the store.
+    fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> KvResult<()>;
+    /// Makes all that was written durable. Blocks.
+    fn flush(&self) -> KvResult<()>;
+    /// About how many bytes of rows there are.
+    fn bytes(&self) -> u64;
+}
+
+/// The store id, so that another host's key-value store is noticed.
+pub(crate) const KEY_IDENTITY: &[u8] = b"\0identity";
+/// The last record of the journal that is settled.
+pub(crate) const KEY_SETTLED: &[u8] = b"\0settled";
+/// Present while a pass has written rows but not yet what refers to them.
+pub(crate) const KEY_SETTLING: &[u8] = b"\0settling";
+/// What the keys of group rows begin with.
+const GROUP_PREFIX: u8 = 1;
+/// The version at the front of a log row.
+const LOG_ROW_VERSION: u32 = 1;
+/// Bytes in front of a log row's runs: version, count of runs, last index.
+const LOG_ROW_HEADER_BYTES: usize = 16;
+
+pub(crate) fn group_key(group: GroupId) -> Vec<u8> {
+    let mut key = vec![GROUP_PREFIX];
+    key.put_u64(group.0);
+    key
+}
+
+/// The group of a row of [`Table::State`]; `None` for other facts.
+pub(crate) fn group_of_key(mut key: &[u8]) -> Option<GroupId> {
+    (key.len() == 9 && key.get_u8() == GROUP_PREFIX).then(|| GroupId(key.get_u64()))
+}
+
+pub(crate) fn log_key(group: GroupId, first: Index) -> Vec<u8> {
+    let mut key = Vec::with_capacity(16);
+    key.put_u64(group.0);
+    key.put_u64(first.0);
+    key
+}
+
+pub(crate) fn take_log_key(mut key: &[u8]) -> Option<(GroupId, Index)> {
+    (key.len() == 16).then(|| (GroupId(key.get_u64()), Index(key.get_u64())))
+}
+
+/// Gathers runs into one row of [`Table::Log`].
+#[derive(Debug, Default)]
+pub(crate) struct LogRow {
+    first: Option<Index>,
+    last: Index,
+    runs: u32,
+    value: Vec<u8>,
+}
+
+impl LogRow {
+    pub(crate) fn push(&mut self, run: &Run) {
+        if self.first.is_none() {
+            self.first = Some(run.first());
+            self.value.resize(LOG_ROW_HEADER_BYTES, 0);
+        }
+        self.last = run.last();
+        self.runs += 1;
+        run.encode(&mut self.value);
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.value.len()
+    }
+
+    /// Hands the row over, if there is one, and notes it in what the group's rows are.
+    pub(crate) fn finish(&mut self, group: GroupId, rows: &mut Rows, batch: &mut KvBatch) {
+        let LogRow { first: Some(first), last, runs, mut value } = std::mem::take(self) else { return };
+        let mut header = &mut value[..LOG_ROW_HEADER_BYTES];
+        header.put_u32_le(LOG_ROW_VERSION);
+        header.put_u32_le(runs);
+        header.put_u64_le(last.0);
+        if rows.is_empty() {
+            rows.from = first;
+        }
+        rows.to = last;
+        batch.put(Table::Log, log_key(group, first), value);
+    }
+}
+
+/// The runs of a row of [`Table::Log`], their checksums checked.
+pub(crate) fn take_log_row(value: Vec<u8>) -> Result<Vec<Run>, String> {
+    let mut value = Bytes::from(value);
+    if value.len() < LOG_ROW_HEADER_BYTES || value.get_u32_le() != LOG_ROW_VERSION {
+        return Err("log row: its version is not known".into());
+    }
+    let count = value.get_u32_le();
+    value.advance(8);
+    (0..count).map(|_| Run::decode(&mut value).map_err(|e| format!("log row: {e}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use longboat_io::{RealDisk, SharedDisk};
+    use std::path::Path;
+    use std::sync::Arc;
+
+    type Open = fn(&Path) -> Box<dyn Kv>;
+
+    const STORES: [Open; 2] = [
+        |dir| Box::new(RocksKv::open(dir).expect("opens")),
+        |dir| {
+            let disk: SharedDisk = Arc::new(RealDisk);
+            Box::new(MemKv::open(disk, dir).expect("opens"))
+        },
+    ];
+
+    fn keys(kv: &dyn Kv, table: Table, from: &[u8]) -> Vec<Vec<u8>> {
+        let mut keys = Vec::new();
+        kv.scan(table, from, &mut |k, _| {
+            keys.push(k.to_vec());
+            true
+        })
+        .expect("scans");
+        keys
+    }
+
+    #[test]
+    fn rows_are_found_sorted_deleted_and_kept_over_a_flush() {
+        for open in STORES {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let kv = open(dir.path());
+            let mut batch = KvBatch::default();
+            for (g, i) in [(2, 1), (1, 300), (1, 5)] {
+                batch.put(Table::Log, log_key(GroupId(g), Index(i)), vec![g as u8, i as u8]);
+            }
+            batch.put(Table::State, KEY_SETTLED.to_vec(), vec![9]);
+            kv.write(batch).expect("written");
+            let mut batch = KvBatch::default();
+            batch.delete(Table::Log, log_key(GroupId(2), Index(1)));
+            kv.write(batch).expect("written");
+            kv.flush().expect("flushed");
+            drop(kv);
+            let kv = open(dir.path());
+            let five = log_key(GroupId(1), Index(5));
+            assert_eq!(keys(&*kv, Table::Log, &[]), [five.clone(), log_key(GroupId(1), Index(300))]);
+            assert_eq!(keys(&*kv, Table::Log, &log_key(GroupId(1), Index(6))).len(), 1);
+            assert_eq!(kv.get(Table::State, KEY_SETTLED), Ok(Some(vec![9])));
+            assert_eq!(kv.get(Table::Log, KEY_SETTLED), Ok(None));
+            let before = |i| kv.at_or_before(Table::Log, &log_key(GroupId(1), Index(i))).expect("read");
+            assert_eq!(before(299), Some((five.clone(), vec![1, 5])));
+            assert_eq!(before(5), Some((five, vec![1, 5])));
+            assert_eq!(before(4), None);
+        }
+    }
+
+    #[test]
+    fn what_was_not_flushed_is_gone_when_the_store_is_dropped() {
+        for open in STORES {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let kv = open(dir.path());
+            for (value, flush) in [(1, true), (2, false)] {
+                let mut batch = KvBatch::default();
+                batch.put(Table::State, vec![1], vec![value]);
+                batch.put(Table::Log, vec![1], vec![value]);
+                kv.write(batch).expect("written");
+                if flush {
+                    kv.flush().expect("flushed");
+                }
+            }
+            drop(kv);
+            let kv = open(dir.path());
+            assert_eq!(kv.get(Table::State, &[1]), Ok(Some(vec![1])));
+            assert_eq!(kv.get(Table::Log, &[1]), Ok(Some(vec![1])));
+        }
+    }
+}

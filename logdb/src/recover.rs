@@ -1,0 +1,382 @@
+//! Opening a journal: which segments are needed, what their records say, and where it goes on.
+//!
+//! The rules that tell a torn tail from damage:
+//! - a record is written only after the one before it is durable, so any record, footer or later segment vouches for
+//!   all records before it: if one of those can't be read, durable data was damaged and the host is refused;
+//! - a bad record that nothing vouches for is the one write that was under way at the crash: it is dropped;
+//! - the last valid record is written again with the same bytes and synced before anything else happens, because after
+//!   a kill or a failed sync the page cache may show what the disk does not hold.
+
+use crate::codec::Rows;
+use crate::fold::Folded;
+use crate::format::{
+    BLOCK, DIRECTORY_ITEM_BYTES, DirectoryItem, FOOTER_HEADER_BYTES, FooterHeader, HeaderFault, RECORD_HEADER_BYTES,
+    RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader, crc, padded,
+};
+use crate::frame::{self, Frame};
+use crate::index::LogIndex;
+use crate::segment::{Sealed, Segment, SegmentFile, Window};
+use crate::shared::Files;
+use crate::{GroupState, OpenError};
+use longboat_io::SharedDisk;
+use longboat_raft::{GroupId, HostId, StoreId};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Bytes that are read from a segment at once.
+const READ_BYTES: usize = 1 << 20;
+
+/// Whose journal it must be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner {
+    pub(crate) store: StoreId,
+    pub(crate) host: HostId,
+}
+
+/// A segment file whose header block is valid.
+#[derive(Debug)]
+struct Candidate {
+    header: SegmentHeader,
+    file: SegmentFile,
+}
+
+/// The files of a journal, as found.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    candidates: Vec<Candidate>,
+    blank: Vec<SegmentFile>,
+    next_number: u64,
+}
+
+/// A journal, replayed.
+#[derive(Debug)]
+pub(crate) struct Replayed {
+    pub(crate) index: LogIndex,
+    pub(crate) groups: BTreeMap<GroupId, Folded>,
+    pub(crate) files: Files,
+    /// The header of the segment that is being written.
+    pub(crate) header: SegmentHeader,
+    /// Where the next record goes in it.
+    pub(crate) position: u64,
+    pub(crate) last_seq: u64,
+    /// The largest use number that any file has.
+    pub(crate) use_number_max: u64,
+    /// What must be written again before anything else.
+    pub(crate) last_written: Vec<LastWritten>,
+}
+
+/// Blocks that may be in the page cache only.
+#[derive(Debug)]
+pub(crate) struct LastWritten {
+    pub(crate) file: Arc<SegmentFile>,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+/// Looks at every file's header block.
+pub(crate) fn find(disk: &SharedDisk, dir: &Path, owner: Owner) -> Result<Found, OpenError> {
+    let mut found = Found { next_number: 1, ..Found::default() };
+    for name in disk.list(dir)? {
+        let path = dir.join(&name);
+        let Some(number) = SegmentFile::number(&name) else {
+            return Err(OpenError::Format(format!("{} is not a journal segment", path.display())));
+        };
+        found.next_number = found.next_number.max(number + 1);
+        let file = SegmentFile::open(disk, &path)?;
+        let mut front = [0; SEGMENT_HEADER_BYTES];
+        if file.capacity >= BLOCK {
+            file.read_into(&mut front, 0)?;
+        }
+        match SegmentHeader::decode(&front) {
+            Ok(header) if (header.store, header.host) == (owner.store, owner.host) => {
+                found.candidates.push(Candidate { header, file });
+            }
+            Ok(header) => {
+                let why = format!("{} belongs to store {} of host {}", path.display(), header.store, header.host);
+                return Err(OpenError::Format(why));
+            }
+            Err(HeaderFault::Version(v)) => {
+                return Err(OpenError::Format(format!("{} has format version {v}", path.display())));
+            }
+            Err(HeaderFault::Invalid) => found.blank.push(file),
+        }
+    }
+    found.candidates.sort_by_key(|c| c.header.use_number);
+    Ok(found)
+}
+
+/// Whether any file in `dir` was ever given to a segment with a record in it, whoever owns it.
+pub(crate) fn holds_records(disk: &SharedDisk, dir: &Path) -> Result<bool, OpenError> {
+    for name in disk.list(dir)? {
+        let file = SegmentFile::open(disk, &dir.join(name))?;
+        let mut front = vec![0; BLOCK as usize + RECORD_HEADER_BYTES];
+        if file.capacity < 2 * BLOCK {
+            continue;
+        }
+        file.read_into(&mut front, 0)?;
+        let Ok(header) = SegmentHeader::decode(&front) else { continue };
+        if RecordHeader::decode(&front[BLOCK as usize..], header.seed()).is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Replays the records after `settled` over the groups of the key-value store.
+pub(crate) fn replay(
+    found: Found,
+    rows: BTreeMap<GroupId, Folded>,
+    settled: u64,
+    segment_bytes: u64,
+) -> Result<Replayed, OpenError> {
+    let mut replay = Replay::new(rows, settled);
+    let mut unused: BTreeMap<u64, Candidate> = found.candidates.into_iter().map(|c| (c.header.use_number, c)).collect();
+    let use_number_max = unused.last_key_value().map_or(0, |(n, _)| *n);
+    let first = unused.values().rev().find(|c| c.header.first_seq == settled + 1).map(|c| c.header.use_number);
+    let Some(first) = first else {
+        return Err(OpenError::Corrupt(format!("no segment starts at record {}, the first one needed", settled + 1)));
+    };
+    let mut candidate = unused.remove(&first).expect("just found");
+    let mut count = 0;
+    let mut bytes = 0;
+    let header = loop {
+        let Candidate { header, file } = candidate;
+        count += 1;
+        bytes += file.capacity;
+        let Some(next_use_id) = replay.segment(header, Arc::new(file))? else { break header };
+        let next = unused.values().find(|c| c.header.use_id == next_use_id).map(|c| c.header.use_number);
+        candidate = next.and_then(|n| unused.remove(&n)).ok_or_else(|| {
+            OpenError::Corrupt(format!("the segment after record {} is missing or damaged", replay.last_seq))
+        })?;
+        if candidate.header.first_seq != replay.last_seq + 1 {
+            let why = format!("a segment starts at {}, after record {}", candidate.header.first_seq, replay.last_seq);
+            return Err(OpenError::Corrupt(why));
+        }
+    };
+    replay.check_later(&header, unused.values())?;
+    replay.check_settled(settled)?;
+    replay.index.check().map_err(OpenError::Corrupt)?;
+    let mut files = Files { next_number: found.next_number, count, bytes, ..Files::default() };
+    for mut file in found.blank.into_iter().chain(unused.into_values().map(|c| c.file)) {
+        file.reserve(segment_bytes)?;
+        files.count += 1;
+        files.bytes += file.capacity;
+        files.free.push(Arc::new(file));
+    }
+    let Replay { index, groups, position, last_seq, last_written, .. } = replay;
+    Ok(Replayed { index, groups, files, header, position, last_seq, use_number_max, last_written })
+}
+
+/// The replay as far as it has come.
+struct Replay {
+    index: LogIndex,
+    groups: BTreeMap<GroupId, Folded>,
+    last_seq: u64,
+    /// The largest "oldest sequence needed" of any record.
+    oldest_needed: u64,
+    position: u64,
+    last_written: Vec<LastWritten>,
+}
+
+/// A record that passed every check.
+struct Record {
+    header: RecordHeader,
+    frames: Vec<(DirectoryItem, Frame)>,
+}
+
+impl Replay {
+    fn new(groups: BTreeMap<GroupId, Folded>, settled: u64) -> Self {
+        let mut index = LogIndex::default();
+        for folded in groups.values() {
+            index.load(&folded.state, folded.rows);
+        }
+        Self { index, groups, last_seq: settled, oldest_needed: 0, position: BLOCK, last_written: Vec::new() }
+    }
+
+    /// Replays one segment. Returns the use in which the journal goes on, if this one is sealed.
+    fn segment(&mut self, header: SegmentHeader, file: Arc<SegmentFile>) -> Result<Option<u64>, OpenError> {
+        let segment = Arc::new(Segment::new(Arc::clone(&file), &header));
+        self.index.begin_segment(Arc::clone(&segment));
+        let mut window = Window::new(&file, READ_BYTES);
+        // Until a record comes, the front block and the footer before it are what was written last.
+        self.last_written.retain(|w| w.offset != 0);
+        self.last_written.drain(..self.last_written.len().saturating_sub(1));
+        self.last_written.push(LastWritten { file: Arc::clone(&file), offset: 0, length: BLOCK });
+        self.position = BLOCK;
+        loop {
+            if let Some(footer) = self.footer(&mut window, &segment)? {
+                return Ok(Some(footer.next_use_id));
+            }
+            match read_record(&mut window, self.position, segment.seed, self.last_seq + 1)? {
+                Ok(record) => {
+                    let length = padded(record.header.length);
+                    self.record(&segment, record)?;
+                    self.last_written = vec![LastWritten { file: Arc::clone(&file), offset: self.position, length }];
+                    self.position += length;
+                }
+                Err(why) => {
+                    self.check_torn(&mut window, segment.seed, why)?;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    fn record(&mut self, segment: &Segment, record: Record) -> Result<(), OpenError> {
+        let seq = record.header.seq;
+        let damaged = |why: String| OpenError::Corrupt(format!("record {seq}: {why}"));
+        for (item, frame) in &record.frames {
+            let folded = self.groups.entry(item.group).or_insert_with(|| Folded::new(item.group));
+            folded.apply(frame).map_err(damaged)?;
+            let slot = self.index.slot_or_insert(item.group);
+            let offset = u32::try_from(self.position).expect("segments are below 4 GiB") + item.offset;
+            self.index.apply(slot, &frame.into(), offset, item.length).map_err(damaged)?;
+        }
+        debug_assert!(segment.first_seq <= seq);
+        self.last_seq = seq;
+        self.oldest_needed = self.oldest_needed.max(record.header.oldest_needed);
+        Ok(())
+    }
+
+    /// The footer at the current position, if there is one; then the segment is sealed.
+    fn footer(&mut self, window: &mut Window<'_>, segment: &Segment) -> Result<Option<FooterHeader>, OpenError> {
+        let Some(front) = window.bytes(self.position, FOOTER_HEADER_BYTES as u64)? else { return Ok(None) };
+        let Some(footer) = FooterHeader::decode(&front, segment.seed) else { return Ok(None) };
+        let damaged = |why: &str| OpenError::Corrupt(format!("footer after record {}: {why}", self.last_seq));
+        if footer.last_seq != self.last_seq {
+            return Err(damaged("it names another last record"));
+        }
+        let bytes = window.bytes(self.position, footer.length)?.ok_or_else(|| damaged("it reaches beyond its file"))?;
+        let body = self.index.footer();
+        let mut expected = Vec::new();
+        body.encode(&mut expected);
+        if footer.body_crc != crc(segment.seed, &bytes[FOOTER_HEADER_BYTES..])
+            || bytes[FOOTER_HEADER_BYTES..] != expected
+        {
+            return Err(damaged("it does not list what the records hold"));
+        }
+        segment.sealed.set(Sealed { offset: self.position, footer }).expect("a segment is replayed once");
+        self.index.sealed(&body);
+        let (file, length) = (Arc::clone(&segment.file), padded(footer.length));
+        self.last_written = vec![LastWritten { file, offset: self.position, length }];
+        Ok(Some(footer))
+    }
+
+    /// A record could not be read: makes sure that nothing vouches for it.
+    fn check_torn(&self, window: &mut Window<'_>, seed: u32, why: &str) -> Result<(), OpenError> {
+        let mut at = self.position + BLOCK;
+        while let Some(front) = window.bytes(at, RECORD_HEADER_BYTES as u64)? {
+            let record = RecordHeader::decode(&front, seed).is_some();
+            if record || FooterHeader::decode(&front, seed).is_some() {
+                let seq = self.last_seq + 1;
+                return Err(OpenError::Corrupt(format!("record {seq}: {why}, though later ones were written")));
+            }
+            at += BLOCK;
+        }
+        tracing::debug!(after = self.last_seq, why, "journal ends here");
+        Ok(())
+    }
+
+    /// Later segments may have been prepared, but nothing can have been written to them.
+    fn check_later<'a>(
+        &self,
+        active: &SegmentHeader,
+        others: impl Iterator<Item = &'a Candidate>,
+    ) -> Result<(), OpenError> {
+        for Candidate { header, file } in others.filter(|c| c.header.use_number > active.use_number) {
+            let first = file.read(BLOCK, RECORD_HEADER_BYTES)?;
+            if header.first_seq > self.last_seq + 1 || RecordHeader::decode(&first, header.seed()).is_some() {
+                let (seq, later) = (self.last_seq, header.first_seq);
+                return Err(OpenError::Corrupt(format!(
+                    "the journal breaks off at record {seq}, but {later} is there"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The key-value store must have settled what records say that it had.
+    fn check_settled(&self, settled: u64) -> Result<(), OpenError> {
+        if settled + 1 < self.oldest_needed {
+            let needed = self.oldest_needed - 1;
+            return Err(OpenError::Corrupt(format!("the key-value store is settled to {settled}, it was to {needed}")));
+        }
+        Ok(())
+    }
+}
+
+/// Reads and checks a whole record. The inner error says what is wrong with it.
+fn read_record(
+    window: &mut Window<'_>,
+    position: u64,
+    seed: u32,
+    seq: u64,
+) -> Result<Result<Record, &'static str>, OpenError> {
+    let Some(front) = window.bytes(position, RECORD_HEADER_BYTES as u64)? else { return Ok(Err("the file ends")) };
+    let Some(header) = RecordHeader::decode(&front, seed) else { return Ok(Err("no header")) };
+    if header.seq != seq || header.front_bytes() > header.length {
+        return Err(OpenError::Corrupt(format!("record {seq}: its header is one of record {}", header.seq)));
+    }
+    let Some(bytes) = window.bytes(position, header.length)? else { return Ok(Err("it reaches beyond its file")) };
+    let directory = &bytes[RECORD_HEADER_BYTES..header.front_bytes() as usize];
+    if crc(seed, directory) != header.directory_crc {
+        return Ok(Err("directory checksum mismatch"));
+    }
+    let mut frames = Vec::with_capacity(header.frames as usize);
+    for item in directory.chunks_exact(DIRECTORY_ITEM_BYTES).map(DirectoryItem::decode) {
+        let end = u64::from(item.offset) + u64::from(item.length);
+        if end > header.length {
+            return Ok(Err("a frame reaches beyond it"));
+        }
+        let bytes = bytes.slice(item.offset as usize..end as usize);
+        let frame = match Frame::decode(&bytes, seed) {
+            Ok(frame) if frame.group == item.group => frame,
+            Ok(_) => return Ok(Err("a frame of another group")),
+            Err(e) => return Ok(Err(e.0)),
+        };
+        if let Err(e) = frame::runs(&frame, &bytes) {
+            return Ok(Err(e.0));
+        }
+        frames.push((item, frame));
+    }
+    Ok(Ok(Record { header, frames }))
+}
+
+/// Walks the records of a sealed segment, for settling.
+pub(crate) struct SegmentFrames<'a> {
+    segment: &'a Segment,
+    window: Window<'a>,
+    position: u64,
+    seq: u64,
+}
+
+impl<'a> SegmentFrames<'a> {
+    /// Starts at `position`, which is that of record `seq`.
+    pub(crate) fn new(segment: &'a Segment, position: u64, seq: u64) -> Self {
+        Self { segment, window: Window::new(&segment.file, READ_BYTES), position, seq }
+    }
+
+    /// The frames of the next record, and where the one after it starts; `None` at the footer.
+    pub(crate) fn next(&mut self) -> Result<Option<(Vec<Frame>, u64)>, OpenError> {
+        let sealed = self.segment.sealed.get().expect("only sealed segments are settled");
+        if self.position == sealed.offset {
+            return Ok(None);
+        }
+        let record = read_record(&mut self.window, self.position, self.segment.seed, self.seq)?
+            .map_err(|why| OpenError::Corrupt(format!("record {}: {why}", self.seq)))?;
+        self.position += padded(record.header.length);
+        self.seq += 1;
+        Ok(Some((record.frames.into_iter().map(|(_, frame)| frame).collect(), self.position)))
+    }
+}
+
+/// What recovery tells the engine, sorted by group.
+pub(crate) fn states(groups: BTreeMap<GroupId, Folded>) -> Vec<GroupState> {
+    groups.into_values().map(|f| f.state).collect()
+}
+
+/// A group's row of the key-value store as the start of a fold.
+pub(crate) fn folded(state: GroupState, rows: Rows) -> Folded {
+    Folded { state, rows, reset: false }
+}

@@ -1,0 +1,124 @@
+//! Segment files and their uses.
+//!
+//! A file is used, settled, and used again for ever: overwriting blocks that were written once costs a quarter of
+//! extending a file. Names are integers and say nothing; the header block tells what a file holds.
+
+use crate::format::{BLOCK, FooterHeader, SegmentHeader, padded};
+use bytes::Bytes;
+use longboat_io::{DiskFile, SharedDisk};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+/// A file of the journal. Readers share it; it is used again only when nobody else holds it.
+#[derive(Debug)]
+pub(crate) struct SegmentFile {
+    pub(crate) path: PathBuf,
+    /// The file's length in bytes: those with one huge entry are longer than the others.
+    pub(crate) capacity: u64,
+    file: Box<dyn DiskFile>,
+}
+
+/// The end of the name of a segment's file.
+const EXTENSION: &str = "seg";
+
+impl SegmentFile {
+    /// Makes a file with its blocks reserved, durable but for its contents.
+    pub(crate) fn create(disk: &SharedDisk, dir: &Path, number: u64, capacity: u64) -> io::Result<Self> {
+        let path = dir.join(format!("{number:08}.{EXTENSION}"));
+        let mut file = disk.create(&path)?;
+        file.allocate(capacity)?;
+        file.sync_data()?;
+        disk.sync_dir(dir)?;
+        Ok(Self { path, capacity, file })
+    }
+
+    /// Opens a file of before.
+    pub(crate) fn open(disk: &SharedDisk, path: &Path) -> io::Result<Self> {
+        let file = disk.open(path)?;
+        let capacity = file.len()? / BLOCK * BLOCK;
+        Ok(Self { path: path.to_path_buf(), capacity, file })
+    }
+
+    /// Reserves what a crash between making and reserving a file left out. For files without a use only.
+    pub(crate) fn reserve(&mut self, capacity: u64) -> io::Result<()> {
+        if self.capacity < capacity {
+            self.file.allocate(capacity)?;
+            self.file.sync_data()?;
+            self.capacity = capacity;
+        }
+        Ok(())
+    }
+
+    /// The number in the name of a segment's file; `None` for anything else.
+    pub(crate) fn number(name: &Path) -> Option<u64> {
+        let stem = name.file_stem()?.to_str()?;
+        (name.extension()?.to_str()? == EXTENSION).then(|| stem.parse().ok())?
+    }
+
+    pub(crate) fn read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        let mut buf = vec![0; len];
+        self.file.read_exact_at(&mut buf, offset)?;
+        Ok(buf.into())
+    }
+
+    pub(crate) fn read_into(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+}
+
+/// Where a sealed segment's footer is, and what it says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sealed {
+    pub(crate) offset: u64,
+    pub(crate) footer: FooterHeader,
+}
+
+/// One use of a segment file.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) file: Arc<SegmentFile>,
+    pub(crate) use_number: u64,
+    pub(crate) first_seq: u64,
+    pub(crate) seed: u32,
+    /// Set when the footer is durable.
+    pub(crate) sealed: OnceLock<Sealed>,
+}
+
+impl Segment {
+    pub(crate) fn new(file: Arc<SegmentFile>, header: &SegmentHeader) -> Self {
+        let (use_number, first_seq) = (header.use_number, header.first_seq);
+        Self { file, use_number, first_seq, seed: header.seed(), sealed: OnceLock::new() }
+    }
+}
+
+/// Reads a file forwards in large pieces, handing out slices of them.
+#[derive(Debug)]
+pub(crate) struct Window<'a> {
+    file: &'a SegmentFile,
+    base: u64,
+    piece: Bytes,
+    /// Pieces are at least this long, in bytes.
+    piece_bytes: usize,
+}
+
+impl<'a> Window<'a> {
+    pub(crate) fn new(file: &'a SegmentFile, piece_bytes: usize) -> Self {
+        Self { file, base: 0, piece: Bytes::new(), piece_bytes }
+    }
+
+    /// The bytes there; `None` when the file ends before.
+    pub(crate) fn bytes(&mut self, offset: u64, len: u64) -> io::Result<Option<Bytes>> {
+        let end = offset.saturating_add(len);
+        if end > self.file.capacity {
+            return Ok(None);
+        }
+        if offset < self.base || end > self.base + self.piece.len() as u64 {
+            let piece = padded(len).max(self.piece_bytes as u64).min(self.file.capacity - offset);
+            self.piece = self.file.read(offset, piece as usize)?;
+            self.base = offset;
+        }
+        let at = (offset - self.base) as usize;
+        Ok(Some(self.piece.slice(at..at + len as usize)))
+    }
+}

@@ -1,0 +1,128 @@
+//! What the writer, the readers and the settling job of one store share.
+//!
+//! Lock order: the index before the free files. Neither is held during any I/O but the making of a segment file.
+
+use crate::LogError;
+use crate::index::LogIndex;
+use crate::kv::Kv;
+use crate::segment::SegmentFile;
+use longboat_io::{DiskLock, SharedDisk};
+use longboat_raft::GroupId;
+use parking_lot::{Mutex, RwLock};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Free files that are kept though the journal is over its bound, so that it need not make one right away again.
+const FREE_FILES_KEPT: usize = 2;
+
+/// The store behind all its handles.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) index: RwLock<LogIndex>,
+    pub(crate) kv: Box<dyn Kv>,
+    pub(crate) disk: SharedDisk,
+    pub(crate) journal_dir: PathBuf,
+    pub(crate) segment_bytes: u64,
+    pub(crate) journal_bytes_max: u64,
+    pub(crate) settle_segments: usize,
+    pub(crate) files: Mutex<Files>,
+    /// Every record up to this one is in the key-value store, durably.
+    pub(crate) settled: AtomicU64,
+    pub(crate) settled_entries: AtomicU64,
+    /// What a background job failed with.
+    pub(crate) failure: Mutex<Option<LogError>>,
+    pub(crate) job_running: AtomicBool,
+    pub(crate) closed: AtomicBool,
+    pub(crate) pins: Mutex<Pins>,
+    /// Held until the last handle is gone: a job that still runs must not meet another host.
+    pub(crate) _lock: Box<dyn DiskLock>,
+}
+
+/// The files of the journal.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    /// Not in use, oldest first.
+    pub(crate) free: Vec<Arc<SegmentFile>>,
+    pub(crate) next_number: u64,
+    /// How many there are, and their bytes, used and free.
+    pub(crate) count: u64,
+    pub(crate) bytes: u64,
+}
+
+/// The groups that keep the oldest segment from being settled.
+#[derive(Debug, Default)]
+pub(crate) struct Pins {
+    /// Not yet reported to the host.
+    pub(crate) unreported: Vec<GroupId>,
+    /// All of them, as of the last look, and the segment that they keep.
+    pub(crate) groups: Vec<GroupId>,
+    pub(crate) segment: u64,
+    /// The last record when that look was taken.
+    pub(crate) looked_at: u64,
+}
+
+impl Shared {
+    /// A file for a new use: a free one, or else a new one, beyond the bound too: stopping would lose more.
+    pub(crate) fn take_file(&self, capacity: u64) -> io::Result<Arc<SegmentFile>> {
+        let mut files = self.files.lock();
+        let usable = |f: &mut Arc<SegmentFile>| f.capacity >= capacity && Arc::get_mut(f).is_some();
+        if let Some(at) = files.free.iter_mut().position(usable) {
+            return Ok(files.free.remove(at));
+        }
+        let file = self.make_file(&mut files, capacity.max(self.segment_bytes))?;
+        Ok(Arc::new(file))
+    }
+
+    /// Makes one more free file, unless there is one or the bound is reached.
+    pub(crate) fn prepare_file(&self) -> io::Result<()> {
+        let mut files = self.files.lock();
+        if self.wants_file(&files) {
+            let file = self.make_file(&mut files, self.segment_bytes)?;
+            files.free.push(Arc::new(file));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn wants_file(&self, files: &Files) -> bool {
+        files.free.is_empty() && files.bytes + self.segment_bytes <= self.journal_bytes_max
+    }
+
+    fn make_file(&self, files: &mut Files, capacity: u64) -> io::Result<SegmentFile> {
+        let number = files.next_number;
+        files.next_number += 1;
+        let file = SegmentFile::create(&self.disk, &self.journal_dir, number, capacity)?;
+        files.count += 1;
+        files.bytes += file.capacity;
+        Ok(file)
+    }
+
+    /// Takes back files whose segments are settled; removes what is beyond the bound.
+    pub(crate) fn recycle(&self, freed: Vec<Arc<SegmentFile>>) -> io::Result<()> {
+        let mut files = self.files.lock();
+        files.free.extend(freed);
+        while files.bytes > self.journal_bytes_max && files.free.len() > FREE_FILES_KEPT {
+            let file = files.free.pop().expect("longer than what is kept");
+            self.disk.remove_file(&file.path)?;
+            files.count -= 1;
+            files.bytes -= file.capacity;
+        }
+        Ok(())
+    }
+
+    /// Latches the first failure of a background job; the writer reports it.
+    pub(crate) fn fail(&self, error: LogError) {
+        tracing::error!(%error, "log store housekeeping failed");
+        self.failure.lock().get_or_insert(error);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the segments that are in use.
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.index.read().segments.iter().map(|s| s.file.capacity).sum()
+    }
+}

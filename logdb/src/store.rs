@@ -1,0 +1,302 @@
+//! The shared store: opening it, and its face as a [`LogDb`].
+
+use crate::fold::Folded;
+use crate::format::SegmentHeader;
+use crate::identity::{self, Ids};
+use crate::kv::{KEY_IDENTITY, KEY_SETTLED, KEY_SETTLING, Kv, KvBatch, MemKv, RocksKv, Table, group_of_key};
+use crate::reader::SharedReader;
+use crate::recover::{self, LastWritten, Owner, Replayed};
+use crate::segment::SegmentFile;
+use crate::shared::{Files, Pins, Shared};
+use crate::writer::{Active, Writer, open_active};
+use crate::{
+    KeyValue, LogDb, LogError, LogReader, LogStats, OpenError, Opened, Progress, Seq, SharedLogConfig, Update, settle,
+};
+use longboat_io::{DiskLock, Job, SharedDisk};
+use longboat_raft::{GroupId, StoreId, plant};
+use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// One log store for all groups of a host: a journal in front of a key-value store.
+#[derive(Debug)]
+pub struct SharedLog {
+    writer: Writer,
+    shared: Arc<Shared>,
+    failed: Option<LogError>,
+}
+
+impl SharedLog {
+    /// Opens a host's store, or makes it in an empty directory.
+    ///
+    /// # Errors
+    /// [`OpenError`] says whether the directory is taken, foreign, damaged or can't be used. Nothing was changed then.
+    pub fn open(disk: SharedDisk, config: SharedLogConfig) -> Result<Opened<Self>, OpenError> {
+        config.validate()?;
+        let ids = config.seed.map_or(Ids::Random, Ids::Seeded);
+        let dir = &config.data_dir;
+        disk.create_dir_all(dir)?;
+        let lock = disk.lock_dir(dir).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => OpenError::Locked(dir.clone()),
+            _ => OpenError::Io(e),
+        })?;
+        let (store, kv) = match identity::read(&disk, dir, config.host_id)? {
+            Some(store) => (store, open_kv(&disk, &config)?),
+            None => make(&disk, &config, ids)?,
+        };
+        if kv.get(Table::State, KEY_IDENTITY)?.as_deref() != Some(&store.0.to_le_bytes()[..]) {
+            return Err(OpenError::Corrupt(format!("the key-value store under {} is another store's", dir.display())));
+        }
+        recover_store(disk, &config, ids, store, kv, lock)
+    }
+
+    fn check(&mut self) -> Result<(), LogError> {
+        if self.failed.is_none() {
+            self.failed = self.shared.failure.lock().clone();
+        }
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// Latches the first error of the journal. It is final.
+    fn latch(&mut self, result: io::Result<()>) -> Result<(), LogError> {
+        result.map_err(|e| {
+            tracing::error!(error = %e, "journal write failed, the store takes no more");
+            self.failed.get_or_insert(LogError::Write(Arc::new(e))).clone()
+        })
+    }
+}
+
+impl LogDb for SharedLog {
+    fn submit(&mut self, batch: Vec<Update>) -> Seq {
+        self.writer.submit(batch)
+    }
+
+    fn poll(&mut self) -> Result<Progress, LogError> {
+        self.check()?;
+        let driven = self.writer.drive();
+        self.latch(driven)?;
+        Ok(Progress { durable_through: self.writer.durable, in_flight: self.writer.in_flight() })
+    }
+
+    fn background_job(&mut self) -> Option<Box<dyn Job>> {
+        if self.check().is_err() {
+            return None;
+        }
+        settle::job(&self.shared, self.writer.last_seq).map(|job| Box::new(job) as Box<dyn Job>)
+    }
+
+    fn pinned(&mut self) -> Vec<GroupId> {
+        std::mem::take(&mut self.shared.pins.lock().unreported)
+    }
+
+    fn idle(&mut self) -> Result<(), LogError> {
+        self.check()?;
+        self.writer.want_seal();
+        let driven = self.writer.drive();
+        self.latch(driven)
+    }
+
+    fn close(&mut self) -> Result<(), LogError> {
+        self.check()?;
+        let mut drained = self.writer.drain();
+        if drained.is_ok() {
+            self.writer.want_seal();
+            drained = self.writer.drain();
+        }
+        self.shared.closed.store(true, Ordering::Release);
+        self.latch(drained)
+    }
+
+    fn reader(&self) -> Arc<dyn LogReader> {
+        Arc::new(SharedReader { shared: Arc::clone(&self.shared) })
+    }
+
+    fn stats(&self) -> LogStats {
+        let (live, segments) = (self.shared.live_bytes(), self.shared.index.read().segments.len() as u64);
+        let written = self.writer.written;
+        LogStats {
+            syncs: written.syncs,
+            entries: written.entries,
+            journal_bytes_written: written.bytes,
+            segments,
+            log_bytes: live + self.shared.kv.bytes(),
+            settled_entries: self.shared.settled_entries.load(Ordering::Relaxed),
+            free_segments: self.shared.files.lock().free.len() as u64,
+            pressure_percent: (live * 100 / self.shared.journal_bytes_max) as u32,
+        }
+    }
+}
+
+fn open_kv(disk: &SharedDisk, config: &SharedLogConfig) -> Result<Box<dyn Kv>, OpenError> {
+    let dir = config.data_dir.join("kv");
+    Ok(match config.key_value {
+        KeyValue::RocksDb => Box::new(RocksKv::open(&dir)?),
+        KeyValue::Memory => Box::new(MemKv::open(Arc::clone(disk), &dir)?),
+    })
+}
+
+/// Makes a store in a directory without one. The identity comes last: what is there without it is not yet a store.
+fn make(disk: &SharedDisk, config: &SharedLogConfig, ids: Ids) -> Result<(StoreId, Box<dyn Kv>), OpenError> {
+    let (dir, journal) = (&config.data_dir, config.journal_dir());
+    for name in disk.list(dir)? {
+        if !identity::LEFTOVERS.iter().any(|l| Path::new(l) == name) {
+            return Err(OpenError::Format(format!("{} holds {} and no store", dir.display(), name.display())));
+        }
+    }
+    disk.create_dir_all(&journal)?;
+    if recover::holds_records(disk, &journal)? {
+        return Err(OpenError::Corrupt(format!("{} holds a journal, but its identity is gone", dir.display())));
+    }
+    let kv = open_kv(disk, config)?;
+    let mut rows = 0;
+    kv.scan(Table::State, &[], &mut |key, _| {
+        rows += usize::from(group_of_key(key).is_some());
+        true
+    })?;
+    if rows > 0 {
+        return Err(OpenError::Corrupt(format!("{} holds groups, but its identity is gone", dir.display())));
+    }
+    let store = ids.store()?;
+    let mut batch = KvBatch::default();
+    batch.put(Table::State, KEY_IDENTITY.to_vec(), store.0.to_le_bytes().to_vec());
+    batch.put(Table::State, KEY_SETTLED.to_vec(), 0u64.to_le_bytes().to_vec());
+    kv.write(batch)?;
+    kv.flush()?;
+    make_journal(disk, config, ids, store)?;
+    for dir in [Some(journal.as_path()), journal.parent(), dir.parent()].into_iter().flatten() {
+        if !dir.as_os_str().is_empty() {
+            disk.sync_dir(dir)?;
+        }
+    }
+    disk.sync_dir(dir)?;
+    identity::write(disk, dir, config.host_id, store)?;
+    tracing::info!(dir = %dir.display(), %store, "made a log store");
+    Ok((store, kv))
+}
+
+/// Two segments, the first one in use, after whatever an interrupted attempt left was removed.
+fn make_journal(disk: &SharedDisk, config: &SharedLogConfig, ids: Ids, store: StoreId) -> Result<(), OpenError> {
+    let dir = config.journal_dir();
+    for name in disk.list(&dir)? {
+        disk.remove_file(&dir.join(name))?;
+    }
+    let use_number = 1;
+    let header =
+        SegmentHeader { store, host: config.host_id, use_number, use_id: ids.segment_use(use_number)?, first_seq: 1 };
+    let mut block = Vec::new();
+    header.encode(&mut block);
+    for number in 1..=2 {
+        let file = SegmentFile::create(disk, &dir, number, config.segment_bytes)?;
+        if number == use_number {
+            let mut file = disk.open(&file.path)?;
+            file.write_all_at(&block, 0)?;
+            file.sync_data()?;
+        }
+    }
+    Ok(())
+}
+
+/// Loads the key-value store, replays the journal, and makes sure that what was read is durable.
+fn recover_store(
+    disk: SharedDisk,
+    config: &SharedLogConfig,
+    ids: Ids,
+    store: StoreId,
+    kv: Box<dyn Kv>,
+    lock: Box<dyn DiskLock>,
+) -> Result<Opened<SharedLog>, OpenError> {
+    let journal = config.journal_dir();
+    let owner = Owner { store, host: config.host_id };
+    // Entries of the directory that are seen may not be durable yet.
+    disk.sync_dir(&journal)?;
+    let found = recover::find(&disk, &journal, owner)?;
+    let (rows, settled) = load_rows(&*kv)?;
+    if kv.get(Table::State, KEY_SETTLING)?.is_some() {
+        settle::sweep(&*kv, &rows)?;
+    }
+    let replayed = recover::replay(found, rows, settled, config.segment_bytes)?;
+    let Replayed { index, groups, files, header, position, last_seq, use_number_max, last_written } = replayed;
+    if !plant::is("reopen-without-rewrite") {
+        write_again(&disk, &last_written)?;
+    }
+    tracing::info!(groups = groups.len(), settled, last_seq, segments = index.segments.len(), "opened a log store");
+    let segment = index.segments.back().map(Arc::clone).expect("a journal has a segment that is written");
+    let shared = Arc::new(share(disk, config, kv, lock, Recovered { index, files, settled }));
+    let active = open_active(&shared, Arc::clone(&segment.file), header)?;
+    let active = Active { segment, position, ..active };
+    let writer = Writer::new(Arc::clone(&shared), ids, active, last_seq, use_number_max);
+    let log = SharedLog { writer, shared, failed: None };
+    Ok(Opened { log, store, groups: recover::states(groups) })
+}
+
+struct Recovered {
+    index: crate::index::LogIndex,
+    files: Files,
+    settled: u64,
+}
+
+fn share(
+    disk: SharedDisk,
+    config: &SharedLogConfig,
+    kv: Box<dyn Kv>,
+    lock: Box<dyn DiskLock>,
+    recovered: Recovered,
+) -> Shared {
+    Shared {
+        index: RwLock::new(recovered.index),
+        kv,
+        disk,
+        journal_dir: config.journal_dir(),
+        segment_bytes: config.segment_bytes,
+        journal_bytes_max: config.journal_bytes_max,
+        settle_segments: config.settle_segments,
+        files: Mutex::new(recovered.files),
+        settled: AtomicU64::new(recovered.settled),
+        settled_entries: AtomicU64::new(0),
+        failure: Mutex::new(None),
+        job_running: AtomicBool::new(false),
+        closed: AtomicBool::new(false),
+        pins: Mutex::new(Pins::default()),
+        _lock: lock,
+    }
+}
+
+/// Every group's row, and the last record that they are the fold of.
+fn load_rows(kv: &dyn Kv) -> Result<(BTreeMap<GroupId, Folded>, u64), OpenError> {
+    let mut groups = BTreeMap::new();
+    let mut malformed = None;
+    kv.scan(Table::State, &[], &mut |key, value| {
+        let Some(group) = group_of_key(key) else { return true };
+        match crate::codec::take_group_row(group, value) {
+            Ok((state, rows)) => {
+                groups.insert(group, recover::folded(state, rows));
+                true
+            }
+            Err(e) => {
+                malformed = Some(OpenError::Corrupt(format!("row of group {group}: {e}")));
+                false
+            }
+        }
+    })?;
+    if let Some(e) = malformed {
+        return Err(e);
+    }
+    let settled = kv.get(Table::State, KEY_SETTLED)?.and_then(|v| Some(u64::from_le_bytes(v.try_into().ok()?)));
+    let settled = settled.ok_or_else(|| OpenError::Corrupt("the key-value store has no settled sequence".into()))?;
+    Ok((groups, settled))
+}
+
+/// Writes blocks again with the bytes that they have, and syncs them: what was read may be in the page cache only, and
+/// after a failed sync it looks clean there though the disk never took it.
+fn write_again(disk: &SharedDisk, last_written: &[LastWritten]) -> Result<(), OpenError> {
+    for LastWritten { file, offset, length } in last_written {
+        let bytes = file.read(*offset, *length as usize)?;
+        let mut file = disk.open(&file.path)?;
+        file.write_all_at(&bytes, *offset)?;
+        file.sync_data()?;
+    }
+    Ok(())
+}
