@@ -56,6 +56,11 @@ pub trait Transport: Send + Sync + 'static {
     /// checksums of their own, as runs and chunk data do, so that no payload byte is summed twice.
     fn send(&self, to: HostId, lane: Lane, parts: &[Bytes]) -> Sent;
 
+    /// Starts to connect to a host that will soon be spoken to, so that the first frame finds a connection. Optional.
+    fn connect(&self, host: HostId) {
+        let _ = host;
+    }
+
     /// Reads what has arrived, hands it to `sink`, writes what waited. Does not block. Returns the number of frames handed over.
     fn poll(&self, sink: &mut dyn FrameSink) -> usize;
 

@@ -8,6 +8,8 @@
 //! A connection starts with a handshake in both directions ([`hello`]); after it come frames ([`frame`]). Whoever sends
 //! garbage loses the connection and is counted, and nothing else happens.
 //!
+//! A host that is spoken to connects back at once, so that its first answer finds a connection.
+//!
 //! Sending threads write sockets themselves; the one polling thread does all the rest: connecting, accepting, reading, and
 //! writing what a full socket did not take. Nothing here blocks but [`crate::Transport::wait`].
 //!
@@ -206,6 +208,14 @@ impl Shared {
         Some((peer, slot % Lane::ALL.len()))
     }
 
+    /// Wants connections to a host on these lanes.
+    fn want(&self, host: HostId, lanes: &[Lane]) {
+        if let Some(peer) = self.peer(host).or_else(|| self.make_peer(host)) {
+            lanes.iter().for_each(|&lane| peer.lanes[lane as usize].lock().want());
+            self.call_poller();
+        }
+    }
+
     /// Makes a peer of a host that the registry knows. Their number is bounded by the registry's.
     fn make_peer(&self, host: HostId) -> Option<Arc<Peer>> {
         if host == self.config.host_id || self.registry.resolve(host).is_none() {
@@ -274,20 +284,6 @@ impl TcpTransport {
     pub fn local_address(&self) -> SocketAddr {
         self.local_address
     }
-
-    /// Starts to connect to a host, control and bulk, so that the first frame finds a connection.
-    pub fn connect(&self, host: HostId) {
-        let shared = &self.shared;
-        if shared.closed.load(SeqCst) {
-            return;
-        }
-        if let Some(peer) = shared.peer(host).or_else(|| shared.make_peer(host)) {
-            for lane in [Lane::Control, Lane::Bulk] {
-                peer.lanes[lane as usize].lock().want();
-            }
-            shared.call_poller();
-        }
-    }
 }
 
 impl Transport for TcpTransport {
@@ -317,6 +313,12 @@ impl Transport for TcpTransport {
         }
         bump(&shared.counters.dropped_unreachable);
         Sent::Unreachable
+    }
+
+    fn connect(&self, host: HostId) {
+        if !self.shared.closed.load(SeqCst) {
+            self.shared.want(host, &[Lane::Control, Lane::Bulk]);
+        }
     }
 
     fn poll(&self, sink: &mut dyn FrameSink) -> usize {

@@ -5,8 +5,8 @@ use super::inbound::{Closing, Inbound, Inbounds, Phase, Read};
 use super::outbound::{Change, Peer};
 use super::token::{self, Token};
 use super::{Shared, socket};
-use crate::FrameSink;
 use crate::counters::bump;
+use crate::{FrameSink, Lane};
 use longboat_raft::HostId;
 use rustix::event::epoll::{self, Event, EventFlags};
 use rustix::io::Errno;
@@ -192,6 +192,8 @@ impl Poller {
         connection.phase = Phase::Open(greeting);
         let address = connection.address;
         self.replace_older(shared, sink, now, slot, greeting);
+        // Whoever speaks to us will want an answer: on the control lane, or on the one that it speaks on.
+        shared.want(greeting.host, &[Lane::Control, greeting.lane]);
         bump(&shared.counters.connected);
         tracing::info!(host = greeting.host.0, lane = ?greeting.lane, ?address, "accepted");
         sink.connected(greeting.host, greeting.store, greeting.incarnation);

@@ -33,10 +33,14 @@ fn a_host_that_restarts_is_found_again() {
 fn a_lost_connection_is_made_again_without_a_frame_to_send() {
     let (registry, mut one, mut two) = pair();
     deliver(&mut one, &mut two, Lane::Control, b"first life");
-    let connected = one.transport.stats().connected;
+    let dropped = one.transport.stats().dropped_unreachable;
     let mut two = restarted(two, &registry, 2);
-    until("a connection", &mut [&mut one, &mut two], |hosts| hosts[0].transport.stats().connected > connected);
+    // Ours to the second life, and its own to us.
+    until("two connections", &mut [&mut one, &mut two], |hosts| {
+        hosts[0].seen.connected.iter().filter(|(_, _, incarnation)| *incarnation == 2).count() == 2
+    });
     assert_eq!(one.send(2, Lane::Control, b"second life"), Sent::Queued);
+    assert_eq!(one.transport.stats().dropped_unreachable, dropped);
 }
 
 #[test]
