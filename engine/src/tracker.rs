@@ -263,3 +263,97 @@ impl Tracker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use longboat_raft::{EntryKind, ReplicaId, RunBuilder};
+    use longboat_rsm::{Completion, Pending};
+
+    const OWN: Origin = Origin { replica: ReplicaId(1), start: 77 };
+
+    fn run(term: u64, first: u64, sequences: std::ops::Range<u64>, origin: Origin) -> Run {
+        let mut chunk = RunBuilder::new();
+        sequences.for_each(|s| chunk.push(EntryKind::Command, s, b"x"));
+        chunk.seal(Term(term), Index(first), origin)
+    }
+
+    fn ticket(first_sequence: u64, count: u32, at: u64) -> (Ticket, Arc<Completion<u32>>) {
+        let results = Completion::new();
+        let mut deadlines = Deadlines::default();
+        deadlines.note(0, Time(at));
+        (Ticket { results: results.clone(), first_sequence, count, deadlines }, results)
+    }
+
+    fn outcome(results: &Arc<Completion<u32>>, slot: u32) -> Option<Result<u32, RequestError>> {
+        Pending::new(Arc::clone(results), slot).wait_timeout(std::time::Duration::ZERO).ok()
+    }
+
+    #[test]
+    fn a_chunk_is_found_by_its_place_also_piece_by_piece() {
+        let mut tracker = Tracker::default();
+        let (t, _) = ticket(1, 4, 1000);
+        tracker.appended(t, Term(2), Index(10));
+        let whole = run(2, 10, 1..5, OWN);
+        let first = tracker.handed(&whole.slice(Index(10)..=Index(11)), OWN).expect("waited for");
+        let second = tracker.handed(&whole.slice(Index(12)..=Index(13)), OWN).expect("waited for");
+        assert_eq!((first.first_slot, second.first_slot), (0, 2));
+        assert!(tracker.handed(&run(2, 14, 9..10, OWN), OWN).is_none());
+    }
+
+    #[test]
+    fn another_term_at_a_chunks_place_means_that_it_was_not_applied() {
+        let mut tracker = Tracker::default();
+        let (old, results) = ticket(1, 2, 1000);
+        tracker.appended(old, Term(2), Index(10));
+        let other = Origin { replica: ReplicaId(2), start: 5 };
+        assert!(tracker.handed(&run(3, 10, 1..2, other), OWN).is_none());
+        for slot in 0..2 {
+            assert_eq!(outcome(&results, slot), Some(Err(RequestError::Dropped)));
+        }
+    }
+
+    #[test]
+    fn what_a_snapshot_skipped_has_an_unknown_outcome() {
+        let mut tracker = Tracker::default();
+        let (local, l) = ticket(1, 1, 1000);
+        let (forwarded, f) = ticket(2, 1, 1000);
+        tracker.appended(local, Term(2), Index(10));
+        tracker.forwarded(forwarded);
+        tracker.skipped(Index(10));
+        assert_eq!(outcome(&l, 0), Some(Err(RequestError::OutcomeUnknown)));
+        assert_eq!(outcome(&f, 0), Some(Err(RequestError::OutcomeUnknown)));
+    }
+
+    #[test]
+    fn a_forwarded_chunk_is_found_by_its_sequence_numbers_and_leaves_earlier_ones_open() {
+        let mut tracker = Tracker::default();
+        let (first, f) = ticket(1, 2, 1000);
+        let (second, _) = ticket(3, 2, 1000);
+        tracker.forwarded(first);
+        tracker.forwarded(second);
+        let waiter = tracker.handed(&run(5, 20, 3..5, OWN), OWN).expect("waited for");
+        assert_eq!(waiter.first_slot, 0);
+        assert_eq!(outcome(&f, 0), None, "an earlier chunk may still be applied");
+        assert!(tracker.handed(&run(5, 22, 1..3, Origin { start: 78, ..OWN }), OWN).is_none(), "another life's");
+        tracker.refused(1, &RequestError::Dropped);
+        assert_eq!(outcome(&f, 1), Some(Err(RequestError::Dropped)));
+    }
+
+    #[test]
+    fn deadlines_name_the_stage_and_whether_it_may_have_applied() {
+        let mut tracker = Tracker::default();
+        let (waiting, w) = ticket(1, 1, 100);
+        let (handed, h) = ticket(2, 1, 100);
+        tracker.appended(handed, Term(2), Index(10));
+        tracker.appended(waiting, Term(2), Index(11));
+        assert!(tracker.handed(&run(2, 10, 2..3, OWN), OWN).is_some());
+        tracker.expire(Time(99));
+        assert_eq!((outcome(&w, 0), outcome(&h, 0)), (None, None));
+        assert_eq!(tracker.deadline(), Time(100));
+        tracker.expire(Time(100));
+        let late = |stage| Some(Err(RequestError::Timeout { stage, may_have_applied: true }));
+        assert_eq!((outcome(&w, 0), outcome(&h, 0)), (late(Stage::Quorum), late(Stage::Apply)));
+        assert_eq!(tracker.deadline(), Time(u64::MAX));
+    }
+}
