@@ -6,6 +6,8 @@
 pub mod clock;
 pub mod disk;
 pub mod job;
+#[cfg(feature = "sim")]
+pub mod sim;
 
 pub use clock::{Clock, MonotonicClock};
 pub use disk::{Disk, DiskFile, DiskLock, RealDisk, SharedDisk};

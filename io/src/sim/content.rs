@@ -1,0 +1,178 @@
+//! What a file holds: as processes see it through the page cache, and as it is on the disk.
+//!
+//! Invariant: outside of `dirty` and `lost` sectors, both agree as far as the disk's copy reaches.
+
+use super::Rng;
+use longboat_raft::Time;
+use std::collections::BTreeSet;
+use std::io;
+
+/// Bytes that a kernel copies at a time: a write that is cut off by a kill ends at a multiple of them.
+const PAGE_BYTES: usize = 4096;
+
+#[derive(Clone, Debug)]
+pub(super) struct Content {
+    sector_bytes: usize,
+    seen: Vec<u8>,
+    disk: Vec<u8>,
+    /// Sectors that the page cache must still write.
+    dirty: BTreeSet<usize>,
+    /// Sectors that look clean and are not on the disk: a sync of them failed.
+    lost: BTreeSet<usize>,
+    under_way: Option<UnderWay>,
+    /// Handles of the living process.
+    pub(super) handles: usize,
+}
+
+/// A submitted write.
+#[derive(Clone, Debug)]
+struct UnderWay {
+    offset: usize,
+    /// What was there before.
+    before: Vec<u8>,
+    length: usize,
+    completes_at: Time,
+    /// What it will come to.
+    fails: Option<io::ErrorKind>,
+}
+
+impl Content {
+    pub(super) fn new(sector_bytes: usize) -> Self {
+        let (seen, disk, dirty, lost) = (Vec::new(), Vec::new(), BTreeSet::new(), BTreeSet::new());
+        Self { sector_bytes, seen, disk, dirty, lost, under_way: None, handles: 0 }
+    }
+
+    pub(super) fn seen(&self) -> &[u8] {
+        &self.seen
+    }
+
+    pub(super) fn grow(&mut self, len: usize) {
+        if len > self.seen.len() {
+            self.seen.resize(len, 0);
+        }
+    }
+
+    pub(super) fn write(&mut self, offset: usize, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let end = offset + bytes.len();
+        self.grow(end);
+        self.seen[offset..end].copy_from_slice(bytes);
+        for sector in offset / self.sector_bytes..=(end - 1) / self.sector_bytes {
+            self.dirty.insert(sector);
+            self.lost.remove(&sector);
+        }
+    }
+
+    pub(super) fn sync(&mut self) {
+        for sector in std::mem::take(&mut self.dirty) {
+            self.persist(sector);
+        }
+        self.disk.resize(self.seen.len().max(self.disk.len()), 0);
+        if let Some(w) = &mut self.under_way {
+            w.completes_at = Time::ZERO;
+        }
+    }
+
+    /// A sync that fails: what it should have written is forgotten by everybody but readers.
+    pub(super) fn fail_sync(&mut self) {
+        self.lost.append(&mut self.dirty);
+    }
+
+    fn persist(&mut self, sector: usize) {
+        let start = sector * self.sector_bytes;
+        let end = (start + self.sector_bytes).min(self.seen.len());
+        if self.disk.len() < end {
+            self.disk.resize(end, 0);
+        }
+        self.disk[start..end].copy_from_slice(&self.seen[start..end]);
+    }
+
+    /// Takes a write that completes later.
+    pub(super) fn submit(&mut self, offset: usize, parts: &[&[u8]], completes_at: Time, fails: Option<io::ErrorKind>) {
+        let length: usize = parts.iter().map(|p| p.len()).sum();
+        let end = (offset + length).min(self.seen.len());
+        let before = self.seen.get(offset..end).unwrap_or_default().to_vec();
+        let mut at = offset;
+        for part in parts {
+            self.write(at, part);
+            at += part.len();
+        }
+        self.under_way = Some(UnderWay { offset, before, length, completes_at, fails });
+    }
+
+    pub(super) fn completes_at(&self) -> Option<Time> {
+        self.under_way.as_ref().map(|w| w.completes_at)
+    }
+
+    pub(super) fn delay_until(&mut self, until: Time) {
+        if let Some(w) = &mut self.under_way {
+            w.completes_at = w.completes_at.max(until);
+        }
+    }
+
+    /// What the submitted write came to, once it is time.
+    pub(super) fn poll(&mut self, now: Time) -> Option<io::Result<()>> {
+        let done = self.under_way.take_if(|w| w.completes_at <= now)?;
+        match done.fails {
+            Some(kind) => {
+                self.fail_sync();
+                Some(Err(kind.into()))
+            }
+            None => {
+                self.sync();
+                Some(Ok(()))
+            }
+        }
+    }
+
+    /// The process dies: of a write that is under way, a part may be in the page cache.
+    pub(super) fn interrupt(&mut self, rng: &mut Rng) {
+        let Some(w) = self.under_way.take() else { return };
+        if rng.chance(128) {
+            return;
+        }
+        let pages = w.length.div_ceil(PAGE_BYTES);
+        let kept = rng.below(pages.max(1) as u64) as usize * PAGE_BYTES;
+        let mut before = w.before;
+        before.resize(w.length, 0);
+        if kept < w.length {
+            self.write(w.offset + kept, &before[kept..]);
+        }
+    }
+
+    /// The process is gone, however it ended.
+    pub(super) fn end_process(&mut self) {
+        self.under_way = None;
+        self.handles = 0;
+    }
+
+    /// The power is cut: every sector that was not synced survives `survives` times out of 256.
+    pub(super) fn power_loss(&mut self, rng: &mut Rng, survives: u64) {
+        let grew = self.seen.len() > self.disk.len() && rng.chance(survives);
+        let durable = self.disk.len();
+        for sector in std::mem::take(&mut self.dirty) {
+            let inside = grew || (sector + 1) * self.sector_bytes <= durable;
+            if rng.chance(survives) && inside {
+                self.persist(sector);
+            }
+        }
+        if grew {
+            self.disk.resize(self.seen.len(), 0);
+        }
+        self.lost.clear();
+        self.under_way = None;
+        self.seen.clone_from(&self.disk);
+    }
+
+    pub(super) fn damage(&mut self, change: impl FnOnce(&mut [u8])) {
+        let before = self.seen.clone();
+        change(&mut self.seen);
+        for (i, (old, new)) in before.iter().zip(&self.seen).enumerate() {
+            if old != new && i < self.disk.len() {
+                self.disk[i] = *new;
+            }
+        }
+    }
+}
