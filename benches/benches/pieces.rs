@@ -72,7 +72,7 @@ fn completions(c: &mut Criterion) {
         group.throughput(Throughput::Elements(u64::from(entries)));
         let pending = || {
             let completion = Completion::<u64>::new();
-            let batch = PendingBatch::new(Arc::clone(&completion), 0..entries);
+            let batch = PendingBatch::new(vec![(Arc::clone(&completion), 0..entries)]);
             (completion, batch)
         };
         group.bench_function("make, complete, take", |b| {

@@ -3,9 +3,13 @@
 //! It uses the public API alone, as any other program would; there is no path through the engine that only a benchmark
 //! takes. `process` and `probe` look at the machine.
 
+pub mod client;
+pub mod cluster;
+pub mod journal;
+pub mod machine;
 pub mod probe;
 pub mod process;
 pub mod report;
+pub mod throughput;
 
-/// What can fail around a run. Shown to a person, never matched on.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub use cluster::BoxError;

@@ -2,9 +2,13 @@
 
 use clap::{Parser, Subcommand};
 use longboat_bench::probe::Probe;
-use longboat_bench::{BoxError, process};
+use longboat_bench::{BoxError, journal, process, throughput};
+use longboat_io::RealDisk;
+use longboat_logdb::{SharedLog, SharedLogConfig};
+use longboat_raft::HostId;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Load on Longboat, and what this machine allows.
 ///
@@ -18,6 +22,16 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// A fixed number of operations under way in each of many groups.
+    ///
+    /// Each operation is made on its group's leader through the public API; what completes is replaced at once.
+    #[command(after_long_help = THROUGHPUT_FIELDS)]
+    Throughput(throughput::Options),
+    /// The log store alone: batches of many groups, one sync each, then a reopening.
+    ///
+    /// One thread encodes runs, submits a batch and waits until it is durable; settling into RocksDB goes on beside it.
+    #[command(after_long_help = JOURNAL_FIELDS)]
+    Journal(journal::Options),
     /// What this machine allows: fdatasync, loopback round trip, sequential writes.
     Probe {
         /// Where a file of 64 MiB is made and removed [default: a new directory in the present one]
@@ -28,6 +42,35 @@ enum Command {
         json: bool,
     },
 }
+
+const THROUGHPUT_FIELDS: &str = "\
+Fields of the JSON line. Counts and times are those of the measured seconds, unless said otherwise.
+  system, scenario          longboat, throughput
+  groups, payload, inflight as given
+  proposals_per_s           proposals that were committed, applied and seen by their client, per second
+  reads_per_s               linearizable reads that were answered, per second
+  cpu_us_per_op             user and system time of the whole process, clients included, per proposal or read, in us
+  cores                     processor time over elapsed time
+  p50_us, p99_us, p999_us   latency from call to completion as the client sees it, in us
+  fdatasyncs                syncs of the three hosts' journals
+  entries_per_fdatasync     log entries per sync; a proposal is an entry on each of three hosts
+  peak_rss_mb               the most memory that the process held, from its start
+  rss_per_replica_kb        memory per replica once all groups have leaders, before load
+  start_s                   from the first host's opening until all replicas were started
+  elected_s                 from the first host's opening until all groups had leaders
+  errors                    operations that failed or were refused; others took their place";
+
+const JOURNAL_FIELDS: &str = "\
+Fields of the JSON line.
+  system, scenario               longboat, journal
+  groups, per_group, payload     as given
+  entries_per_s                  durable entries per second
+  cpu_us_per_entry               user and system time of the process per entry, settling included, in us
+  writer_cpu_us_per_entry        that of the writing thread alone, with its encoding
+  write_p50_us, write_p99_us     from a batch's submission until it is durable
+  journal_bytes_per_entry        bytes written to the journal per entry, padding included
+  reopen_s                       from opening the closed store until everything is known again
+  entries                        entries written";
 
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
@@ -41,6 +84,24 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), BoxError> {
     match command {
+        Command::Throughput(options) => in_dir(options.dir.clone(), |dir| {
+            let (report, counts) = throughput::run(&options, dir.to_path_buf())?;
+            println!("{}", if options.json { report.json() } else { report.table() });
+            if let Some(error) = counts.last_error {
+                eprintln!("the last error was: {error}");
+            }
+            Ok(())
+        }),
+        Command::Journal(options) => in_dir(options.dir.clone(), |dir| {
+            let store = dir.join("store");
+            let open = || -> Result<SharedLog, BoxError> {
+                Ok(SharedLog::open(Arc::new(RealDisk), SharedLogConfig::new(&store, HostId(1)))?.log)
+            };
+            let report = journal::run(&options, open)?;
+            std::fs::remove_dir_all(&store)?;
+            println!("{}", if options.json { serde_json::to_string(&report)? } else { report.table() });
+            Ok(())
+        }),
         Command::Probe { dir, json } => in_dir(dir, |dir| {
             let probe = Probe::run(dir)?;
             println!("{}", if json { serde_json::to_string(&probe)? } else { probe.table() });

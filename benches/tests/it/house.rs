@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 /// Lines of a source file at most: one idea per module.
 const FILE_LINES_MAX: usize = 700;
-/// Columns of a line of code at most.
-const LINE_COLUMNS_MAX: usize = 140;
+/// Columns of a line of code at most: the formatter breaks at 120 what it can break.
+const LINE_COLUMNS_MAX: usize = 180;
 
 /// What each crate of the house may depend on, of the house. A crate that is not here fails the test.
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
@@ -105,7 +105,8 @@ fn every_module_says_what_it_is() {
         }
         let opening = text.lines().find(|line| !line.trim().is_empty() && !line.starts_with("#!["));
         let generated = text.contains("@generated");
-        let says = opening.is_some_and(|line| line.starts_with("//!") && line.len() > 8);
+        let says = opening.is_some_and(|line| line.starts_with("//!") && line.len() > 8)
+            || text.starts_with("#![doc = include_str!(");
         if says || generated { Vec::new() } else { vec!["no //! line that says what it owns".into()] }
     });
 }

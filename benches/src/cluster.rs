@@ -1,0 +1,189 @@
+//! Three hosts in this process, over loopback TCP, with every group on each of them.
+
+use crate::machine::Counter;
+use longboat::{Group, GroupConfig, GroupId, HostId, NodeHost, NodeHostConfig, ReplicaId, ReplicaStart, Threads};
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Hosts of a cluster, and replicas of each of its groups.
+pub const HOSTS: usize = 3;
+/// Between two looks for leaders that are not elected yet.
+const LEADER_LOOK: Duration = Duration::from_millis(2);
+/// After this long without a leader somewhere, the run is given up.
+const ELECTION_PATIENCE: Duration = Duration::from_secs(120);
+/// How long hosts may take to close.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What can fail around a run. Shown to a person, never matched on.
+pub type BoxError = Box<dyn Error + Send + Sync>;
+
+/// How the hosts and groups are set up. Zeros leave the engine's default.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterConfig {
+    /// Where the hosts' directories are made.
+    pub dir: PathBuf,
+    /// Groups.
+    pub groups: usize,
+    /// Step workers of a host.
+    pub step_workers: usize,
+    /// Apply workers of a host.
+    pub apply_workers: usize,
+    /// Which thread runs which worker.
+    pub threads: Threads,
+    /// Applied entries between snapshots; 0 for none.
+    pub snapshot_entries: u64,
+    /// Smallest election timeout.
+    pub election_timeout_ms: u64,
+    /// Between a leader's heartbeats.
+    pub heartbeat_interval_ms: u64,
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    hosts: Vec<NodeHost>,
+    dirs: Vec<PathBuf>,
+    /// Per group, its handle on each host.
+    pub groups: Vec<[Group<Counter>; HOSTS]>,
+    /// From the first host's opening until all replicas were started.
+    pub started: Duration,
+    /// From the first host's opening until every group had a leader.
+    pub elected: Duration,
+}
+
+/// What the hosts' journals have done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogFigures {
+    /// Syncs, of all hosts.
+    pub syncs: u64,
+    /// Entries appended, on all hosts.
+    pub entries: u64,
+}
+
+impl Cluster {
+    /// Opens the hosts, starts every group on each, and waits until all groups have leaders.
+    ///
+    /// # Errors
+    /// When a host can't be opened, a replica not be started, or a group finds no leader.
+    pub fn start(config: &ClusterConfig) -> Result<Self, BoxError> {
+        let begun = Instant::now();
+        let dirs: Vec<PathBuf> = (1..=HOSTS).map(|n| config.dir.join(format!("host-{n}"))).collect();
+        let mut hosts = Vec::new();
+        for (n, dir) in dirs.iter().enumerate() {
+            hosts.push(open_host(config, n as u64 + 1, dir)?);
+        }
+        introduce(&hosts);
+        let groups = start_groups(config, &hosts)?;
+        let started = begun.elapsed();
+        let mut cluster = Self { hosts, dirs, groups, started, elected: Duration::ZERO };
+        cluster.await_leaders()?;
+        cluster.elected = begun.elapsed();
+        Ok(cluster)
+    }
+
+    fn await_leaders(&self) -> Result<(), BoxError> {
+        let begun = Instant::now();
+        for handles in &self.groups {
+            while leader_of(handles).is_none() {
+                if begun.elapsed() > ELECTION_PATIENCE {
+                    return Err(format!("group {} has no leader after {ELECTION_PATIENCE:?}", handles[0].id()).into());
+                }
+                thread::sleep(LEADER_LOOK);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the hosts' journals have done so far.
+    pub fn log_figures(&self) -> LogFigures {
+        let mut sum = LogFigures::default();
+        for host in &self.hosts {
+            let log = host.info().log;
+            sum.syncs += log.syncs;
+            sum.entries += log.entries;
+        }
+        sum
+    }
+
+    /// Closes the hosts and removes their directories.
+    ///
+    /// # Errors
+    /// The first host's that does not close, or a directory that can't be removed.
+    pub fn close(self) -> Result<(), BoxError> {
+        drop(self.groups);
+        for host in self.hosts {
+            host.close(CLOSE_PATIENCE)?;
+        }
+        for dir in &self.dirs {
+            std::fs::remove_dir_all(dir)?;
+        }
+        Ok(())
+    }
+}
+
+/// Which host leads a group, as a position in its handles.
+pub fn leader_of(handles: &[Group<Counter>; HOSTS]) -> Option<usize> {
+    handles.iter().position(Group::is_leader)
+}
+
+fn open_host(config: &ClusterConfig, id: u64, dir: &Path) -> Result<NodeHost, BoxError> {
+    if dir.exists() {
+        return Err(format!("{} exists already: give an empty directory", dir.display()).into());
+    }
+    Ok(NodeHost::open(NodeHostConfig {
+        data_dir: dir.to_path_buf(),
+        host_id: HostId(id),
+        deployment_id: 1,
+        listen_address: "127.0.0.1:0".parse()?,
+        step_workers: config.step_workers,
+        apply_workers: config.apply_workers,
+        threads: config.threads,
+        ..Default::default()
+    })?)
+}
+
+/// The system chose the ports: now everyone can be told.
+fn introduce(hosts: &[NodeHost]) {
+    for host in hosts {
+        for (n, other) in hosts.iter().enumerate() {
+            host.set_peer_address(HostId(n as u64 + 1), other.local_address());
+        }
+    }
+}
+
+/// Starts all groups, on all hosts at once, each host's replicas in one batch.
+fn start_groups(config: &ClusterConfig, hosts: &[NodeHost]) -> Result<Vec<[Group<Counter>; HOSTS]>, BoxError> {
+    let members = |_| (1..=HOSTS as u64).map(|n| (ReplicaId(n), HostId(n)));
+    let start = |n: usize, host: &NodeHost| {
+        host.start_replicas((1..=config.groups as u64).map(|group| {
+            let group = group_config(config, GroupId(group), ReplicaId(n as u64 + 1));
+            (ReplicaStart::bootstrap(members(())), group, Counter::default())
+        }))
+    };
+    let mut per_host = Vec::new();
+    thread::scope(|scope| {
+        let threads: Vec<_> = hosts.iter().enumerate().map(|(n, host)| scope.spawn(move || start(n, host))).collect();
+        for thread in threads {
+            per_host.push(thread.join().expect("starting replicas does not panic"));
+        }
+    });
+    let mut columns = Vec::new();
+    for handles in per_host {
+        columns.push(handles?.into_iter());
+    }
+    let row = |_| std::array::from_fn(|n| columns[n].next().expect("every host started every group"));
+    Ok((0..config.groups).map(row).collect())
+}
+
+fn group_config(config: &ClusterConfig, group: GroupId, replica: ReplicaId) -> GroupConfig {
+    let mut group = GroupConfig { group, replica, snapshot_entries: config.snapshot_entries, ..Default::default() };
+    if config.election_timeout_ms > 0 {
+        group.election_timeout_ms = config.election_timeout_ms;
+    }
+    if config.heartbeat_interval_ms > 0 {
+        group.heartbeat_interval_ms = config.heartbeat_interval_ms;
+    }
+    group
+}

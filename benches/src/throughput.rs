@@ -1,0 +1,214 @@
+//! The load: as many operations under way as asked for, measured after a warm-up.
+
+use crate::client::{self, ClientConfig, Counts, Phase};
+use crate::cluster::{BoxError, Cluster, ClusterConfig, HOSTS, LogFigures};
+use crate::process;
+use crate::report::Report;
+use longboat::Threads;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Calls that the operations of one group are spread over, so that some gather while others are being synced.
+const CALLS_PER_GROUP: usize = 4;
+/// Fewer operations than this are not worth a call of their own.
+const CALL_MIN: usize = 16;
+
+/// How much load, for how long.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Raft groups, each with a replica on each of the three hosts.
+    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub groups: u32,
+    /// Bytes of a proposal's command.
+    #[arg(long, default_value_t = 16)]
+    pub payload: usize,
+    /// Operations under way per group, all the time.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub inflight: u32,
+    /// Linearizable reads among a hundred operations; the others are proposals.
+    #[arg(long, value_name = "PCT", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub reads: u32,
+    /// Seconds of load before anything is counted.
+    #[arg(long, value_name = "S", default_value_t = 3.0, value_parser = seconds)]
+    pub warmup: f64,
+    /// Seconds that are counted.
+    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = seconds)]
+    pub duration: f64,
+    /// Where the hosts' directories are made, and removed afterwards [default: a new directory in the present one]
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Print one line of JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+    /// Client threads; the groups are divided among them.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub clients: u32,
+    /// The most operations of one call [default: a quarter of those under way, 16 at least]
+    #[arg(long)]
+    pub call_max: Option<usize>,
+    /// Step workers of a host [default: the engine's]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    pub step_workers: usize,
+    /// Apply workers of a host [default: the engine's]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    pub apply_workers: usize,
+    /// Which thread runs which worker.
+    #[arg(long, value_enum, default_value_t = Layout::Auto)]
+    pub threads: Layout,
+    /// Applied entries between snapshots of a group; 0 takes none.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub snapshot_entries: u64,
+    /// Smallest election timeout of a group, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    pub election_ms: u64,
+    /// Time between a leader's heartbeats, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 100)]
+    pub heartbeat_ms: u64,
+}
+
+/// How a host's workers share threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Layout {
+    /// As the engine chooses, by the number of cores.
+    Auto,
+    /// One for each worker, and one for the sockets.
+    Separate,
+    /// One for all workers, and one for the log writer.
+    Compact,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(s) if (0.0..=86_400.0).contains(&s) => Ok(s),
+        Ok(s) => Err(format!("{s} seconds, not between 0 and 86400")),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+impl Options {
+    /// Tells a person what is going on. Programs read one line.
+    fn say(&self, what: &str) {
+        if !self.json {
+            eprintln!("{what}");
+        }
+    }
+
+    fn client_config(&self) -> ClientConfig {
+        let inflight = self.inflight as usize;
+        let call_max = self.call_max.unwrap_or_else(|| inflight.div_ceil(CALLS_PER_GROUP).max(CALL_MIN));
+        // Lives as long as the process: commands share it without counting references.
+        let payload = Vec::leak(vec![7; self.payload]);
+        ClientConfig { inflight, call_max: call_max.max(1), reads_percent: self.reads as usize, payload }
+    }
+
+    fn cluster_config(&self, dir: PathBuf) -> ClusterConfig {
+        ClusterConfig {
+            dir,
+            groups: self.groups as usize,
+            step_workers: self.step_workers,
+            apply_workers: self.apply_workers,
+            threads: match self.threads {
+                Layout::Auto => Threads::Auto,
+                Layout::Separate => Threads::Separate,
+                Layout::Compact => Threads::Compact,
+            },
+            snapshot_entries: self.snapshot_entries,
+            election_timeout_ms: self.election_ms,
+            heartbeat_interval_ms: self.heartbeat_ms,
+        }
+    }
+}
+
+/// Everything that is read at both ends of the measured time.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    at: Instant,
+    cpu: Duration,
+    log: LogFigures,
+}
+
+impl Sample {
+    fn take(cluster: &Cluster) -> Self {
+        Self { at: Instant::now(), cpu: process::cpu_time(), log: cluster.log_figures() }
+    }
+}
+
+/// Runs the load in directories under `dir`.
+///
+/// # Errors
+/// When the cluster can't be started or closed.
+pub fn run(options: &Options, dir: PathBuf) -> Result<(Report, Counts), BoxError> {
+    let before = process::memory();
+    options.say(&format!("starting {} groups on three hosts", options.groups));
+    let cluster = Cluster::start(&options.cluster_config(dir))?;
+    let idle = process::memory();
+    let phase = Arc::new(Phase::default());
+    options.say(&format!("load: {} s to warm up, then {} s measured", options.warmup, options.duration));
+    let clients = spawn_clients(&cluster, options, &phase);
+
+    thread::sleep(Duration::from_secs_f64(options.warmup));
+    let from = Sample::take(&cluster);
+    phase.counting.store(true, Ordering::Release);
+    thread::sleep(Duration::from_secs_f64(options.duration));
+    phase.counting.store(false, Ordering::Release);
+    let to = Sample::take(&cluster);
+
+    phase.stop.store(true, Ordering::Release);
+    let mut counts = Counts::default();
+    for client in clients {
+        client.thread().unpark();
+        counts.merge(client.join().expect("a client does not panic"));
+    }
+    let replicas = (HOSTS * options.groups as usize) as f64;
+    let mut report = report(options, &counts, from, to);
+    report.peak_rss_mb = process::memory().peak_kb as f64 / 1024.0;
+    report.rss_per_replica_kb = idle.resident_kb.saturating_sub(before.resident_kb) as f64 / replicas;
+    report.start_s = cluster.started.as_secs_f64();
+    report.elected_s = cluster.elected.as_secs_f64();
+    cluster.close()?;
+    Ok((report, counts))
+}
+
+fn spawn_clients(cluster: &Cluster, options: &Options, phase: &Arc<Phase>) -> Vec<JoinHandle<Counts>> {
+    let config = options.client_config();
+    let share = cluster.groups.len().div_ceil(options.clients as usize);
+    let spawn = |groups: &[_]| {
+        let (groups, phase) = (groups.to_vec(), Arc::clone(phase));
+        thread::Builder::new()
+            .name("client".into())
+            .spawn(move || client::run(groups, config, &phase))
+            .expect("the system has a thread for a client")
+    };
+    cluster.groups.chunks(share).map(spawn).collect()
+}
+
+fn report(options: &Options, counts: &Counts, from: Sample, to: Sample) -> Report {
+    let elapsed = (to.at - from.at).as_secs_f64();
+    let cpu = (to.cpu - from.cpu).as_secs_f64();
+    let operations = (counts.proposals + counts.reads) as f64;
+    let (syncs, entries) = (to.log.syncs - from.log.syncs, to.log.entries - from.log.entries);
+    Report {
+        system: "longboat",
+        scenario: "throughput",
+        groups: options.groups as usize,
+        payload: options.payload,
+        inflight: options.inflight as usize,
+        proposals_per_s: counts.proposals as f64 / elapsed,
+        reads_per_s: counts.reads as f64 / elapsed,
+        cpu_us_per_op: cpu * 1e6 / operations.max(1.0),
+        cores: cpu / elapsed,
+        p50_us: counts.latencies.micros(0.5),
+        p99_us: counts.latencies.micros(0.99),
+        p999_us: counts.latencies.micros(0.999),
+        fdatasyncs: syncs,
+        entries_per_fdatasync: entries as f64 / syncs.max(1) as f64,
+        peak_rss_mb: 0.0,
+        rss_per_replica_kb: 0.0,
+        start_s: 0.0,
+        elected_s: 0.0,
+        errors: counts.errors,
+    }
+}
