@@ -21,6 +21,7 @@ use std::sync::mpsc;
 use tempfile::TempDir;
 
 mod faulty;
+mod power;
 
 const GROUP: GroupId = GroupId(7);
 const REPLICA: ReplicaId = ReplicaId(2);
