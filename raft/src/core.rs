@@ -421,6 +421,11 @@ impl Core {
         self.log.start()
     }
 
+    /// The first entry of every term that the log has, in order.
+    pub fn term_starts(&self) -> &[LogPos] {
+        self.log.term_starts()
+    }
+
     /// The term of the entry at `index`. Never needs a disk. `None` outside of the log.
     pub fn term_at(&self, index: Index) -> Option<Term> {
         self.log.term_at(index)

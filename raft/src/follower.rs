@@ -46,7 +46,11 @@ impl Core {
             self.accept(from, self.commit);
             return Ok(());
         }
-        if self.log.term_at(prev.index) != Some(prev.term) {
+        // A replica that joins knows no membership, and none can be derived from a log whose first membership is not in
+        // it: it would count whoever is added later as everybody. It needs a snapshot, and says so by refusing even the
+        // start of the log.
+        let knows_members = !self.membership.voters.is_empty();
+        if !knows_members || self.log.term_at(prev.index) != Some(prev.term) {
             let hint = self.log.find_conflict(prev.index, prev.term);
             self.send_held(from, Body::AppendRejected { rejected: prev.index, hint });
             return Ok(());

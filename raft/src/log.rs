@@ -72,6 +72,11 @@ impl Log {
         Ok(log)
     }
 
+    /// The first entry of every term, in order.
+    pub(crate) fn term_starts(&self) -> &[LogPos] {
+        &self.terms
+    }
+
     /// The place just before the first entry.
     pub(crate) fn start(&self) -> LogPos {
         self.start

@@ -307,6 +307,10 @@ impl Core {
             if hint.term > Term::ZERO { self.log.find_conflict(hint.index, hint.term).index } else { hint.index };
         let peer = &mut self.peers[at];
         peer.active = true;
+        // Every log agrees before its first entry. Who refuses that joins, and knows no membership to begin from.
+        if rejected.is_zero() && peer.state == ProgressState::Probe && peer.matched.is_zero() {
+            return self.want_snapshot(at);
+        }
         if peer.rejected(rejected, guess) {
             peer.owes_empty = true;
             self.dirty = true;

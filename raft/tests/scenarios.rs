@@ -1,7 +1,32 @@
 //! Scenarios over the core alone: several cores, a network of messages in a queue and disks that complete when told.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+#[path = "scenarios/bad_input.rs"]
+mod bad_input;
 #[path = "scenarios/cluster.rs"]
 mod cluster;
 #[path = "scenarios/elections.rs"]
 mod elections;
+#[path = "scenarios/flow.rs"]
+mod flow;
+#[path = "scenarios/guards.rs"]
+mod guards;
+#[path = "scenarios/members.rs"]
+mod members;
+#[path = "scenarios/persistence.rs"]
+mod persistence;
+#[path = "scenarios/proposing.rs"]
+mod proposing;
+#[path = "scenarios/reading.rs"]
+mod reading;
+#[path = "scenarios/replication.rs"]
+mod replication;
+#[path = "scenarios/snapshots.rs"]
+mod snapshots;
+
+#[test]
+fn the_rules_that_planted_bugs_break_hold() {
+    for (_, scenario) in guards::GUARDS {
+        scenario();
+    }
+}

@@ -96,6 +96,8 @@ pub struct Cluster {
     pub net: VecDeque<Message>,
     pub cut: BTreeSet<(u64, u64)>,
     pub now: Time,
+    /// Snapshots are there as soon as they are wanted, at what is applied, and travel like messages.
+    pub auto_snapshots: bool,
     pub configs: BTreeMap<u64, CoreConfig>,
 }
 
@@ -156,6 +158,7 @@ impl Cluster {
             net: VecDeque::new(),
             cut: BTreeSet::new(),
             now: Time(1),
+            auto_snapshots: false,
             configs: BTreeMap::new(),
         };
         for n in members {
@@ -226,6 +229,16 @@ impl Cluster {
             node.reads.extend(out.reads);
             node.refused.extend(out.refused);
             node.fetches.extend(out.fetches);
+            for to in &out.snapshots_wanted {
+                let (core, auto) = (&mut node.core, self.auto_snapshots);
+                let index = core.applied_index();
+                let pos = LogPos::new(core.term_at(index).unwrap(), index);
+                let meta = SnapshotMeta { pos, membership: core.membership().clone() };
+                if auto {
+                    core.snapshot_sending(*to, pos);
+                    self.net.push_back(message(n, to.0, core.term().0, Body::Snapshot(Box::new(meta))));
+                }
+            }
             node.snapshots_wanted.extend(out.snapshots_wanted);
             node.events.extend(out.events);
             match out.token {

@@ -1,0 +1,263 @@
+//! Probing, pipelining within bounds, lost messages, and entries that left memory.
+
+use crate::cluster::*;
+use longboat_raft::*;
+
+fn appends(m: &Message) -> bool {
+    matches!(m.body, Body::Append { .. })
+}
+
+fn state(c: &mut Cluster, n: u64) -> ProgressState {
+    let leader = c.leaders()[0];
+    c.core(leader).progress(id(n)).unwrap().state()
+}
+
+#[test]
+fn a_new_leader_probes_with_one_append_at_a_time() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.isolate(3);
+    c.elect(1);
+    c.heal();
+    c.net.clear();
+    for text in ["a", "b"] {
+        c.propose(1, &[text]).unwrap();
+        c.end_round(1);
+    }
+    assert_eq!(state(&mut c, 3), ProgressState::Probe);
+    assert_eq!(c.flying(|m| appends(m) && m.to == id(3)), 0, "a second probe while the first is not answered");
+    assert_eq!(c.flying(|m| appends(m) && m.to == id(2)), 2);
+}
+
+#[test]
+fn no_more_than_the_bound_of_appends_is_in_flight() {
+    let mut c = Cluster::with(&[1, 2, 3], |config| config.inflight_appends_max = 3);
+    c.elect(1);
+    for i in 0..10 {
+        c.propose(1, &[&format!("{i}")]).unwrap();
+        c.end_round(1);
+    }
+    assert_eq!(c.flying(|m| appends(m) && m.to == id(2)), 3);
+    c.settle();
+    assert_eq!(c.node(2).payloads().len(), 10);
+}
+
+#[test]
+fn no_more_than_the_bound_of_bytes_is_in_flight() {
+    let mut c = Cluster::with(&[1, 2, 3], |config| config.inflight_bytes_max = 2500);
+    c.elect(1);
+    let text = "x".repeat(1000);
+    for _ in 0..10 {
+        c.propose(1, &[&text]).unwrap();
+        c.end_round(1);
+    }
+    // A bound that is reached stops, and one append may go over it.
+    assert_eq!(c.flying(|m| appends(m) && m.to == id(2)), 3);
+    c.settle();
+    assert_eq!(c.node(2).payloads().len(), 10);
+}
+
+#[test]
+fn an_append_is_no_larger_than_its_bound() {
+    let mut c = Cluster::with(&[1, 2], |config| config.append_bytes_max = 1000);
+    c.elect(1);
+    c.isolate(2);
+    let text = "x".repeat(300);
+    for _ in 0..8 {
+        c.write(1, &[&text, &text, &text, &text]);
+    }
+    c.heal();
+    c.pass(HEARTBEAT);
+    let mut largest = 0;
+    c.propose(1, &["last"]).unwrap();
+    c.end_round(1);
+    while let Some(m) = c.net.pop_front() {
+        if let Body::Append { runs, .. } = &m.body {
+            largest = largest.max(runs.iter().map(Run::encoded_len).sum());
+        }
+        c.give(m);
+    }
+    c.pass(2 * HEARTBEAT);
+    assert_eq!(c.node(2).payloads().len(), 33);
+    assert!(largest <= 1000, "{largest} bytes in one append");
+}
+
+#[test]
+fn one_entry_may_be_larger_than_an_append_should_be() {
+    let mut c = Cluster::with(&[1, 2], |config| config.append_bytes_max = 100);
+    c.elect(1);
+    c.write(1, &[&"x".repeat(5000), "y", &"z".repeat(5000)]);
+    assert_eq!(c.node(2).payloads().len(), 3);
+}
+
+#[test]
+fn lost_appends_are_noticed_by_the_next_heartbeat() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    c.cut.insert((1, 3));
+    for text in ["a", "b", "c"] {
+        c.write(1, &[text]);
+    }
+    c.heal();
+    assert_eq!(c.core(3).last(), pos(1, 1));
+    c.pass(HEARTBEAT);
+    assert_eq!(c.node(3).payloads(), ["a", "b", "c"]);
+    assert_eq!(state(&mut c, 3), ProgressState::Replicate);
+}
+
+#[test]
+fn a_full_window_whose_appends_were_all_lost_opens_again() {
+    let mut c = Cluster::with(&[1, 2, 3], |config| config.inflight_appends_max = 2);
+    c.elect(1);
+    c.cut.insert((1, 3));
+    for i in 0..6 {
+        c.write(1, &[&format!("{i}")]);
+    }
+    assert!(c.core(1).progress(id(3)).unwrap().is_paused());
+    c.heal();
+    c.pass(2 * HEARTBEAT);
+    assert_eq!(c.node(3).payloads().len(), 6);
+}
+
+#[test]
+fn a_lost_commit_index_is_told_by_the_next_heartbeat() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    c.propose(1, &["a"]).unwrap();
+    c.end_round(1);
+    while let Some(m) = c.net.pop_front() {
+        if !matches!(m.body, Body::Commit { .. }) {
+            c.give(m);
+        }
+    }
+    assert_eq!((c.core(1).commit(), c.core(2).commit()), (Index(2), Index(1)));
+    c.pass(HEARTBEAT);
+    assert_eq!(c.core(2).commit(), Index(2));
+}
+
+#[test]
+fn an_unreachable_member_is_probed() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    c.core(1).report_unreachable(id(3));
+    assert_eq!(state(&mut c, 3), ProgressState::Probe);
+    c.pass(HEARTBEAT);
+    assert_eq!(state(&mut c, 3), ProgressState::Replicate);
+}
+
+#[test]
+fn a_stale_rejection_moves_nothing_back() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    c.write(1, &["a"]);
+    c.give(message(2, 1, 1, Body::AppendRejected { rejected: Index(1), hint: LogPos::ZERO }));
+    assert_eq!(state(&mut c, 2), ProgressState::Replicate);
+    assert!(c.net.is_empty());
+}
+
+#[test]
+fn a_slow_member_costs_the_others_nothing() {
+    let mut c = Cluster::with(&[1, 2, 3], |config| config.inflight_appends_max = 4);
+    c.elect(1);
+    c.isolate(3);
+    for i in 0..100 {
+        c.write(1, &[&format!("{i}")]);
+    }
+    assert_eq!((c.node(1).payloads().len(), c.node(2).payloads().len()), (100, 100));
+}
+
+/// A leader with ten entries, none of them in memory, and a member that has none of them.
+fn evicted() -> Cluster {
+    let mut c = Cluster::with(&[1, 2, 3], |config| config.log_cache_bytes_max = 0);
+    c.elect(1);
+    c.isolate(3);
+    for i in 0..9 {
+        c.write(1, &[&format!("{i}")]);
+    }
+    c.core(1).trim();
+    assert_eq!(c.core(1).cached_bytes(), 0);
+    c.heal();
+    c
+}
+
+#[test]
+fn what_left_memory_is_fetched_for_a_member_that_needs_it() {
+    let mut c = evicted();
+    c.pass(HEARTBEAT);
+    let fetch = c.node(1).fetches.pop().expect("a cold read");
+    assert_eq!((fetch.lo, fetch.hi), (Index(2), Index(10)));
+    assert!(c.core(1).progress(id(3)).unwrap().is_paused(), "nothing more is sent meanwhile");
+    c.pass(3 * HEARTBEAT);
+    assert!(c.node(1).fetches.is_empty(), "asked twice");
+    let found: Vec<Run> = c.node(1).disk.runs.iter().filter(|r| r.first() >= fetch.lo).cloned().collect();
+    c.core(1).fetched(fetch.ticket, Ok(found));
+    c.settle();
+    assert_eq!(c.node(3).payloads().len(), 9);
+}
+
+#[test]
+fn what_was_compacted_while_it_was_fetched_needs_a_snapshot() {
+    let mut c = evicted();
+    c.pass(HEARTBEAT);
+    let fetch = c.node(1).fetches.pop().expect("a cold read");
+    c.core(1).compact(Index(5));
+    c.core(1).fetched(fetch.ticket, Err(Compacted));
+    c.settle();
+    assert_eq!(c.node(1).snapshots_wanted, [id(3)]);
+}
+
+#[test]
+fn an_answer_to_a_read_that_nobody_waits_for_is_ignored() {
+    let mut c = evicted();
+    c.pass(HEARTBEAT);
+    let fetch = c.node(1).fetches.pop().expect("a cold read");
+    let found = c.node(1).disk.runs.clone();
+    let before = c.core(1).clone();
+    c.core(1).fetched(fetch.ticket + 7, Ok(found));
+    assert_eq!(*c.core(1), before);
+}
+
+#[test]
+fn fetched_entries_of_another_log_are_not_sent() {
+    let mut c = evicted();
+    c.pass(HEARTBEAT);
+    let fetch = c.node(1).fetches.pop().expect("a cold read");
+    c.core(1).fetched(fetch.ticket, Ok(vec![run(9, 2, &["not", "ours"])]));
+    c.net.clear();
+    c.end_round(1);
+    assert_eq!(c.flying(|m| matches!(&m.body, Body::Append { runs, .. } if !runs.is_empty())), 0);
+}
+
+#[test]
+fn only_what_is_durable_and_applied_leaves_memory() {
+    let mut c = Cluster::with(&[1, 2, 3], |config| config.log_cache_bytes_max = 0);
+    c.elect(1);
+    c.node(1).slow_disk = true;
+    c.write(1, &["a"]);
+    c.core(1).trim();
+    assert!(c.core(1).tail_from(Index(2)).is_some());
+    assert!(c.core(1).tail_from(Index(1)).is_none());
+}
+
+#[test]
+fn a_restart_without_entries_in_memory_reads_what_it_has_to_apply() {
+    let mut c = Cluster::new(&[]);
+    let runs = [run(1, 1, &["a", "b"]), run(1, 3, &["c"])];
+    let hard_state = HardState { term: Term(1), vote: ReplicaId::ZERO, commit: Index(3) };
+    let disk = Disk { hard_state, start: LogPos::ZERO, runs: runs.to_vec(), membership: voters(&[1]) };
+    c.add(config(1), disk.clone());
+    let restored = Restored { runs: Vec::new(), ..disk.restored() };
+    c.node(1).core = Core::new(config(1), restored, c.now).unwrap();
+    c.campaign(1);
+    assert_eq!(c.core(1).role(), Role::Follower, "campaigned without knowing what the entries are");
+    let fetch = c.node(1).fetches.pop().expect("a cold read");
+    assert_eq!((fetch.lo, fetch.hi), (Index(1), Index(3)));
+    c.core(1).fetched(fetch.ticket, Ok(vec![runs[0].clone()]));
+    c.settle();
+    assert_eq!(c.node(1).payloads(), ["a", "b"]);
+    let fetch = c.node(1).fetches.pop().expect("the rest");
+    assert_eq!(fetch.lo, Index(3));
+    c.core(1).fetched(fetch.ticket, Ok(vec![runs[1].clone()]));
+    c.settle();
+    assert_eq!(c.node(1).payloads(), ["a", "b", "c"]);
+    c.elect(1);
+}

@@ -1,0 +1,116 @@
+//! The rules that the planted bugs of this crate break, one scenario each. Run as they are by `scenarios`, and with each
+//! bug planted, when they must fail, by `plants`.
+
+use crate::cluster::*;
+use longboat_raft::*;
+
+/// A scenario, and the planted bug that it catches.
+pub const GUARDS: &[(&str, fn())] = &[
+    ("ack-before-durable", an_append_is_acknowledged_when_it_is_durable),
+    ("ack-before-durable", a_vote_is_given_when_it_is_durable),
+    ("duplicate-append-acked-in-flight", a_repeated_append_waits_for_the_first),
+    ("request-vote-before-durable", a_vote_is_asked_for_when_the_own_one_is_durable),
+    ("commit-old-term-by-counting", an_entry_of_an_earlier_term_is_not_committed_by_counting),
+    ("aba-token", a_write_of_overwritten_entries_makes_nothing_durable),
+    ("apply-before-durable", entries_are_applied_when_they_are_durable_here),
+];
+
+fn accepted(m: &Message) -> bool {
+    matches!(m.body, Body::AppendAccepted { .. })
+}
+
+/// A follower of leader 1 in term 1, with a slow disk.
+fn follower() -> Cluster {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.give(append(1, 2, 1, LogPos::ZERO, 0, &[run(1, 1, &["a"])]));
+    c.net.clear();
+    c.node(2).slow_disk = true;
+    c
+}
+
+pub fn an_append_is_acknowledged_when_it_is_durable() {
+    let mut c = follower();
+    c.give(append(1, 2, 1, pos(1, 1), 0, &[run(1, 2, &["b"])]));
+    assert_eq!(c.flying(accepted), 0, "acknowledged before it is on the disk");
+    c.complete_all(2);
+    let answer = message(2, 1, 1, Body::AppendAccepted { matched: Index(2) });
+    assert_eq!(c.net.pop_front(), Some(answer));
+}
+
+pub fn a_vote_is_given_when_it_is_durable() {
+    let mut c = follower();
+    let ask = Body::RequestVote { pre: false, transfer: false, last: pos(1, 9) };
+    c.give(message(3, 2, 2, ask));
+    assert!(c.net.is_empty(), "answered before the vote is on the disk");
+    c.complete_all(2);
+    assert_eq!(c.net.pop_front(), Some(message(2, 3, 2, Body::VoteResponse { pre: false, granted: true })));
+}
+
+pub fn a_repeated_append_waits_for_the_first() {
+    let mut c = follower();
+    let again = append(1, 2, 1, pos(1, 1), 0, &[run(1, 2, &["b"])]);
+    c.give(again.clone());
+    c.give(again);
+    assert_eq!(c.flying(accepted), 0, "the repeated append is acknowledged while the first is in flight");
+    // The repeated one persists nothing of its own; its answer rides behind the first one's batch.
+    assert_eq!(c.node(2).batches.len(), 2);
+    assert!(c.node(2).batches[1].persist.is_none());
+    c.complete(2);
+    assert_eq!(c.flying(accepted), 1);
+}
+
+pub fn a_vote_is_asked_for_when_the_own_one_is_durable() {
+    let mut c = follower();
+    c.campaign(2);
+    assert!(c.net.is_empty(), "asked before the candidate's term is on the disk");
+    c.complete(2);
+    assert_eq!(c.flying(|m| matches!(m.body, Body::RequestVote { pre: false, .. })), 2);
+}
+
+/// Paper figure 8: an entry of term 2 on a majority may still be overwritten by the leader of term 3.
+pub fn an_entry_of_an_earlier_term_is_not_committed_by_counting() {
+    let members = [1, 2, 3, 4, 5];
+    let mut c = Cluster::new(&[]);
+    c.add_with_log(1, &members, 3, 0, &[run(1, 1, &["one"]), run(2, 2, &["two"])]);
+    c.campaign(1);
+    c.net.clear();
+    for voter in [2, 3] {
+        c.give(message(voter, 1, 4, Body::VoteResponse { pre: false, granted: true }));
+    }
+    assert_eq!(c.core(1).role(), Role::Leader);
+    // Figure 8 (c): term 2's entry is on a majority, nothing of the leader's own term is.
+    for follower in [2, 3] {
+        c.give(message(follower, 1, 4, Body::AppendAccepted { matched: Index(2) }));
+    }
+    assert_eq!(c.core(1).commit(), Index(0), "committed an entry of an earlier term by counting");
+    // (e): once an entry of its own term is on a majority, all before it is committed with it.
+    for follower in [2, 3] {
+        c.give(message(follower, 1, 4, Body::AppendAccepted { matched: Index(3) }));
+    }
+    assert_eq!(c.core(1).commit(), Index(3));
+}
+
+pub fn a_write_of_overwritten_entries_makes_nothing_durable() {
+    let mut c = follower();
+    c.give(append(1, 2, 1, pos(1, 1), 0, &[run(1, 2, &["old"])]));
+    // Another leader overwrites the entry while its write is under way, and commits what it wrote there.
+    c.give(append(3, 2, 2, pos(1, 1), 2, &[run(2, 2, &["new"])]));
+    assert_eq!(c.node(2).batches.len(), 2);
+    c.complete(2);
+    c.end_round(2);
+    assert_eq!(c.core(2).durable(), Index(1), "an old write made a newer entry durable");
+    assert_eq!(c.node(2).payloads(), ["a"]);
+    c.complete_all(2);
+    assert_eq!(c.core(2).durable(), Index(2));
+    assert_eq!(c.node(2).payloads(), ["a", "new"]);
+    assert_eq!(c.node(2).disk.last(), pos(2, 2));
+}
+
+pub fn entries_are_applied_when_they_are_durable_here() {
+    let mut c = follower();
+    c.give(append(1, 2, 1, pos(1, 1), 2, &[run(1, 2, &["b"])]));
+    assert_eq!(c.core(2).commit(), Index(2));
+    assert_eq!(c.node(2).payloads(), ["a"], "applied what is not on the disk");
+    c.complete_all(2);
+    assert_eq!(c.node(2).payloads(), ["a", "b"]);
+}
