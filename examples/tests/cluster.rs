@@ -1,0 +1,107 @@
+//! Three hosts of the key-value server in one process, spoken to as a client would.
+
+#![allow(clippy::unwrap_used)]
+
+use longboat_examples::host::{KvHost, Settings};
+use longboat_examples::server::Server;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+fn settings(host_id: u64, peers: &BTreeMap<u64, SocketAddr>, dir: &Path) -> Settings {
+    Settings {
+        host_id,
+        peers: peers.clone(),
+        groups: 8,
+        data: dir.join(host_id.to_string()),
+        snapshot_entries: 50,
+        compaction_overhead: 10,
+        election_timeout_ms: 200,
+    }
+}
+
+fn free_addresses(count: u64) -> BTreeMap<u64, SocketAddr> {
+    let bound: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    (1..).zip(bound.iter().map(|listener| listener.local_addr().unwrap())).collect()
+}
+
+struct Cluster {
+    servers: Vec<Server>,
+    peers: BTreeMap<u64, SocketAddr>,
+    dir: TempDir,
+}
+
+impl Cluster {
+    fn start() -> Self {
+        let mut cluster = Self { servers: Vec::new(), peers: free_addresses(3), dir: TempDir::new().unwrap() };
+        cluster.start_hosts();
+        cluster
+    }
+
+    fn start_hosts(&mut self) {
+        for id in self.peers.keys() {
+            let host = KvHost::open(&settings(*id, &self.peers, self.dir.path())).unwrap();
+            self.servers.push(Server::start("127.0.0.1:0".parse().unwrap(), 1, Arc::new(host)).unwrap());
+        }
+    }
+
+    /// Asks host `n`, counted from 0, with an inline command; the first line of the reply, or the whole of a bulk string.
+    fn ask(&self, n: usize, command: &str) -> String {
+        let mut stream = BufReader::new(TcpStream::connect(self.servers[n].address()).unwrap());
+        stream.get_mut().write_all(format!("{command}\r\n").as_bytes()).unwrap();
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        let line = line.trim_end().to_owned();
+        match line.strip_prefix('$').map(|length| length.parse::<usize>()) {
+            Some(Ok(length)) => {
+                let mut bulk = vec![0; length];
+                stream.read_exact(&mut bulk).unwrap();
+                String::from_utf8(bulk).unwrap()
+            }
+            _ => line,
+        }
+    }
+}
+
+#[test]
+fn any_host_serves_any_key_and_all_of_it_is_there_after_a_restart() {
+    let mut cluster = Cluster::start();
+    for n in 0..1000 {
+        assert_eq!(cluster.ask(n % 3, &format!("SET key{n} {n}")), "+OK");
+        assert_eq!(cluster.ask((n + 1) % 3, &format!("GET key{n}")), n.to_string(), "another host sees it at once");
+    }
+    assert_eq!(cluster.ask(0, "DBSIZE"), ":1000");
+    let info = cluster.ask(1, "INFO");
+    for field in ["groups:8", "snapshots_saved:", "applied_index:", "log_bytes:", "group8:leader="] {
+        assert!(info.contains(field), "{field} is missing in {info}");
+    }
+    let saved = info.lines().find_map(|line| line.strip_prefix("snapshots_saved:")).unwrap();
+    assert_ne!(saved, "0", "a hundred entries to a group are more than the fifty between snapshots");
+
+    cluster.servers.clear();
+    cluster.start_hosts();
+    for n in (0..1000).step_by(7) {
+        assert_eq!(cluster.ask(n % 3, &format!("GET key{n}")), n.to_string());
+    }
+    assert_eq!(cluster.ask(2, "DBSIZE"), ":1000");
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused_by_name() {
+    let dir = TempDir::new().unwrap();
+    let peers = free_addresses(1);
+    let good = settings(1, &peers, dir.path());
+    let cases = [
+        (Settings { groups: 0, ..good.clone() }, "groups is 0"),
+        (Settings { groups: 16_385, ..good.clone() }, "must be from 1 to 16384"),
+        (Settings { host_id: 2, ..good.clone() }, "no host 2"),
+        (Settings { election_timeout_ms: 1, ..good }, "election_timeout_ms is 1"),
+    ];
+    for (settings, expected) in cases {
+        let error = KvHost::open(&settings).map(drop).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
