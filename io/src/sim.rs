@@ -78,6 +78,8 @@ struct State {
     process: u64,
     locked: Vec<PathBuf>,
     faults: Vec<Fault>,
+    /// Faults that struck.
+    struck: u64,
     /// Calls that changed something, so far.
     changes: u64,
     /// After this many the machine stops in the middle of the next.
@@ -106,6 +108,7 @@ impl SimDisk {
             process: 0,
             locked: Vec::new(),
             faults: Vec::new(),
+            struck: 0,
             changes: 0,
             stop_after: None,
         };
@@ -135,6 +138,11 @@ impl SimDisk {
         self.state.lock().rng = Rng(seed);
     }
 
+    /// The time that was told last.
+    pub fn now(&self) -> Time {
+        self.state.lock().now
+    }
+
     /// Tells the time. Never back.
     pub fn set_now(&self, now: Time) {
         let mut state = self.state.lock();
@@ -159,6 +167,11 @@ impl SimDisk {
     /// Fails one call of this kind with `kind`, after `skip` others went well.
     pub fn inject(&self, op: SimOp, skip: u64, kind: io::ErrorKind) {
         self.state.lock().faults.push(Fault { op, skip, kind });
+    }
+
+    /// Whether a fault that was injected has struck.
+    pub fn has_faulted(&self) -> bool {
+        self.state.lock().struck > 0
     }
 
     /// Forgets what was injected and has not struck yet.
@@ -285,6 +298,7 @@ impl State {
             self.faults[at].skip -= 1;
             return Ok(());
         }
+        self.struck += 1;
         Err(self.faults.remove(at).kind.into())
     }
 

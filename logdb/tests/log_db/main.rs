@@ -5,5 +5,11 @@
 //! must not be opened; `recycling` goes round the journal many times.
 
 mod conformance;
+mod crash;
+mod driver;
 mod model;
+mod random;
+mod recycling;
+mod refusals;
 mod support;
+mod workload;

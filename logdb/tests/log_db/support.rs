@@ -1,6 +1,7 @@
 //! Opening, filling and reading any kind of store.
 
 use crate::model::ModelHost;
+use longboat_io::sim::{SimDisk, SimDiskConfig};
 use longboat_io::{JobState, RealDisk, SharedDisk};
 use longboat_logdb::{
     Bootstrap, GroupState, KeyValue, LogDb, LogError, LogReader, OpenError, ReadError, Record, Seq, SharedLog,
@@ -32,7 +33,7 @@ pub(crate) trait Host {
 
 /// The shared store on the machine's file system.
 pub(crate) struct RealHost {
-    pub(crate) dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     pub(crate) config: SharedLogConfig,
 }
 
@@ -40,13 +41,38 @@ impl RealHost {
     pub(crate) fn new(key_value: KeyValue) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config = small(dir.path().join("data").as_path(), key_value);
-        Self { dir, config }
+        Self { _dir: dir, config }
     }
 }
 
 impl Host for RealHost {
     fn open(&mut self) -> Result<(Box<dyn LogDb>, StoreId, Vec<GroupState>), OpenError> {
         open_shared(Arc::new(RealDisk), &self.config)
+    }
+}
+
+/// The shared store on a simulated disk.
+pub(crate) struct SimHost {
+    pub(crate) disk: SimDisk,
+    pub(crate) config: SharedLogConfig,
+}
+
+impl SimHost {
+    pub(crate) fn new(seed: u64) -> Self {
+        let config = SharedLogConfig { seed: Some(seed), ..small(Path::new("/host"), KeyValue::Memory) };
+        Self { disk: SimDisk::new(seed, SimDiskConfig::default()), config }
+    }
+}
+
+impl Host for SimHost {
+    fn open(&mut self) -> Result<(Box<dyn LogDb>, StoreId, Vec<GroupState>), OpenError> {
+        open_shared(self.disk.process(), &self.config)
+    }
+
+    fn advance(&mut self) {
+        if let Some(at) = self.disk.next_completion() {
+            self.disk.set_now(at.max(self.disk.now()));
+        }
     }
 }
 
@@ -72,6 +98,7 @@ pub(crate) fn small(dir: &Path, key_value: KeyValue) -> SharedLogConfig {
 pub(crate) fn hosts() -> Vec<(&'static str, Box<dyn Host>)> {
     vec![
         ("model", Box::new(ModelHost::default())),
+        ("simulated disk", Box::new(SimHost::new(1))),
         ("real disk, RocksDB", Box::new(RealHost::new(KeyValue::RocksDb))),
         ("real disk, rows in memory", Box::new(RealHost::new(KeyValue::Memory))),
     ]

@@ -1,0 +1,173 @@
+//! Kills, power losses and failed syncs, at every change of the disk that a list of steps makes.
+//!
+//! After each: what was reported durable is there, in whole batches; nothing is there that was not submitted; and what
+//! the store said that it held when it was opened is still there after another power loss right away.
+
+use crate::driver::Driver;
+use crate::support::*;
+use crate::workload::{Step, seeded_steps};
+use longboat_io::sim::{SimDisk, SimOp};
+use std::io;
+
+/// What happens to the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crash {
+    Kill,
+    PowerLoss,
+}
+
+impl Crash {
+    fn strike(self, disk: &SimDisk) {
+        match self {
+            Self::Kill => disk.kill(),
+            Self::PowerLoss => disk.power_loss(),
+        }
+    }
+}
+
+/// Goes through the steps until something fails. Whether it came to the end.
+fn go(driver: &mut Driver<'_>, steps: &[Step]) -> bool {
+    let mut steps = steps.iter();
+    driver.open().is_ok() && steps.all(|s| driver.step(s).is_ok()) && driver.drain().is_ok()
+}
+
+/// Crashes, opens, loses power, opens, goes on, and opens once more.
+fn crash_and_go_on(driver: &mut Driver<'_>, disk: &SimDisk, crash: Crash, more: &[Step]) {
+    driver.log = None;
+    disk.clear_faults();
+    crash.strike(disk);
+    driver.open().expect("opens after a crash");
+    driver.log = None;
+    disk.power_loss();
+    driver.open().expect("opens after a power loss right after opening");
+    for step in more {
+        driver.step(step).expect("the disk works again");
+    }
+    driver.drain().expect("the disk works again");
+    driver.log = None;
+    disk.power_loss();
+    driver.open().expect("opens after a power loss with nothing under way");
+}
+
+/// Stops the machine after every number of changes. Returns how many there were.
+fn stop_everywhere(seed: u64, count: usize, crash: Crash) -> u64 {
+    let (steps, more) = (seeded_steps(seed, count), seeded_steps(seed + 1000, 12));
+    let mut stops = 0;
+    for changes in 0.. {
+        let mut host = SimHost::new(seed);
+        let disk = host.disk.clone();
+        disk.reseed(seed * 1_000_003 + changes);
+        disk.stop_after(changes);
+        let mut driver = Driver::new(&mut host);
+        if go(&mut driver, &steps) {
+            break;
+        }
+        stops += 1;
+        crash_and_go_on(&mut driver, &disk, crash, &more);
+    }
+    stops
+}
+
+/// Fails every sync in turn. Returns how many there were.
+pub(crate) fn fail_syncs_everywhere(seed: u64, count: usize, crash: Crash) -> u64 {
+    let (steps, more) = (seeded_steps(seed, count), seeded_steps(seed + 1000, 12));
+    let mut failed = 0;
+    for skip in 0.. {
+        let mut host = SimHost::new(seed);
+        let disk = host.disk.clone();
+        disk.reseed(seed * 1_000_003 + skip);
+        disk.inject(SimOp::Sync, skip, io::ErrorKind::Other);
+        let mut driver = Driver::new(&mut host);
+        if go(&mut driver, &steps) && !disk.has_faulted() {
+            break;
+        }
+        failed += 1;
+        crash_and_go_on(&mut driver, &disk, crash, &more);
+    }
+    failed
+}
+
+#[test]
+fn a_kill_at_any_change_loses_nothing_durable() {
+    let stops: u64 = (1..4).map(|seed| stop_everywhere(seed, 60, Crash::Kill)).sum();
+    assert!(stops > 300, "only {stops} changes");
+}
+
+#[test]
+fn a_power_loss_at_any_change_loses_nothing_durable() {
+    let stops: u64 = (11..14).map(|seed| stop_everywhere(seed, 60, Crash::PowerLoss)).sum();
+    assert!(stops > 300, "only {stops} changes");
+}
+
+#[test]
+fn a_failed_sync_is_final_and_loses_nothing_durable_after_a_kill() {
+    let failed: u64 = (21..24).map(|seed| fail_syncs_everywhere(seed, 60, Crash::Kill)).sum();
+    assert!(failed > 150, "only {failed} syncs");
+}
+
+#[test]
+fn a_failed_sync_is_final_and_loses_nothing_durable_after_a_power_loss() {
+    let failed: u64 = (31..34).map(|seed| fail_syncs_everywhere(seed, 60, Crash::PowerLoss)).sum();
+    assert!(failed > 150, "only {failed} syncs");
+}
+
+#[test]
+fn the_first_failure_is_latched_and_nothing_is_written_after_it() {
+    let mut host = SimHost::new(1);
+    let disk = host.disk.clone();
+    let (mut log, _, _) = host.open().expect("opens");
+    write(&mut host, &mut *log, vec![append(1, hard(1, 0, 0), 1, &[b"1"])]);
+    disk.inject(SimOp::Sync, 0, io::ErrorKind::Other);
+    log.submit(vec![append(1, hard(1, 0, 0), 2, &[b"2"])]);
+    let first = drain(&mut host, &mut *log).expect_err("the sync fails").to_string();
+    let changes = disk.changes();
+    log.submit(vec![append(1, hard(1, 0, 0), 3, &[b"3"])]);
+    for _ in 0..3 {
+        assert_eq!(log.poll().expect_err("latched").to_string(), first);
+        assert_eq!(log.idle().expect_err("latched").to_string(), first);
+        assert!(log.background_job().is_none());
+    }
+    assert_eq!(log.close().expect_err("latched").to_string(), first);
+    assert_eq!(disk.changes(), changes, "not a byte more");
+    assert!(read(&*log.reader(), 1, 1, 1, 99).is_ok(), "what was durable can still be read");
+}
+
+#[test]
+fn a_full_disk_fails_the_store_with_its_reason_when_a_segment_can_not_be_made() {
+    let mut host = SimHost::new(1);
+    let disk = host.disk.clone();
+    let (mut log, _, _) = host.open().expect("opens");
+    disk.set_capacity(0);
+    let big = vec![1; 40_000];
+    let mut failed = None;
+    for i in 1..20 {
+        log.submit(vec![append(1, hard(1, 0, 0), i, &[&big])]);
+        if let Err(e) = drain(&mut host, &mut *log) {
+            failed = Some(e.to_string());
+            break;
+        }
+    }
+    assert!(failed.is_some_and(|e| e.contains("no storage space")), "the two segments hold two of these records");
+    drop(log);
+    disk.set_capacity(u64::MAX);
+    let (_log, _, groups) = host.open().expect("opens once there is room");
+    assert_eq!(groups[0].last.index.0, 2);
+}
+
+#[test]
+fn batches_wait_through_a_stall_and_are_durable_after_it() {
+    let mut host = SimHost::new(1);
+    let disk = host.disk.clone();
+    let (mut log, _, _) = host.open().expect("opens");
+    disk.stall_until(longboat_raft::Time(60_000_000_000));
+    let first = log.submit(vec![append(1, hard(1, 0, 0), 1, &[b"1"])]);
+    for i in 2..=9 {
+        assert!(log.poll().expect("nothing fails").in_flight);
+        log.submit(vec![append(1, hard(1, 0, 0), i, &[b"x"])]);
+    }
+    disk.set_now(longboat_raft::Time(59_000_000_000));
+    assert!(log.poll().expect("nothing fails").durable_through < first);
+    let syncs = log.stats().syncs;
+    drain(&mut host, &mut *log).expect("nothing fails");
+    assert_eq!(log.stats().syncs, syncs + 2, "the one that stalled, and one for all that gathered meanwhile");
+}
