@@ -99,6 +99,7 @@ impl<L: LogDb> Host<L> {
             workers,
             apply,
             groups: RwLock::new(AHashMap::new()),
+            stopped: Mutex::new(AHashMap::new()),
             unsynced_bytes: AtomicU64::new(0),
             failed: Mutex::new(None),
             has_failed: AtomicBool::new(false),

@@ -9,7 +9,7 @@ use crate::queue::{Chunk, Inbox, ReadChunk};
 use crate::shared::{GroupShared, reason};
 use crate::snapshot::{SaveTask, SnapshotOutcome, SnapshotRequest, SnapshotTimeout};
 use crate::tracker::{Ticket, Tracker};
-use longboat_logdb::Update;
+use longboat_logdb::{Bootstrap, GroupState, SnapshotRecord, Update};
 use longboat_raft::{
     Core, Event, HostId, Index, LogPos, Origin, Output, Proposed, RefusedReason, RefusedWhy, ReplicaId, SnapshotMeta,
     Time,
@@ -45,7 +45,9 @@ pub struct Replica {
     /// When to ask again.
     ask_again: Time,
     /// The newest snapshot whose record is durable or on its way.
-    pub snapshot: Option<SnapshotMeta>,
+    pub snapshot: Option<SnapshotRecord>,
+    /// How the replica came to be on this host.
+    bootstrap: Bootstrap,
     /// The applied index of the last snapshot request.
     pub last_request: Index,
     snapshot_timeout: Option<SnapshotTimeout>,
@@ -59,7 +61,7 @@ pub struct Replica {
 
 impl Replica {
     /// A replica about to move in with its worker.
-    pub fn new(shared: Arc<GroupShared>, core: Core, config: ReplicaConfig, start: u64) -> Self {
+    pub fn new(shared: Arc<GroupShared>, core: Core, config: ReplicaConfig, bootstrap: Bootstrap, start: u64) -> Self {
         let origin = Origin { replica: config.replica, start };
         let mut replica = Self {
             shared,
@@ -75,6 +77,7 @@ impl Replica {
             next_context: start | 1,
             ask_again: NEVER,
             snapshot: None,
+            bootstrap,
             last_request: Index::ZERO,
             snapshot_timeout: None,
             routes: Vec::new(),
@@ -330,6 +333,20 @@ impl Replica {
     /// An update that says nothing new, to add a record to.
     pub fn empty_update(&self) -> Update {
         Update { group: self.config.group, hard_state: self.core.hard_state(), ..Update::default() }
+    }
+
+    /// What the store holds of this replica once all that it has sealed is durable.
+    pub fn stored_state(&self) -> GroupState {
+        GroupState {
+            group: self.config.group,
+            bootstrap: self.bootstrap.clone(),
+            hard_state: self.core.hard_state(),
+            snapshot: self.snapshot.clone(),
+            start: self.core.start(),
+            last: self.core.last(),
+            terms: self.core.term_starts().to_vec(),
+            removed: false,
+        }
     }
 
     /// Publishes what clients may see without asking.

@@ -10,6 +10,7 @@ use crate::snapshot::SnapshotCounters;
 use ahash::AHashMap;
 use bytes::Bytes;
 use longboat_io::Clock;
+use longboat_logdb::GroupState;
 use longboat_raft::{GroupEpoch, GroupId, HostId, Index, Membership, Message, ReplicaId, Term};
 use longboat_rsm::{DynMachine, RequestError};
 use longboat_transport::Lane;
@@ -38,18 +39,19 @@ pub struct SlotRef {
     pub generation: u32,
 }
 
-/// Something for a step worker to do that is rare.
+/// Something for a step worker to do that is rare. Those about a replica name that very replica, so that one that was
+/// stopped and started again is not taken for its former life.
 pub enum Command {
     /// A replica moves in.
     Start(Box<Replica>),
-    /// The replica of this group stops.
-    Stop(GroupId),
+    /// The replica stops.
+    Stop(Arc<GroupShared>),
     /// A snapshot of the group's own was saved, or was not.
-    SnapshotSaved(GroupId, crate::snapshot::SaveOutcome),
+    SnapshotSaved(Arc<GroupShared>, crate::snapshot::SaveOutcome),
     /// A transfer to a follower ended.
     SnapshotSent {
-        /// The group.
-        group: GroupId,
+        /// The replica that sent.
+        shared: Arc<GroupShared>,
         /// The follower.
         to: ReplicaId,
         /// Whether all of it arrived.
@@ -57,21 +59,19 @@ pub enum Command {
     },
     /// A message that did not come in a frame: a snapshot whose files are durable here.
     Deliver {
-        /// The group.
-        group: GroupId,
-        /// Its epoch.
-        epoch: GroupEpoch,
+        /// The replica that it is for.
+        shared: Arc<GroupShared>,
         /// The host that it came from.
         from: HostId,
         /// The message.
         message: Box<Message>,
     },
     /// The state machine has recovered from an installed snapshot.
-    Recovered(GroupId, Index),
+    Recovered(Arc<GroupShared>, Index),
     /// A cold read is done.
     Fetched {
-        /// The group.
-        group: GroupId,
+        /// The replica that asked.
+        shared: Arc<GroupShared>,
         /// The core's ticket.
         ticket: u64,
         /// The entries.
@@ -359,6 +359,8 @@ pub struct HostShared {
     pub apply: Vec<crate::apply::ApplyInbox>,
     /// The groups on this host.
     pub groups: RwLock<AHashMap<GroupId, Arc<GroupShared>>>,
+    /// What the store holds of groups that are not running. Locked before `groups` where both are.
+    pub stopped: Mutex<AHashMap<GroupId, GroupState>>,
     /// Bytes that were sealed and are not durable yet.
     pub unsynced_bytes: AtomicU64,
     /// Set when the log store failed: nothing is released any more.
@@ -375,13 +377,6 @@ impl HostShared {
     /// The group's replica on this host.
     pub fn group(&self, group: GroupId) -> Option<Arc<GroupShared>> {
         self.groups.read().get(&group).cloned()
-    }
-
-    /// Leaves a command for the worker of a group. Dropped when the group is gone.
-    pub fn command(&self, group: GroupId, command: Command) {
-        if let Some(shared) = self.group(group) {
-            self.workers[shared.worker()].command(command);
-        }
     }
 
     /// The log store failed: no message that depends on it leaves, requests end, nothing is retried.

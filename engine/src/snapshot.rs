@@ -11,7 +11,7 @@ use crate::shared::{Command, GroupShared, HostShared, reason};
 use crate::stream::{Receives, SendJob, Sends};
 use ahash::AHashMap;
 use longboat_io::{Job, JobState, Spawner};
-use longboat_logdb::{LogReader, Record, SnapshotRecord, Update};
+use longboat_logdb::{GroupState, LogReader, Record, SnapshotRecord, Update};
 use longboat_raft::{Fetch, GroupId, Index, LogPos, Output, Persist, SnapshotMeta, Time};
 use longboat_rsm::snapshot::{
     Compression, MachineKind, RecoverJob, RecoverTask, SaveJob, SavedSnapshot, SnapshotError, SnapshotHeader,
@@ -120,6 +120,8 @@ pub enum AfterDurable {
     },
     /// A leader's snapshot.
     Installed(Box<SnapshotMeta>),
+    /// The replica has stopped; what the store holds of it now, for when it is started again.
+    Stopped(Box<GroupState>),
 }
 
 impl AfterDurable {
@@ -143,8 +145,8 @@ pub struct SnapshotCounters {
 }
 
 /// The record of a snapshot that is durable here.
-pub fn record_of(saved: &SavedSnapshot, resets_log: bool) -> Record {
-    Record::Snapshot(SnapshotRecord { meta: saved.meta.clone(), bytes: saved.bytes, resets_log })
+pub fn record_of(saved: &SavedSnapshot, resets_log: bool) -> SnapshotRecord {
+    SnapshotRecord { meta: saved.meta.clone(), bytes: saved.bytes, resets_log }
 }
 
 /// What snapshots need of the host: files, the pool, the network.
@@ -217,7 +219,7 @@ impl SnapshotIo {
         let on_done = move |result: Result<SavedSnapshot, SnapshotError>| {
             let outcome = SaveOutcome { result: result.map_err(|e| e.to_string()), previous, request };
             io.host.apply[group_shared.apply_worker].job_done(Arc::clone(&group_shared));
-            io.host.workers[group_shared.worker()].command(Command::SnapshotSaved(group_shared.group, outcome));
+            io.host.workers[group_shared.worker()].command(Command::SnapshotSaved(group_shared, outcome));
         };
         self.spawner.spawn(Box::new(SaveJob::new(longboat_rsm::snapshot::SaveTask {
             machine: Arc::clone(&shared.machine),
@@ -238,7 +240,7 @@ impl SnapshotIo {
             match result {
                 Ok(_) => {
                     shared.published.applied.store(index.0, Ordering::Release);
-                    let command = Command::Recovered(shared.group, index);
+                    let command = Command::Recovered(Arc::clone(&shared), index);
                     io.host.workers[shared.worker()].command(command);
                 }
                 Err(error) => {
@@ -291,6 +293,7 @@ impl SnapshotIo {
                 tracing::info!(%group, replica = %id, %index, "snapshot installed");
                 self.remove_older(replica, index);
             }
+            AfterDurable::Stopped(_) => unreachable!("a stopped replica has no slot"),
         }
     }
 
@@ -306,7 +309,7 @@ impl SnapshotIo {
 
     /// Removes one snapshot that no record names.
     pub fn discard(&self, replica: &Replica, index: Index) {
-        if replica.snapshot.as_ref().is_some_and(|s| s.pos.index == index) {
+        if replica.snapshot.as_ref().is_some_and(|s| s.meta.pos.index == index) {
             return;
         }
         self.spawner.spawn(Box::new(RemoveJob {
@@ -321,7 +324,7 @@ impl SnapshotIo {
     /// Begins what the core asked for: transfers to followers, and cold reads.
     pub fn serve(self: &Arc<Self>, replica: &mut Replica, out: &mut Output) {
         for to in out.snapshots_wanted.drain(..) {
-            let Some(meta) = replica.snapshot.clone() else { continue };
+            let Some(meta) = replica.snapshot.as_ref().map(|s| s.meta.clone()) else { continue };
             let Some(host) = replica.host_of(to) else { continue };
             if SendJob::start(self, replica, to, host, &meta) {
                 replica.core.snapshot_sending(to, meta.pos);
@@ -330,12 +333,7 @@ impl SnapshotIo {
             }
         }
         for fetch in out.fetches.drain(..) {
-            let job = FetchJob {
-                reader: Arc::clone(&self.reader),
-                host: Arc::clone(&self.host),
-                group: replica.config.group,
-                fetch,
-            };
+            let job = FetchJob { reader: Arc::clone(&self.reader), shared: Arc::clone(&replica.shared), fetch };
             self.spawner.spawn(Box::new(job));
         }
     }
@@ -379,16 +377,16 @@ impl Job for RemoveJob {
 /// Reads entries for a follower that lags behind what is in memory: never on a step worker's time.
 struct FetchJob {
     reader: Arc<dyn LogReader>,
-    host: Arc<HostShared>,
-    group: GroupId,
+    shared: Arc<GroupShared>,
     fetch: Fetch,
 }
 
 impl Job for FetchJob {
     fn step(&mut self, _budget: usize) -> JobState {
         let Fetch { ticket, lo, hi, bytes_max, .. } = self.fetch;
-        let runs = self.reader.entries(self.group, lo, hi, bytes_max);
-        self.host.command(self.group, Command::Fetched { group: self.group, ticket, runs });
+        let runs = self.reader.entries(self.shared.group, lo, hi, bytes_max);
+        let shared = Arc::clone(&self.shared);
+        self.shared.host.workers[self.shared.worker()].command(Command::Fetched { shared, ticket, runs });
         JobState::Done
     }
 }

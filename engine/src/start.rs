@@ -9,7 +9,6 @@ use ahash::{AHashMap, AHashSet};
 use longboat_logdb::{Bootstrap, GroupState, LogReader, ReadError, Record, Update};
 use longboat_raft::{Core, CoreConfig, GroupEpoch, GroupId, Index, Membership, ReplicaId, Restored, Run, Violation};
 use longboat_rsm::DynMachine;
-use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -108,8 +107,6 @@ pub struct Starter {
     host: Arc<HostShared>,
     writer: Arc<WriterInbox>,
     reader: Arc<dyn LogReader>,
-    /// What the store holds of groups that are not running.
-    states: Mutex<AHashMap<GroupId, GroupState>>,
 }
 
 impl Starter {
@@ -122,12 +119,13 @@ impl Starter {
     ) -> Arc<Self> {
         let states: AHashMap<_, _> = groups.into_iter().map(|s| (s.group, s)).collect();
         remove_orphans(&snapshots, &states);
-        Arc::new(Self { host, writer, reader, states: Mutex::new(states) })
+        *host.stopped.lock() = states;
+        Arc::new(Self { host, writer, reader })
     }
 
     /// The groups that the store holds and that are not running, sorted.
     pub fn stopped(&self) -> Vec<GroupId> {
-        let mut groups: Vec<_> = self.states.lock().values().filter(|s| !s.removed).map(|s| s.group).collect();
+        let mut groups: Vec<_> = self.host.stopped.lock().values().filter(|s| !s.removed).map(|s| s.group).collect();
         groups.sort_unstable();
         groups
     }
@@ -143,7 +141,7 @@ impl Starter {
         if let Some(reason) = self.host.failed.lock().clone() {
             return Err(StartError::Closed(reason));
         }
-        let mut states = self.states.lock();
+        let mut states = self.host.stopped.lock();
         let mut built = Vec::with_capacity(specs.len());
         let mut updates = Vec::new();
         let mut asked = AHashSet::new();
@@ -212,10 +210,11 @@ impl Starter {
         if snapshot_entries > 0 {
             shared.snapshot_due.store(applied.0 + snapshot_entries, Ordering::Relaxed);
         }
-        let mut replica = Replica::new(shared, core, config, mix(seed, self.host.clock.now().0, 1) | 1);
-        replica.recover_first = snapshot.clone();
+        let mut replica =
+            Replica::new(shared, core, config, state.bootstrap.clone(), mix(seed, self.host.clock.now().0, 1) | 1);
+        replica.recover_first = snapshot;
         replica.last_request = applied;
-        replica.snapshot = snapshot;
+        replica.snapshot = state.snapshot;
         let update = new.then(|| Update {
             group,
             record: Some(Box::new(Record::Bootstrap(state.bootstrap))),
@@ -252,19 +251,20 @@ impl Starter {
         Ok(runs)
     }
 
-    /// Stops the group's replica. What the store holds of it stays.
+    /// Stops the group's replica. What the store holds of it stays; it can be started again once all that it had
+    /// written is durable.
     ///
     /// Returns false when it does not run.
     pub fn stop(&self, group: GroupId) -> bool {
         let Some(shared) = self.host.group(group) else { return false };
-        self.host.workers[shared.worker()].command(Command::Stop(group));
+        self.host.workers[shared.worker()].command(Command::Stop(shared));
         true
     }
 }
 
 impl std::fmt::Debug for Starter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Starter").field("stopped", &self.states.lock().len()).finish_non_exhaustive()
+        f.debug_struct("Starter").field("stopped", &self.host.stopped.lock().len()).finish_non_exhaustive()
     }
 }
 

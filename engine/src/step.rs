@@ -14,12 +14,12 @@ use crate::config::{ROUND_NANOS_MAX, UNSYNCED_BYTES_MAX};
 use crate::log_writer::{SealedBatch, WriterInbox};
 use crate::outbox::Outbox;
 use crate::replica::Replica;
-use crate::shared::{Command, HostShared, InFrame, SlotRef, WorkerInbox, reason};
+use crate::shared::{Command, GroupShared, HostShared, InFrame, SlotRef, WorkerInbox, reason};
 use crate::snapshot::{AfterDurable, SnapshotIo, SnapshotRequest};
 use crate::wheel::TimingWheel;
 use crate::worker::{Work, Worker};
 use ahash::AHashMap;
-use longboat_logdb::Update;
+use longboat_logdb::{Record, Update};
 use longboat_raft::{Body, GroupEpoch, GroupId, HostId, Message, Output, PersistToken, Time, Violation};
 use longboat_rsm::RequestError;
 use longboat_transport::{Transport, wire};
@@ -147,31 +147,55 @@ impl StepWorker {
         for command in self.inbox().take_commands() {
             match command {
                 Command::Start(replica) => self.start(now, replica),
-                Command::Stop(group) => {
-                    if let Some(&slot) = self.by_group.get(&group) {
-                        self.remove(slot, &RequestError::Stopped, &RequestError::OutcomeUnknown);
+                Command::Stop(shared) => self.with(&shared, |w, slot| {
+                    w.stop(now, slot, &RequestError::Stopped, &RequestError::OutcomeUnknown);
+                }),
+                Command::SnapshotSaved(shared, outcome) => {
+                    if self.slot_of(&shared).is_none() {
+                        outcome.request.complete(Err(RequestError::Stopped));
+                        continue;
                     }
+                    self.with(&shared, |w, slot| w.snapshot_saved(slot, outcome));
                 }
-                Command::SnapshotSaved(group, outcome) => self.with(group, |w, slot| w.snapshot_saved(slot, outcome)),
-                Command::SnapshotSent { group, to, ok } => self.with(group, |w, slot| {
+                Command::SnapshotSent { shared, to, ok } => self.with(&shared, |w, slot| {
                     w.replica(slot).core.snapshot_finished(to, ok);
                 }),
-                Command::Deliver { group, epoch, from, message } => {
-                    self.with(group, |w, slot| w.deliver(now, slot, epoch, from, *message));
+                Command::Deliver { shared, from, message } => {
+                    let epoch = shared.epoch;
+                    self.with(&shared, |w, slot| w.deliver(now, slot, epoch, from, *message));
                 }
-                Command::Recovered(group, index) => self.with(group, |w, slot| {
+                Command::Recovered(shared, index) => self.with(&shared, |w, slot| {
                     w.replica(slot).core.applied(index);
                 }),
-                Command::Fetched { group, ticket, runs } => self.with(group, |w, slot| w.fetched(slot, ticket, runs)),
+                Command::Fetched { shared, ticket, runs } => {
+                    self.with(&shared, |w, slot| w.fetched(slot, ticket, runs));
+                }
             }
         }
     }
 
-    fn with(&mut self, group: GroupId, act: impl FnOnce(&mut Self, u32)) {
-        if let Some(&slot) = self.by_group.get(&group) {
+    /// The slot of this very replica: not of one that was started later for the same group.
+    fn slot_of(&self, shared: &Arc<GroupShared>) -> Option<u32> {
+        let &slot = self.by_group.get(&shared.group)?;
+        let replica = self.slots[slot as usize].replica.as_ref()?;
+        Arc::ptr_eq(&replica.shared, shared).then_some(slot)
+    }
+
+    fn with(&mut self, shared: &Arc<GroupShared>, act: impl FnOnce(&mut Self, u32)) {
+        if let Some(slot) = self.slot_of(shared) {
             act(self, slot);
             self.activate(slot);
         }
+    }
+
+    /// The replica stops in order: what it has accepted is sealed first, and once that is durable it may be started again.
+    fn stop(&mut self, now: Time, slot: u32, queued: &RequestError, under_way: &RequestError) {
+        self.visit(now, slot);
+        let at = SlotRef { slot, generation: self.slots[slot as usize].generation };
+        let replica = self.replica(slot);
+        let state = Box::new(replica.stored_state());
+        self.remove(slot, queued, under_way);
+        self.open.after.push((at, AfterDurable::Stopped(state)));
     }
 
     fn replica(&mut self, slot: u32) -> &mut Replica {
@@ -210,7 +234,6 @@ impl StepWorker {
         replica.shared.close(queued.clone());
         replica.fail_all(queued, under_way);
         let shared = Arc::clone(&replica.shared);
-        self.host.groups.write().remove(&shared.group);
         self.apply[shared.apply_worker]
             .push(ApplyTask { shared: Arc::clone(&shared), items: vec![crate::apply::ApplyItem::Close] });
         tracing::debug!(group = %shared.group, replica = %shared.replica, "replica stopped");
@@ -245,6 +268,7 @@ impl StepWorker {
                 let (group, id) = (replica.config.group, replica.config.replica);
                 tracing::error!(%group, replica = %id, %violation, "replica quarantined");
                 self.host.counters.violations.fetch_add(1, Ordering::Relaxed);
+                self.host.groups.write().remove(&group);
                 self.remove(slot, &RequestError::Stopped, &RequestError::OutcomeUnknown);
             }
         }
@@ -316,7 +340,7 @@ impl StepWorker {
         let reasons = replica.shared.take_reasons();
         if reasons & reason::MACHINE_FAILED != 0 {
             let error = replica.shared.refusal().unwrap_or(RequestError::OutcomeUnknown);
-            self.remove(at.slot, &RequestError::Stopped, &error);
+            self.stop(now, at.slot, &RequestError::Stopped, &error);
             return;
         }
         let mut request = replica.drain_queue(now, take_proposals);
@@ -416,12 +440,14 @@ impl StepWorker {
         let mut items = Vec::new();
         let installed = out.persist.as_ref().and_then(|p| p.install.clone());
         let again = replica.digest(now, &mut out, &mut items);
-        let update = out.persist.take().map(|p| self.snapshots.update_of(group, p));
         if let Some(token) = out.token.take() {
             self.open.tokens.push((at, token));
         }
+        let update = out.persist.take().map(|p| self.snapshots.update_of(group, p));
         if let Some(meta) = installed {
-            replica.snapshot = Some(meta.clone());
+            if let Some(Record::Snapshot(record)) = update.as_ref().and_then(|u| u.record.as_deref()) {
+                replica.snapshot = Some(record.clone());
+            }
             self.open.after.push((at, AfterDurable::Installed(Box::new(meta))));
         }
         if let Some(index) = replica.delivered.take() {
@@ -494,7 +520,7 @@ impl StepWorker {
             }
             Ok(saved) => {
                 let meta = saved.meta.clone();
-                if replica.snapshot.as_ref().is_some_and(|s| s.pos.index >= meta.pos.index) {
+                if replica.snapshot.as_ref().is_some_and(|s| s.meta.pos.index >= meta.pos.index) {
                     // A leader's snapshot was installed meanwhile: this one is out of date, and its record would be too.
                     let snapshots = Arc::clone(&self.snapshots);
                     snapshots.discard(self.replica(slot), meta.pos.index);
@@ -504,8 +530,8 @@ impl StepWorker {
                 let mut update = replica.empty_update();
                 let compact_to = replica.compaction_point(meta.pos.index);
                 update.compact_to = compact_to;
-                update.record = Some(Box::new(crate::snapshot::record_of(&saved, false)));
-                replica.snapshot = Some(meta.clone());
+                update.record = Some(Box::new(Record::Snapshot(crate::snapshot::record_of(&saved, false))));
+                replica.snapshot = Some(crate::snapshot::record_of(&saved, false));
                 let request = outcome.request;
                 let after = AfterDurable::Saved { meta: Box::new(meta), compact_to, request };
                 self.push_update(update);
@@ -515,6 +541,12 @@ impl StepWorker {
     }
 
     fn after_durable(&mut self, at: SlotRef, after: AfterDurable) {
+        if let AfterDurable::Stopped(state) = after {
+            let mut stopped = self.host.stopped.lock();
+            self.host.groups.write().remove(&state.group);
+            stopped.insert(state.group, *state);
+            return;
+        }
         let Some(replica) = Self::replica_of(&mut self.slots, at) else {
             after.abandon();
             return;

@@ -96,7 +96,7 @@ impl SendJob {
     fn finish(&mut self, ok: bool) -> JobState {
         self.io.sends.answers.lock().remove(&self.stream_id);
         self.io.sends.running.fetch_sub(1, Ordering::Relaxed);
-        let command = Command::SnapshotSent { group: self.shared.group, to: self.to, ok };
+        let command = Command::SnapshotSent { shared: Arc::clone(&self.shared), to: self.to, ok };
         self.io.host.workers[self.shared.worker()].command(command);
         if !ok {
             tracing::warn!(group = %self.shared.group, to = %self.to, index = %self.meta.pos.index, "snapshot transfer failed");
@@ -385,12 +385,8 @@ impl ReceiveJob {
         self.io.received.lock().insert((self.key.group, meta.pos.index), self.total);
         let body = Body::Snapshot(Box::new(meta));
         let message = Message { from: self.key.from, to: self.key.to, term: self.term, body };
-        let command = Command::Deliver {
-            group: self.key.group,
-            epoch: self.key.epoch,
-            from: self.from,
-            message: Box::new(message),
-        };
+        let shared = Arc::clone(&self.shared);
+        let command = Command::Deliver { shared, from: self.from, message: Box::new(message) };
         self.io.host.workers[self.shared.worker()].command(command);
         self.end(ChunkOutcome::Done)
     }

@@ -46,18 +46,8 @@ impl Cluster {
     pub(crate) fn open(&mut self, i: usize) {
         let host = NodeHost::open(config(&self.dirs[i], i as u64 + 1)).expect("opens");
         let poison = self.poison.filter(|p| p.0 == i).map(|p| p.1);
-        let specs = (1..=self.groups).map(|g| {
-            let config = GroupConfig {
-                group: GroupId(g),
-                replica: ReplicaId(i as u64 + 1),
-                election_timeout_ms: 200,
-                heartbeat_interval_ms: 30,
-                snapshot_entries: self.snapshot_entries,
-                compaction_overhead: 5,
-                ..GroupConfig::default()
-            };
-            (ReplicaStart::bootstrap(members()), config, List { poison, ..List::default() })
-        });
+        let machine = || List { poison, ..List::default() };
+        let specs = (1..=self.groups).map(|g| (ReplicaStart::bootstrap(members()), self.config(i, g), machine()));
         host.start_replicas(specs).expect("replicas start");
         self.hosts[i] = Some(host);
         for a in self.hosts.iter().flatten() {
@@ -65,6 +55,24 @@ impl Cluster {
                 a.set_peer_address(b.info().host, b.local_address());
             }
         }
+    }
+
+    fn config(&self, i: usize, group: u64) -> GroupConfig {
+        GroupConfig {
+            group: GroupId(group),
+            replica: ReplicaId(i as u64 + 1),
+            election_timeout_ms: 200,
+            heartbeat_interval_ms: 30,
+            snapshot_entries: self.snapshot_entries,
+            compaction_overhead: 5,
+            ..GroupConfig::default()
+        }
+    }
+
+    /// Starts host `i`'s replica of `group` again.
+    pub(crate) fn start_replica(&self, i: usize, group: u64) -> Result<Group<List>, StartError> {
+        let host = self.hosts[i].as_ref().unwrap();
+        host.start_replica(ReplicaStart::Restart, self.config(i, group), List::default)
     }
 
     /// Closes host `i`.
