@@ -27,7 +27,7 @@ pub(crate) struct Acknowledged {
     /// The longest time between two acknowledgements, the ends of the load included.
     longest_pause: Duration,
     /// Replies that were errors, and connections that broke.
-    pub(crate) failures: u64,
+    failures: u64,
 }
 
 fn key(client: &str, write: u64) -> String {
@@ -136,6 +136,11 @@ pub(crate) fn longest_pause(all: &[Acknowledged]) -> Duration {
 /// How many writes were acknowledged.
 pub(crate) fn count(all: &[Acknowledged]) -> u64 {
     all.iter().map(|client| client.writes.len() as u64).sum()
+}
+
+/// How many requests were answered by an error or cut off: what they wrote may be there or not.
+pub(crate) fn failures(all: &[Acknowledged]) -> u64 {
+    all.iter().map(|client| client.failures).sum()
 }
 
 /// Reads every acknowledged write back, through all hosts at once. Returns how many are gone or changed.
