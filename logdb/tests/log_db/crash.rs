@@ -3,111 +3,32 @@
 //! After each: what was reported durable is there, in whole batches; nothing is there that was not submitted; and what
 //! the store said that it held when it was opened is still there after another power loss right away.
 
-use crate::driver::Driver;
+use crate::scenarios::{Crash, fail_syncs_everywhere, stop_everywhere};
 use crate::support::*;
-use crate::workload::{Step, seeded_steps};
-use longboat_io::sim::{SimDisk, SimOp};
+use longboat_io::sim::SimOp;
 use std::io;
-
-/// What happens to the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Crash {
-    Kill,
-    PowerLoss,
-}
-
-impl Crash {
-    fn strike(self, disk: &SimDisk) {
-        match self {
-            Self::Kill => disk.kill(),
-            Self::PowerLoss => disk.power_loss(),
-        }
-    }
-}
-
-/// Goes through the steps until something fails. Whether it came to the end.
-fn go(driver: &mut Driver<'_>, steps: &[Step]) -> bool {
-    let mut steps = steps.iter();
-    driver.open().is_ok() && steps.all(|s| driver.step(s).is_ok()) && driver.drain().is_ok()
-}
-
-/// Crashes, opens, loses power, opens, goes on, and opens once more.
-fn crash_and_go_on(driver: &mut Driver<'_>, disk: &SimDisk, crash: Crash, more: &[Step]) {
-    driver.log = None;
-    disk.clear_faults();
-    crash.strike(disk);
-    driver.open().expect("opens after a crash");
-    driver.log = None;
-    disk.power_loss();
-    driver.open().expect("opens after a power loss right after opening");
-    for step in more {
-        driver.step(step).expect("the disk works again");
-    }
-    driver.drain().expect("the disk works again");
-    driver.log = None;
-    disk.power_loss();
-    driver.open().expect("opens after a power loss with nothing under way");
-}
-
-/// Stops the machine after every number of changes. Returns how many there were.
-fn stop_everywhere(seed: u64, count: usize, crash: Crash) -> u64 {
-    let (steps, more) = (seeded_steps(seed, count), seeded_steps(seed + 1000, 12));
-    let mut stops = 0;
-    for changes in 0.. {
-        let mut host = SimHost::new(seed);
-        let disk = host.disk.clone();
-        disk.reseed(seed * 1_000_003 + changes);
-        disk.stop_after(changes);
-        let mut driver = Driver::new(&mut host);
-        if go(&mut driver, &steps) {
-            break;
-        }
-        stops += 1;
-        crash_and_go_on(&mut driver, &disk, crash, &more);
-    }
-    stops
-}
-
-/// Fails every sync in turn. Returns how many there were.
-pub(crate) fn fail_syncs_everywhere(seed: u64, count: usize, crash: Crash) -> u64 {
-    let (steps, more) = (seeded_steps(seed, count), seeded_steps(seed + 1000, 12));
-    let mut failed = 0;
-    for skip in 0.. {
-        let mut host = SimHost::new(seed);
-        let disk = host.disk.clone();
-        disk.reseed(seed * 1_000_003 + skip);
-        disk.inject(SimOp::Sync, skip, io::ErrorKind::Other);
-        let mut driver = Driver::new(&mut host);
-        if go(&mut driver, &steps) && !disk.has_faulted() {
-            break;
-        }
-        failed += 1;
-        crash_and_go_on(&mut driver, &disk, crash, &more);
-    }
-    failed
-}
 
 #[test]
 fn a_kill_at_any_change_loses_nothing_durable() {
-    let stops: u64 = (1..4).map(|seed| stop_everywhere(seed, 60, Crash::Kill)).sum();
+    let stops: u64 = (1..4).map(|seed| stop_everywhere(seed, 80, Crash::Kill)).sum();
     assert!(stops > 300, "only {stops} changes");
 }
 
 #[test]
 fn a_power_loss_at_any_change_loses_nothing_durable() {
-    let stops: u64 = (11..14).map(|seed| stop_everywhere(seed, 60, Crash::PowerLoss)).sum();
+    let stops: u64 = (11..14).map(|seed| stop_everywhere(seed, 80, Crash::PowerLoss)).sum();
     assert!(stops > 300, "only {stops} changes");
 }
 
 #[test]
 fn a_failed_sync_is_final_and_loses_nothing_durable_after_a_kill() {
-    let failed: u64 = (21..24).map(|seed| fail_syncs_everywhere(seed, 60, Crash::Kill)).sum();
+    let failed: u64 = (21..24).map(|seed| fail_syncs_everywhere(seed, 80, Crash::Kill)).sum();
     assert!(failed > 150, "only {failed} syncs");
 }
 
 #[test]
 fn a_failed_sync_is_final_and_loses_nothing_durable_after_a_power_loss() {
-    let failed: u64 = (31..34).map(|seed| fail_syncs_everywhere(seed, 60, Crash::PowerLoss)).sum();
+    let failed: u64 = (31..34).map(|seed| fail_syncs_everywhere(seed, 80, Crash::PowerLoss)).sum();
     assert!(failed > 150, "only {failed} syncs");
 }
 

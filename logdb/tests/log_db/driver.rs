@@ -73,7 +73,7 @@ impl<'a> Driver<'a> {
             }
             Action::Queue(batch) => {
                 self.submit(batch);
-                if step.a % 2 == 0 {
+                if step.a.is_multiple_of(2) {
                     self.poll()?;
                 }
             }

@@ -11,5 +11,6 @@ mod model;
 mod random;
 mod recycling;
 mod refusals;
+mod scenarios;
 mod support;
 mod workload;

@@ -1,41 +1,16 @@
 //! Going round the journal many times: settling, pins, bounds.
 
 use crate::driver::Driver;
+use crate::scenarios::{churn, vote_then_recycle};
 use crate::support::*;
 use crate::workload::{reseal, seeded_steps};
 use longboat_io::JobState;
 use longboat_logdb::Update;
 use longboat_raft::{GroupId, Index};
 
-/// Fills the journal with another group until a pass is due, then runs housekeeping.
-fn churn(host: &mut dyn Host, log: &mut dyn longboat_logdb::LogDb, next: &mut u64, records: u64) {
-    let payload = vec![5u8; 3000];
-    for _ in 0..records {
-        let compact_to = (*next > 1).then(|| pos(1, *next - 1));
-        let entry = append(99, hard(1, 0, *next), *next, &[&payload]);
-        write(host, log, vec![Update { compact_to, ..entry }]);
-        *next += 1;
-        housekeep(log);
-    }
-}
-
 #[test]
 fn votes_survive_any_number_of_recyclings() {
-    let mut host = SimHost::new(1);
-    let (mut log, _, _) = host.open().expect("opens");
-    write(&mut host, &mut *log, vec![bootstrap(1, 11), state(1, hard(41, 3, 0))]);
-    write(&mut host, &mut *log, vec![state(1, hard(42, 7, 0))]);
-    let mut next = 1;
-    churn(&mut host, &mut *log, &mut next, 400);
-    let stats = log.stats();
-    assert!(stats.journal_bytes_written > 20 * SEGMENT_BYTES, "{stats:?}");
-    assert!(stats.segments + stats.free_segments <= 5, "files are used again: {stats:?}");
-    assert_eq!(stats.settled_entries, 0, "what is compacted in time is never written twice");
-    drop(log);
-    host.disk.power_loss();
-    let (_log, _, groups) = host.open().expect("opens");
-    assert_eq!(groups[0].hard_state, hard(42, 7, 0));
-    assert_eq!(groups[0].bootstrap.replica.0, 11);
+    vote_then_recycle();
 }
 
 #[test]

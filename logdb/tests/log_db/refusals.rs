@@ -2,8 +2,8 @@
 
 use crate::support::*;
 use crate::workload::seeded_steps;
+use longboat_io::RealDisk;
 use longboat_io::sim::SimDisk;
-use longboat_io::{Disk, RealDisk};
 use longboat_logdb::{KeyValue, OpenError, SharedLog, SharedLogConfig};
 use longboat_raft::HostId;
 use std::path::{Path, PathBuf};
@@ -231,8 +231,6 @@ fn a_journal_without_its_identity_is_refused_and_left_alone() {
 #[test]
 fn a_segment_of_another_store_is_refused() {
     let (mut host, disk, segment) = three_records();
-    let other = SimHost::new(6).open().map(|_| ());
-    other.expect("opens");
     let mut stranger = SimHost::new(6);
     stranger.open().map(|_| ()).expect("opens");
     let foreign = segments(&stranger.disk).pop().expect("a segment in use");

@@ -20,9 +20,12 @@ pub(crate) const HOST: HostId = HostId(7);
 /// Small segments, so that sealing, settling and recycling are exercised.
 pub(crate) const SEGMENT_BYTES: u64 = 64 << 10;
 
+/// A store, its id and its groups, or why it was not opened.
+pub(crate) type OpenResult = Result<(Box<dyn LogDb>, StoreId, Vec<GroupState>), OpenError>;
+
 /// A store that can be opened again and again.
 pub(crate) trait Host {
-    fn open(&mut self) -> Result<(Box<dyn LogDb>, StoreId, Vec<GroupState>), OpenError>;
+    fn open(&mut self) -> OpenResult;
     /// Lets submitted writes of a simulated disk complete.
     fn advance(&mut self) {}
     /// Whether the journal is one with segments.
@@ -46,7 +49,7 @@ impl RealHost {
 }
 
 impl Host for RealHost {
-    fn open(&mut self) -> Result<(Box<dyn LogDb>, StoreId, Vec<GroupState>), OpenError> {
+    fn open(&mut self) -> OpenResult {
         open_shared(Arc::new(RealDisk), &self.config)
     }
 }
@@ -64,8 +67,17 @@ impl SimHost {
     }
 }
 
+impl SimHost {
+    /// With the smallest segments, so that few steps go round the journal.
+    pub(crate) fn tiny(seed: u64) -> Self {
+        let mut host = Self::new(seed);
+        (host.config.segment_bytes, host.config.journal_bytes_max) = (SEGMENT_BYTES / 2, 2 * SEGMENT_BYTES);
+        host
+    }
+}
+
 impl Host for SimHost {
-    fn open(&mut self) -> Result<(Box<dyn LogDb>, StoreId, Vec<GroupState>), OpenError> {
+    fn open(&mut self) -> OpenResult {
         open_shared(self.disk.process(), &self.config)
     }
 
@@ -76,10 +88,7 @@ impl Host for SimHost {
     }
 }
 
-pub(crate) fn open_shared(
-    disk: SharedDisk,
-    config: &SharedLogConfig,
-) -> Result<(Box<dyn LogDb>, StoreId, Vec<GroupState>), OpenError> {
+pub(crate) fn open_shared(disk: SharedDisk, config: &SharedLogConfig) -> OpenResult {
     let opened = SharedLog::open(disk, config.clone())?;
     Ok((Box::new(opened.log), opened.store, opened.groups))
 }

@@ -77,7 +77,7 @@ impl Step {
             223..=232 => Action::Idle,
             233..=242 => Action::Read(self.a, self.b),
             243 => Action::Write(Vec::new()),
-            _ => Action::Reopen { close: self.a % 2 == 0 },
+            _ => Action::Reopen { close: self.a.is_multiple_of(2) },
         }
     }
 }
@@ -109,7 +109,7 @@ fn update(groups: &ModelGroups, id: GroupId, a: u32, b: u32) -> Update {
         20..=22 if last > floor => {
             let from = pick(floor.next(), last);
             let hs = HardState { term: term.next(), ..hs };
-            Update { cut_tail: Some(from), ..if b % 4 == 0 { base(hs) } else { grow(hs, from, b >> 3) } }
+            Update { cut_tail: Some(from), ..if b.is_multiple_of(4) { base(hs) } else { grow(hs, from, b >> 3) } }
         }
         23..=25 => base(HardState { term: term.next(), vote: ReplicaId(u64::from(b % 5)), ..hs }),
         26..=28 if hs.commit.min(last) > start => {
@@ -126,7 +126,7 @@ fn update(groups: &ModelGroups, id: GroupId, a: u32, b: u32) -> Update {
             let at = LogPos::new(term, Index(last.0 + u64::from(b % 50) + 1));
             snapshot(id.0, HardState { term, commit: at.index, ..hs }, at, true)
         }
-        31 if b % 3 == 0 => {
+        31 if b.is_multiple_of(3) => {
             let removed = Record::Removed { replica: g.state.bootstrap.replica };
             Update { record: Some(Box::new(removed)), ..base(hs) }
         }

@@ -1,0 +1,42 @@
+//! Planted bugs of the store, each caught by the suite's own checks. A plant is for the whole process, so these tests
+//! have one to themselves and take turns.
+
+#[path = "../log_db/driver.rs"]
+mod driver;
+#[path = "../log_db/model.rs"]
+#[allow(dead_code, reason = "a part of it is for the tests of the suite")]
+mod model;
+#[path = "../log_db/scenarios.rs"]
+#[allow(dead_code, reason = "a part of it is for the tests of the suite")]
+mod scenarios;
+#[path = "../log_db/support.rs"]
+#[allow(dead_code, reason = "a part of it is for the tests of the suite")]
+mod support;
+#[path = "../log_db/workload.rs"]
+#[allow(dead_code, reason = "a part of it is for the tests of the suite")]
+mod workload;
+
+use longboat_raft::plant;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Whether the check fails with this bug planted. It must pass without.
+fn catches(name: &str, check: impl Fn()) -> bool {
+    plant::set(None);
+    check();
+    plant::set(Some(name));
+    let caught = catch_unwind(AssertUnwindSafe(&check)).is_err();
+    plant::set(None);
+    caught
+}
+
+fn failed_syncs() {
+    for seed in 41..44 {
+        scenarios::fail_syncs_everywhere(seed, 40, scenarios::Crash::Kill);
+    }
+}
+
+#[test]
+fn every_planted_bug_of_the_store_is_caught() {
+    assert!(catches("vote-lost-on-recycle", scenarios::vote_then_recycle));
+    assert!(catches("reopen-without-rewrite", failed_syncs));
+}
