@@ -6,13 +6,16 @@ use longboat_bench::{BoxError, journal, process, throughput};
 use longboat_io::RealDisk;
 use longboat_logdb::{SharedLog, SharedLogConfig};
 use longboat_raft::HostId;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use tracing_subscriber::EnvFilter;
 
 /// Load on Longboat, and what this machine allows.
 ///
 /// Three hosts run in this process and speak over loopback TCP; every write is synced before it counts.
+/// What the hosts have to say goes to standard error; RUST_LOG sets how much.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
 struct Arguments {
@@ -42,6 +45,10 @@ enum Command {
         json: bool,
     },
 }
+
+/// What goes to standard error unless `RUST_LOG` says otherwise. The hosts of one process learn each other's ports one after
+/// the other, and refuse who comes too early: nothing to warn of.
+const LOG_DEFAULT: &str = "warn,longboat_transport=error";
 
 const THROUGHPUT_FIELDS: &str = "\
 Fields of the JSON line. Counts and times are those of the measured seconds, unless said otherwise.
@@ -73,6 +80,9 @@ Fields of the JSON line.
   entries                        entries written";
 
 fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG_DEFAULT));
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -11,11 +11,6 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Calls that the operations of one group are spread over, so that some gather while others are being synced.
-const CALLS_PER_GROUP: usize = 4;
-/// Fewer operations than this are not worth a call of their own.
-const CALL_MIN: usize = 16;
-
 /// How much load, for how long.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
@@ -46,7 +41,8 @@ pub struct Options {
     /// Client threads; the groups are divided among them.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub clients: u32,
-    /// The most operations of one call [default: a quarter of those under way, 16 at least]
+    /// The most operations of one call: what completes together is replaced by one call, or by several of this size
+    /// [default: no limit]
     #[arg(long)]
     pub call_max: Option<usize>,
     /// Step workers of a host [default: the engine's]
@@ -98,10 +94,10 @@ impl Options {
 
     fn client_config(&self) -> ClientConfig {
         let inflight = self.inflight as usize;
-        let call_max = self.call_max.unwrap_or_else(|| inflight.div_ceil(CALLS_PER_GROUP).max(CALL_MIN));
+        let call_max = self.call_max.unwrap_or(inflight).max(1);
         // Lives as long as the process: commands share it without counting references.
         let payload = Vec::leak(vec![7; self.payload]);
-        ClientConfig { inflight, call_max: call_max.max(1), reads_percent: self.reads as usize, payload }
+        ClientConfig { inflight, call_max, reads_percent: self.reads as usize, payload }
     }
 
     fn cluster_config(&self, dir: PathBuf) -> ClusterConfig {
