@@ -153,6 +153,21 @@ fn the_protocol_crate_bans_the_environment() {
 }
 
 #[test]
+fn every_planted_bug_has_its_place_in_the_code() {
+    let registered: BTreeSet<String> = longboat_raft::plant::ALL.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let mut planted = BTreeSet::new();
+    for path in files(&[".rs"]).iter().filter(|path| path.components().any(|c| c.as_os_str() == "src")) {
+        let text = fs::read_to_string(path).expect("a text file");
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for line in code {
+            let names = line.split("plant::is(\"").skip(1).filter_map(|rest| rest.split('"').next());
+            planted.extend(names.map(str::to_owned));
+        }
+    }
+    assert_eq!(planted, registered, "what the code asks for, and the registry in raft/src/plant.rs");
+}
+
+#[test]
 fn formats_are_written_down() {
     let log = fs::read_to_string(root().join("docs/log-format.md")).expect("docs/log-format.md");
     assert!(log.to_lowercase().contains("magic") && log.to_lowercase().contains("version"), "docs/log-format.md");
