@@ -1,1 +1,26 @@
-//! .
+//! The seeded simulator of Longboat: whole hosts on one thread, with faults and checkers.
+//!
+//! The shipped step, log-writer, apply and snapshot code of several hosts runs from one thread in seeded order, over a
+//! simulated clock, network and disk. [`run`] lives through the world of one seed; the [`oracle`] checks after every step.
+//! Equal seeds give equal runs: [`Report::hash`] stands for all that went in and out.
+//!
+//! Must not know: threads, real time, sockets, files, the machine's random numbers.
+
+pub mod client;
+pub mod clock;
+pub mod faults;
+pub mod hash;
+pub mod host;
+pub mod jobs;
+pub mod machine;
+pub mod network;
+pub mod oracle;
+pub mod recorder;
+pub mod report;
+pub mod rng;
+pub mod shadow;
+pub mod swarm;
+pub mod world;
+
+pub use report::{Report, Totals, run};
+pub use world::World;

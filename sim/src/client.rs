@@ -1,0 +1,283 @@
+//! Clients of the simulated groups: they leave requests in the queues as the public API does, and learn the outcomes.
+
+use crate::machine::{Add, Ledger, Seen};
+use crate::oracle::Oracle;
+use longboat_engine::queue::{Chunk, Deadlines, Inbox, ReadChunk};
+use longboat_engine::shared::reason;
+use longboat_engine::{GroupShared, SnapshotOutcome, SnapshotRequest};
+use longboat_raft::{EntryKind, GroupId, HostId, RunBuilder, Time};
+use longboat_rsm::{Codec, Completion, Pending, Reads, RequestError};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Wake, Waker};
+
+/// Entries of a chunk at which the next is begun: few, so that queues hold several chunks.
+const CHUNK_ENTRIES_MAX: usize = 16;
+
+/// What a client waits for.
+#[derive(Debug)]
+enum Request {
+    Write { serial: u64, floor: u64, pending: Pending<u64> },
+    Read { floor: u64, pending: Pending<Seen> },
+    Snapshot { pending: Pending<SnapshotOutcome> },
+}
+
+#[derive(Debug)]
+struct Waiting {
+    host: HostId,
+    group: GroupId,
+    request: Request,
+}
+
+/// Counts of what clients asked for and what they learnt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcomes {
+    /// Requests made.
+    pub requests: u64,
+    /// Writes acknowledged.
+    pub writes: u64,
+    /// Linearizable reads answered.
+    pub reads: u64,
+    /// Snapshots saved on request.
+    pub snapshots: u64,
+    /// Requests that were refused or timed out.
+    pub errors: u64,
+}
+
+#[derive(Debug)]
+struct Bell {
+    rung: Arc<Mutex<Vec<u64>>>,
+    request: u64,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.rung.lock().push(self.request);
+    }
+}
+
+/// All clients of a simulation.
+#[derive(Debug)]
+pub struct Clients {
+    oracle: Arc<Oracle>,
+    waiting: BTreeMap<u64, Waiting>,
+    next_request: u64,
+    next_serial: u64,
+    rung: Arc<Mutex<Vec<u64>>>,
+    /// Writes from this serial number on show whether their group makes progress.
+    probes_from: u64,
+    progressed: BTreeSet<GroupId>,
+    /// Counts so far.
+    pub outcomes: Outcomes,
+}
+
+impl Clients {
+    /// Clients that have asked for nothing yet.
+    pub fn new(oracle: Arc<Oracle>) -> Self {
+        Self {
+            oracle,
+            waiting: BTreeMap::new(),
+            next_request: 0,
+            next_serial: 1,
+            rung: Arc::default(),
+            probes_from: u64::MAX,
+            progressed: BTreeSet::new(),
+            outcomes: Outcomes::default(),
+        }
+    }
+
+    /// Writes that begin from here on show whether their group makes progress.
+    pub fn expect_progress(&mut self) {
+        self.probes_from = self.next_serial;
+        self.progressed.clear();
+    }
+
+    /// Whether a write of this group was acknowledged that began after progress was expected.
+    pub fn has_progressed(&self, group: GroupId) -> bool {
+        self.progressed.contains(&group)
+    }
+
+    /// Requests whose outcome is open.
+    pub fn open(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Proposes a write of its own; returns its serial number.
+    pub fn write(&mut self, host: HostId, shared: &GroupShared, padding: usize, deadline: Time) -> u64 {
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let floor = self.oracle.write_begins(shared.group, serial);
+        match propose(shared, Add { serial, padding }, deadline) {
+            Ok(pending) => self.wait(host, shared.group, Request::Write { serial, floor, pending }),
+            Err(_) => {
+                self.outcomes.requests += 1;
+                self.outcomes.errors += 1;
+                self.oracle.write_refused(shared.group, serial);
+            }
+        }
+        serial
+    }
+
+    /// Reads linearizably.
+    pub fn read(&mut self, host: HostId, shared: &GroupShared, deadline: Time) {
+        let floor = self.oracle.read_begins(shared.group);
+        if let Ok(pending) = read(shared, deadline) {
+            self.wait(host, shared.group, Request::Read { floor, pending });
+        }
+    }
+
+    /// Asks for a snapshot.
+    pub fn snapshot(&mut self, host: HostId, shared: &GroupShared, deadline: Time) {
+        let (pending, completion) = Pending::single();
+        {
+            let mut slot = shared.inbox.lock();
+            let inbox = slot.get_or_insert_with(Box::default);
+            if inbox.snapshot.is_some() {
+                return;
+            }
+            inbox.snapshot = Some(SnapshotRequest::user(completion, deadline));
+        }
+        shared.ready(reason::QUEUE);
+        self.wait(host, shared.group, Request::Snapshot { pending });
+    }
+
+    fn wait(&mut self, host: HostId, group: GroupId, request: Request) {
+        let number = self.next_request;
+        self.next_request += 1;
+        self.outcomes.requests += 1;
+        self.waiting.insert(number, Waiting { host, group, request });
+        self.look(number);
+    }
+
+    /// Looks at the requests that were completed since the last call.
+    pub fn collect(&mut self) {
+        let rung = std::mem::take(&mut *self.rung.lock());
+        for number in rung {
+            self.look(number);
+        }
+    }
+
+    /// The host has lost its memory: nobody will ever answer what was asked there.
+    pub fn forget(&mut self, host: HostId) {
+        self.waiting.retain(|_, w| w.host != host);
+    }
+
+    fn look(&mut self, number: u64) {
+        let Some(mut waiting) = self.waiting.remove(&number) else { return };
+        let waker = Waker::from(Arc::new(Bell { rung: Arc::clone(&self.rung), request: number }));
+        let mut cx = Context::from_waker(&waker);
+        let (group, outcomes) = (waiting.group, &mut self.outcomes);
+        let open = match &mut waiting.request {
+            Request::Write { serial, floor, pending } => match Pin::new(pending).poll(&mut cx) {
+                Poll::Pending => true,
+                Poll::Ready(Ok(position)) => {
+                    outcomes.writes += 1;
+                    if *serial >= self.probes_from {
+                        self.progressed.insert(group);
+                    }
+                    self.oracle.write_done(group, *serial, position, *floor);
+                    false
+                }
+                Poll::Ready(Err(error)) => {
+                    outcomes.errors += 1;
+                    if !error.may_have_applied() {
+                        self.oracle.write_refused(group, *serial);
+                    }
+                    false
+                }
+            },
+            Request::Read { floor, pending } => match Pin::new(pending).poll(&mut cx) {
+                Poll::Pending => true,
+                Poll::Ready(answer) => {
+                    match answer {
+                        Ok(seen) => {
+                            outcomes.reads += 1;
+                            self.oracle.read_done(group, seen.count, *floor);
+                        }
+                        Err(_) => outcomes.errors += 1,
+                    }
+                    false
+                }
+            },
+            Request::Snapshot { pending } => match Pin::new(pending).poll(&mut cx) {
+                Poll::Pending => true,
+                Poll::Ready(outcome) => {
+                    match outcome {
+                        Ok(_) => outcomes.snapshots += 1,
+                        Err(_) => outcomes.errors += 1,
+                    }
+                    false
+                }
+            },
+        };
+        if open {
+            self.waiting.insert(number, waiting);
+        }
+    }
+}
+
+/// Leaves a proposal in the group's queue.
+fn propose(shared: &GroupShared, command: Add, deadline: Time) -> Result<Pending<u64>, RequestError> {
+    if let Some(error) = shared.refusal() {
+        return Err(error);
+    }
+    let config = &shared.host.config;
+    let (completion, slot) = {
+        let mut guard = shared.inbox.lock();
+        let inbox = guard.get_or_insert_with(Box::default);
+        if inbox.entries >= config.queue_entries_max || inbox.bytes > config.queue_bytes_max {
+            return Err(RequestError::Busy);
+        }
+        add(shared, inbox, command, deadline)
+    };
+    shared.ready(reason::QUEUE);
+    Ok(Pending::new(completion, slot))
+}
+
+fn add(shared: &GroupShared, inbox: &mut Inbox, command: Add, deadline: Time) -> (Arc<Completion<u64>>, u32) {
+    let full = |c: &Chunk| {
+        c.builder.count() >= CHUNK_ENTRIES_MAX || c.builder.encoded_len() >= longboat_engine::config::CHUNK_BYTES_MAX
+    };
+    let sequence = shared.sequence.fetch_add(1, Ordering::Relaxed);
+    if inbox.chunks.back().is_none_or(full) {
+        inbox.chunks.push_back(Chunk {
+            builder: RunBuilder::new(),
+            completion: Completion::<u64>::new(),
+            first_sequence: sequence,
+            deadlines: Deadlines::default(),
+        });
+    }
+    let chunk = inbox.chunks.back_mut().expect("just made sure");
+    let (slot, before) = (chunk.builder.count() as u32, chunk.builder.payload_bytes());
+    chunk.builder.push_with(EntryKind::Command, sequence, |out| command.encode(out));
+    chunk.deadlines.note(slot, deadline);
+    inbox.entries += 1;
+    inbox.bytes += chunk.builder.payload_bytes() - before;
+    let any = Arc::clone(&chunk.completion).into_any();
+    (any.downcast().expect("only this module makes chunks here"), slot)
+}
+
+fn read(shared: &GroupShared, deadline: Time) -> Result<Pending<Seen>, RequestError> {
+    if let Some(error) = shared.refusal() {
+        return Err(error);
+    }
+    let (completion, slot) = {
+        let mut guard = shared.inbox.lock();
+        let inbox = guard.get_or_insert_with(Box::default);
+        let chunk = inbox.reads.get_or_insert_with(|| ReadChunk {
+            reads: Box::new(Reads::<Ledger>::new()),
+            deadlines: Deadlines::default(),
+        });
+        let reads: &mut Reads<Ledger> =
+            chunk.reads.as_any_mut().downcast_mut().expect("only this module makes reads here");
+        let (completion, slot) = reads.add_many(std::iter::once(()));
+        chunk.deadlines.note(slot, deadline);
+        (completion, slot)
+    };
+    shared.ready(reason::QUEUE);
+    Ok(Pending::new(completion, slot))
+}

@@ -1,0 +1,302 @@
+//! One simulated host: a disk that outlives the lives of its process, and in each life the shipped engine's workers.
+
+use crate::clock::SimClock;
+use crate::jobs::SimSpawner;
+use crate::machine::Watched;
+use crate::network::{Network, SimTransport};
+use crate::oracle::Oracle;
+use crate::recorder::Recorder;
+use crate::swarm::Swarm;
+use longboat_engine::{GroupShared, Host, HostParts, Notifiers, Start, StartSpec, Work, Worker};
+use longboat_io::sim::{SimDisk, SimOp};
+use longboat_io::{Clock, Job, JobState};
+use longboat_logdb::{Opened, SharedLog};
+use longboat_raft::{GroupId, HostId, Member, Membership, ReplicaId, StoreId, Time};
+use longboat_rsm::snapshot::SnapshotStore;
+use longboat_transport::Transport;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Bytes of work of one step of a job: little, so that much happens in between.
+const STEP_BYTES: usize = 16 << 10;
+/// How long a job that waits is left alone, in nanoseconds.
+const BLOCKED_NANOS: u64 = 500_000;
+
+/// When the log writer looks again at a write that should be over, in nanoseconds.
+const LOOK_AGAIN_NANOS: u64 = 5_000;
+
+/// The workers of a host, in the order in which the driver counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Reads what has arrived.
+    Poller,
+    /// A step worker.
+    Step(usize),
+    /// An apply worker.
+    Apply(usize),
+    /// The log writer.
+    Writer,
+    /// A background job.
+    Job(usize),
+}
+
+/// When a worker runs next.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wake {
+    /// It was told that there is something to do.
+    pending: bool,
+    /// It wants a round at this moment.
+    next: Option<Time>,
+    /// Its thread is not scheduled before this moment.
+    paused_until: Time,
+}
+
+struct RunningJob {
+    job: Box<dyn Job>,
+    not_before: Time,
+}
+
+/// What all lives of all hosts share.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// The world's settings.
+    pub swarm: Arc<Swarm>,
+    /// The clock.
+    pub clock: Arc<SimClock>,
+    /// The network.
+    pub network: Arc<Network>,
+    /// The checkers.
+    pub oracle: Arc<Oracle>,
+}
+
+/// A life of a host.
+pub struct Life {
+    host: Host<Recorder<SharedLog>>,
+    notifiers: Notifiers,
+    spawner: Arc<SimSpawner>,
+    transport: Arc<SimTransport>,
+    disk: SimDisk,
+    /// Poller, step workers, apply workers, log writer.
+    wakes: Vec<Wake>,
+    jobs: Vec<RunningJob>,
+    /// The replicas here.
+    pub groups: BTreeMap<GroupId, Arc<GroupShared>>,
+}
+
+/// A simulated host.
+pub struct SimHost {
+    /// Its id.
+    pub id: HostId,
+    /// Its disk.
+    pub disk: SimDisk,
+    around: Surroundings,
+    lives: u64,
+    seed: u64,
+    /// Its process, while it runs.
+    pub life: Option<Box<Life>>,
+    /// When its process starts again, while it does not run.
+    pub restart_at: Option<Time>,
+}
+
+impl SimHost {
+    /// A host that never ran.
+    pub fn new(id: HostId, seed: u64, around: Surroundings) -> Self {
+        let disk = SimDisk::new(seed, around.swarm.disk());
+        Self { id, disk, around, lives: 0, seed, life: None, restart_at: Some(Time::ZERO) }
+    }
+
+    /// Starts the process: opens the store, starts all replicas.
+    pub fn start(&mut self) {
+        self.restart_at = None;
+        self.lives += 1;
+        let around = &self.around;
+        self.disk.set_now(around.clock.now());
+        let life_seed = self.seed.wrapping_mul(0x9E37_79B9).wrapping_add(self.lives << 32);
+        let disk = self.disk.process();
+        let opened = match SharedLog::open(Arc::clone(&disk), around.swarm.store(self.id, self.seed)) {
+            Ok(opened) => opened,
+            Err(error) => return around.oracle.violate(format!("host {} can't open its store: {error}", self.id)),
+        };
+        around.oracle.recovered_store(self.id, &opened.groups);
+        let log = Recorder::new(opened.log, Arc::clone(&around.oracle), self.id);
+        let log = Opened { log, store: opened.store, groups: opened.groups };
+        let config = around.swarm.engine(self.id, life_seed);
+        let notifiers = Notifiers::separate(&config);
+        let (spawner, transport) = (SimSpawner::new(), around.network.join(self.id));
+        let parts = HostParts {
+            config,
+            clock: Arc::clone(&around.clock) as Arc<dyn Clock>,
+            log,
+            snapshots: SnapshotStore::new(disk, "/data/snapshots".into()),
+            spawner: Arc::clone(&spawner) as Arc<_>,
+            transport: Arc::clone(&transport) as Arc<dyn Transport>,
+        };
+        let host = Host::new(parts, &notifiers);
+        let wakes = vec![Wake { pending: true, ..Wake::default() }; host.steps.len() + host.applies.len() + 2];
+        let groups = match host.starter.start(self.specs()) {
+            Ok(started) => started.into_iter().map(|s| (s.group, s)).collect(),
+            Err(error) => return around.oracle.violate(format!("host {} can't start its replicas: {error}", self.id)),
+        };
+        let (disk, jobs) = (self.disk.clone(), Vec::new());
+        self.life = Some(Box::new(Life { host, notifiers, spawner, transport, disk, wakes, jobs, groups }));
+    }
+
+    fn specs(&self) -> Vec<StartSpec> {
+        let swarm = &self.around.swarm;
+        let here = swarm.groups.iter().filter(|(_, hosts)| hosts.contains(&self.id));
+        here.map(|(group, hosts)| {
+            let member = |host: &HostId| (ReplicaId(host.0), Member { host: *host, store: StoreId::ZERO });
+            let oracle = Arc::clone(&self.around.oracle);
+            StartSpec {
+                start: Start::Bootstrap(Membership::from_voters(hosts.iter().map(member))),
+                config: swarm.replica(*group, ReplicaId(self.id.0)),
+                machine: Box::new(Watched::new(oracle, *group, self.id, swarm.ballast)),
+            }
+        })
+        .collect()
+    }
+
+    /// Ends the process. Its memory is gone; with `power` also what the disk has not synced.
+    pub fn stop(&mut self, power: bool, restart_at: Time) {
+        self.disk.set_now(self.around.clock.now());
+        if power {
+            self.disk.power_loss()
+        } else {
+            self.disk.kill()
+        }
+        self.disk.clear_faults();
+        self.around.network.leave(self.id);
+        if let Some(life) = self.life.take() {
+            // Whoever still holds a part of the former life can do nothing with it.
+            life.transport.close();
+        }
+        self.restart_at = Some(restart_at);
+    }
+
+    /// The next sync fails.
+    pub fn fail_sync(&self) {
+        self.disk.inject(SimOp::Sync, 0, io::ErrorKind::Other);
+    }
+
+    /// What must not have happened in this life.
+    pub fn complaint(&self) -> Option<String> {
+        let counters = &self.life.as_ref()?.host.shared.counters;
+        let count = |c: &std::sync::atomic::AtomicU64| c.load(Ordering::Relaxed);
+        let (violations, machines, bad) =
+            (count(&counters.violations), count(&counters.machine_failures), count(&counters.bad_frames));
+        (violations + machines + bad > 0).then(|| {
+            let id = self.id;
+            format!(
+                "host {id} quarantined {violations} replicas, {machines} machines failed, {bad} frames were malformed"
+            )
+        })
+    }
+
+    /// Whether the log store has failed, so that the process must be started again.
+    pub fn has_failed(&self) -> bool {
+        self.life.as_ref().is_some_and(|l| l.host.shared.has_failed.load(Ordering::Relaxed))
+    }
+}
+
+impl Life {
+    /// The workers that have something to do now.
+    pub fn runnable(&mut self, now: Time, out: &mut Vec<Role>) {
+        self.take_jobs();
+        for at in 0..self.wakes.len() {
+            let role = self.role(at);
+            let notified = match role {
+                Role::Step(i) => self.notifiers.step[i].take(),
+                Role::Apply(i) => self.notifiers.apply[i].take(),
+                Role::Writer => self.notifiers.writer.take(),
+                Role::Poller | Role::Job(_) => false,
+            };
+            let wake = &mut self.wakes[at];
+            wake.pending |= notified;
+            if wake.paused_until <= now && (wake.pending || wake.next.is_some_and(|t| t <= now)) {
+                out.push(role);
+            }
+        }
+        out.extend((0..self.jobs.len()).filter(|&i| self.jobs[i].not_before <= now).map(Role::Job));
+    }
+
+    fn take_jobs(&mut self) {
+        let new = self.spawner.take_new();
+        self.jobs.extend(new.into_iter().map(|job| RunningJob { job, not_before: Time::ZERO }));
+    }
+
+    fn role(&self, at: usize) -> Role {
+        let steps = self.host.steps.len();
+        match at {
+            0 => Role::Poller,
+            at if at <= steps => Role::Step(at - 1),
+            at if at == self.wakes.len() - 1 => Role::Writer,
+            at => Role::Apply(at - 1 - steps),
+        }
+    }
+
+    /// When a worker has something to do, if nobody tells it anything.
+    pub fn next(&self) -> Option<Time> {
+        let wakes = self.wakes.iter().filter_map(|w| {
+            let at = if w.pending { Some(Time::ZERO) } else { w.next };
+            at.map(|t| t.max(w.paused_until))
+        });
+        wakes.chain(self.jobs.iter().map(|j| j.not_before)).min()
+    }
+
+    /// Frames have arrived.
+    pub fn arrived(&mut self) {
+        self.wakes[0].pending = true;
+    }
+
+    /// The thread of one worker is not scheduled for a while.
+    pub fn pause(&mut self, worker: u64, until: Time) {
+        let at = (worker % self.wakes.len() as u64) as usize;
+        self.wakes[at].paused_until = until;
+    }
+
+    /// Runs one round of a worker, and what is checked after it.
+    pub fn run(&mut self, role: Role, now: Time, around: &Surroundings, id: HostId) {
+        self.disk.set_now(now);
+        let at = match role {
+            Role::Job(i) => return self.run_job(i, now),
+            Role::Poller => 0,
+            Role::Step(i) => 1 + i,
+            Role::Apply(i) => 1 + self.host.steps.len() + i,
+            Role::Writer => self.wakes.len() - 1,
+        };
+        self.wakes[at].pending = false;
+        let work = match role {
+            Role::Step(i) => {
+                let worker = &mut self.host.steps[i];
+                let work = worker.run_round(now);
+                worker.replicas().for_each(|replica| around.oracle.observe(id, replica));
+                work
+            }
+            Role::Apply(i) => self.host.applies[i].run_round(now),
+            Role::Writer => self.write(now),
+            Role::Poller | Role::Job(_) => self.host.poller.run_round(now),
+        };
+        self.wakes[at].pending |= work.again;
+        self.wakes[at].next = work.next;
+    }
+
+    /// While a write is under way there is nothing to do before it completes.
+    fn write(&mut self, now: Time) -> Work {
+        let work = self.host.writer.run_round(now);
+        if !work.again {
+            return work;
+        }
+        let completes = self.disk.next_completion().unwrap_or(now).max(now.plus_nanos(LOOK_AGAIN_NANOS));
+        Work { again: false, next: Some(work.next.map_or(completes, |t| t.min(completes))), ..work }
+    }
+
+    fn run_job(&mut self, at: usize, now: Time) {
+        match self.jobs[at].job.step(STEP_BYTES) {
+            JobState::Again => {}
+            JobState::Blocked => self.jobs[at].not_before = now.plus_nanos(BLOCKED_NANOS),
+            JobState::Done => drop(self.jobs.remove(at)),
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The state machine of a simulation: a list to which unique serial numbers are appended.
+//!
+//! An append returns its position and a read the list's length, which makes linearizability checkable as it happens.
+//! [`Watched`] shows every applied run to the [`Oracle`].
+
+use crate::hash::Hash64;
+use crate::oracle::Oracle;
+use bytes::{BufMut, BytesMut};
+use longboat_raft::{GroupId, HostId, Index, Run};
+use longboat_rsm::{
+    AnyCompletion, AnyReads, Codec, CodecError, DynMachine, MachineError, Payload, StateMachine, Typed,
+};
+use std::io;
+use std::sync::Arc;
+
+/// Appends a serial number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Add {
+    /// Never used twice in a simulation.
+    pub serial: u64,
+    /// Bytes of payload that mean nothing.
+    pub padding: usize,
+}
+
+impl Codec for Add {
+    fn encode(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.serial);
+        out.put_bytes(self.serial as u8, self.padding);
+    }
+
+    fn decode(payload: Payload<'_>) -> Result<Self, CodecError> {
+        let serial = serial_of(&payload).ok_or_else(|| CodecError(format!("{} bytes", payload.len())))?;
+        Ok(Self { serial, padding: payload.len() - 8 })
+    }
+}
+
+/// The serial number in an encoded [`Add`].
+pub fn serial_of(payload: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(*payload.first_chunk::<8>()?))
+}
+
+/// What a read sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The length of the list.
+    pub count: u64,
+}
+
+/// The list.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    serials: Vec<u64>,
+    chain: u64,
+    /// Bytes that a snapshot carries besides the list, so that it travels in several chunks.
+    ballast: usize,
+}
+
+impl Ledger {
+    /// An empty list whose snapshots carry `ballast` bytes besides it.
+    pub fn new(ballast: usize) -> Self {
+        Self { ballast, ..Self::default() }
+    }
+
+    fn push(&mut self, serial: u64) -> u64 {
+        self.serials.push(serial);
+        let mut hash = Hash64::new();
+        self.chain = hash.word(self.chain).word(serial).value();
+        self.serials.len() as u64
+    }
+}
+
+impl StateMachine for Ledger {
+    type Command = Add;
+    type Output = u64;
+    type Query = ();
+    type Answer = Seen;
+
+    fn apply(&mut self, _index: Index, command: Add) -> Result<u64, MachineError> {
+        Ok(self.push(command.serial))
+    }
+
+    fn lookup(&self, _query: ()) -> Result<Seen, MachineError> {
+        Ok(Seen { count: self.serials.len() as u64 })
+    }
+
+    fn save(&self, out: &mut dyn io::Write) -> Result<(), MachineError> {
+        out.write_all(&(self.serials.len() as u64).to_le_bytes())?;
+        for serial in &self.serials {
+            out.write_all(&serial.to_le_bytes())?;
+        }
+        out.write_all(&vec![self.chain as u8; self.ballast])?;
+        Ok(())
+    }
+
+    fn recover(&mut self, input: &mut dyn io::Read) -> Result<(), MachineError> {
+        let mut word = [0; 8];
+        input.read_exact(&mut word)?;
+        *self = Self::new(self.ballast);
+        for _ in 0..u64::from_le_bytes(word) {
+            input.read_exact(&mut word)?;
+            self.push(u64::from_le_bytes(word));
+        }
+        let mut ballast = Vec::new();
+        input.read_to_end(&mut ballast)?;
+        let whole = ballast.len() == self.ballast && ballast.iter().all(|b| *b == self.chain as u8);
+        if whole { Ok(()) } else { Err(MachineError::user("the snapshot's ballast is not what was saved")) }
+    }
+
+    fn state_hash(&self) -> Option<u64> {
+        let mut hash = Hash64::new();
+        Some(hash.word(self.chain).word(self.serials.len() as u64).value())
+    }
+}
+
+/// A [`Ledger`] under observation.
+pub struct Watched {
+    inner: Typed<Ledger>,
+    oracle: Arc<Oracle>,
+    group: GroupId,
+    host: HostId,
+}
+
+impl Watched {
+    /// The machine of `group` on `host`.
+    pub fn new(oracle: Arc<Oracle>, group: GroupId, host: HostId, ballast: usize) -> Self {
+        Self { inner: Typed::new(Ledger::new(ballast)), oracle, group, host }
+    }
+}
+
+impl DynMachine for Watched {
+    fn apply_run(&mut self, run: &Run, results: Option<(&dyn AnyCompletion, u32)>) -> Result<(), MachineError> {
+        self.oracle.applying(self.host, self.group, run);
+        self.inner.apply_run(run, results)?;
+        self.oracle.applied(self.host, self.group, run.last(), self.inner.state_hash());
+        Ok(())
+    }
+
+    fn lookup(&self, reads: Box<dyn AnyReads>) {
+        self.inner.lookup(reads);
+    }
+
+    fn save(&self, out: &mut dyn io::Write) -> Result<(), MachineError> {
+        self.inner.save(out)
+    }
+
+    fn recover(&mut self, input: &mut dyn io::Read) -> Result<(), MachineError> {
+        self.inner.recover(input)?;
+        self.oracle.recovered(self.host, self.group, self.inner.state_hash());
+        Ok(())
+    }
+
+    fn state_hash(&self) -> Option<u64> {
+        self.inner.state_hash()
+    }
+}

@@ -1,0 +1,107 @@
+//! `longboat-sim`: runs seeds, replays one, plants bugs.
+
+use clap::Parser;
+use longboat_raft::plant;
+use longboat_sim::{Totals, run};
+use std::ops::Range;
+use std::process::ExitCode;
+
+/// Runs whole Longboat hosts on one thread, from seeds, with faults and checkers.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Seeds to run, from..to.
+    #[arg(long, value_parser = seeds, default_value = "0..200")]
+    seeds: Range<u64>,
+    /// One seed to replay.
+    #[arg(long, conflicts_with = "seeds")]
+    seed: Option<u64>,
+    /// Print what happens, as a timeline.
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// Print one line of JSON at the end.
+    #[arg(long)]
+    json: bool,
+    /// Plant a bug and stop at the first seed that catches it (builds with the feature `plant` only).
+    #[arg(long)]
+    plant: Option<String>,
+    /// List the bugs that can be planted.
+    #[arg(long)]
+    list_bugs: bool,
+}
+
+fn seeds(text: &str) -> Result<Range<u64>, String> {
+    let (from, to) = text.split_once("..").ok_or("seeds are given as from..to")?;
+    let number = |s: &str| s.parse::<u64>().map_err(|e| format!("{s}: {e}"));
+    let range = number(from)?..number(to)?;
+    if range.is_empty() { Err(format!("{text} holds no seed")) } else { Ok(range) }
+}
+
+#[cfg(feature = "plant")]
+fn plant_bug(name: &str) -> Result<(), String> {
+    if plant::ALL.iter().any(|(known, _)| *known == name) {
+        plant::set(Some(name));
+        return Ok(());
+    }
+    Err(format!("no planted bug is called {name}: see --list-bugs"))
+}
+
+#[cfg(not(feature = "plant"))]
+fn plant_bug(_name: &str) -> Result<(), String> {
+    Err("this build has no planted bugs: build with --features plant".to_owned())
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.list_bugs {
+        for (name, what) in plant::ALL {
+            println!("{name:<34} {what}");
+        }
+        return ExitCode::SUCCESS;
+    }
+    if let Some(name) = &arguments.plant
+        && let Err(error) = plant_bug(name)
+    {
+        eprintln!("{error}");
+        return ExitCode::from(2);
+    }
+    let totals = run_all(&arguments);
+    if arguments.json {
+        println!("{}", totals.json());
+    }
+    // A planted bug is to be caught, anything else is to find nothing.
+    if (totals.violations > 0) == arguments.plant.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run_all(arguments: &Arguments) -> Totals {
+    if !arguments.trace {
+        // A panic is reported as the violation that it is.
+        std::panic::set_hook(Box::new(|_| {}));
+    }
+    let mut totals = Totals::default();
+    let seeds = arguments.seed.map_or(arguments.seeds.clone(), |seed| seed..seed + 1);
+    for seed in seeds {
+        let report = run(seed, arguments.trace);
+        totals.add(&report);
+        if arguments.seed.is_some() {
+            eprintln!("seed {seed}: hash {:016x}, {:?}", report.hash, report.counts);
+        }
+        if let Some(violation) = &report.violation {
+            eprintln!("seed {seed}: {violation}");
+            eprintln!("replay: {}", replay(seed, arguments.plant.as_deref()));
+            if arguments.plant.is_some() {
+                break;
+            }
+        }
+    }
+    totals
+}
+
+/// The one command that replays a seed.
+fn replay(seed: u64, plant: Option<&str>) -> String {
+    let (features, plant) = match plant {
+        Some(name) => (" --features plant", format!(" --plant {name}")),
+        None => ("", String::new()),
+    };
+    format!("cargo run --release -p longboat-sim{features} -- --seed {seed} --trace{plant}")
+}

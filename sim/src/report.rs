@@ -1,0 +1,99 @@
+//! Running a seed from its first step to its verdict, and adding up what many seeds came to.
+
+use crate::world::{Counts, World};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+/// What a seed came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// The first violation, if there was one.
+    pub violation: Option<String>,
+    /// Stands for all that went in and out.
+    pub hash: u64,
+    /// Counts.
+    pub counts: Counts,
+}
+
+/// Lives through the world of a seed. A panic of the code under test is a violation.
+pub fn run(seed: u64, trace: bool) -> Report {
+    let mut world = World::new(seed, trace);
+    let oracle = Arc::clone(&world.around.oracle);
+    let lived = std::panic::catch_unwind(AssertUnwindSafe(|| world.live()));
+    if let Err(panic) = lived {
+        oracle.violate(format!("panic: {}", panic_text(&*panic)));
+    }
+    let report = Report { seed, violation: oracle.violation(), hash: oracle.hash(), counts: world.counts() };
+    if report.violation.is_some() {
+        // What panicked may do so again while it is dropped.
+        std::mem::forget(world);
+    }
+    report
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without words".to_owned())
+}
+
+/// The sums over many seeds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Totals {
+    /// Seeds run.
+    pub seeds: u64,
+    /// Simulated time, in nanoseconds.
+    pub nanos: u64,
+    /// Rounds of workers and steps of jobs.
+    pub steps: u64,
+    /// Requests that were answered: writes acknowledged, reads and snapshots served.
+    pub operations: u64,
+    /// Faults made, lost frames apart.
+    pub faults: u64,
+    /// Frames lost.
+    pub frames_lost: u64,
+    /// Frames that arrived twice.
+    pub frames_doubled: u64,
+    /// Seeds with a violation.
+    pub violations: u64,
+    /// Which.
+    pub failing: Vec<u64>,
+}
+
+impl Totals {
+    /// Adds what a seed came to.
+    pub fn add(&mut self, report: &Report) {
+        let counts = &report.counts;
+        self.seeds += 1;
+        self.nanos += counts.nanos;
+        self.steps += counts.steps;
+        self.operations += counts.outcomes.writes + counts.outcomes.reads + counts.outcomes.snapshots;
+        self.faults += counts.faults;
+        self.frames_lost += counts.frames_lost;
+        self.frames_doubled += counts.frames_doubled;
+        if report.violation.is_some() {
+            self.violations += 1;
+            self.failing.push(report.seed);
+        }
+    }
+
+    /// One line of JSON.
+    pub fn json(&self) -> String {
+        let minutes = (self.nanos as f64 / 60e9).max(f64::MIN_POSITIVE);
+        serde_json::json!({
+            "seeds": self.seeds,
+            "simulated_hours": self.nanos as f64 / 3600e9,
+            "steps": self.steps,
+            "operations": self.operations,
+            "faults": self.faults,
+            "frames_lost": self.frames_lost,
+            "frames_doubled": self.frames_doubled,
+            "operations_per_simulated_minute": (self.operations as f64 / minutes).round(),
+            "faults_per_simulated_minute": (self.faults as f64 / minutes).round(),
+            "violations": self.violations,
+            "failing_seeds": self.failing,
+        })
+        .to_string()
+    }
+}

@@ -1,0 +1,251 @@
+//! What a seed's world is like: swarm testing, so that each seed switches faults and features on and off at random.
+
+use crate::network::NetworkFaults;
+use crate::rng::Rng;
+use longboat_engine::{EngineConfig, ReplicaConfig};
+use longboat_io::sim::SimDiskConfig;
+use longboat_logdb::{KeyValue, SharedLogConfig};
+use longboat_raft::{GroupId, HostId, ReplicaId};
+
+const MILLI: u64 = 1_000_000;
+const SECOND: u64 = 1_000_000_000;
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FaultKind {
+    /// One way between two hosts is cut for a while.
+    Cut,
+    /// The hosts are split in two for a while.
+    Partition,
+    /// A group's leader is cut off, in one direction or both.
+    IsolateLeader,
+    /// A process is killed and started again; the page cache survives.
+    Kill,
+    /// A host loses power and starts again.
+    PowerLoss,
+    /// A process is killed and started again, and soon after it loses power.
+    KillThenPowerLoss,
+    /// All hosts lose power at once.
+    Blackout,
+    /// A sync fails: the host stops serving and is started again.
+    FailedSync,
+    /// A sync fails, the host is started again, and soon after it loses power.
+    FailedSyncThenPowerLoss,
+    /// Syncs of a host hang for a while.
+    Stall,
+    /// Syncs of a group's leader hang, and it is cut off for a part of that time.
+    StallLeader,
+    /// A thread is not scheduled for a while.
+    Pause,
+}
+
+const ALL_FAULTS: [FaultKind; 12] = [
+    FaultKind::Cut,
+    FaultKind::Partition,
+    FaultKind::IsolateLeader,
+    FaultKind::Kill,
+    FaultKind::PowerLoss,
+    FaultKind::KillThenPowerLoss,
+    FaultKind::Blackout,
+    FaultKind::FailedSync,
+    FaultKind::FailedSyncThenPowerLoss,
+    FaultKind::Stall,
+    FaultKind::StallLeader,
+    FaultKind::Pause,
+];
+
+/// The world of one seed.
+#[derive(Clone, Debug)]
+pub struct Swarm {
+    /// Hosts, numbered from 1.
+    pub hosts: u64,
+    /// The groups, numbered from 1, and the hosts of their replicas.
+    pub groups: Vec<(GroupId, Vec<HostId>)>,
+    /// Step workers of a host.
+    pub step_workers: usize,
+    /// Apply workers of a host.
+    pub apply_workers: usize,
+    /// How long faults go on, in nanoseconds.
+    pub fault_nanos: u64,
+    /// About how long it is from one fault to the next, in nanoseconds.
+    pub fault_every_nanos: u64,
+    /// The faults of this seed.
+    pub faults: Vec<FaultKind>,
+    /// About how long a fault lasts at most, in nanoseconds.
+    pub fault_lasts_nanos: u64,
+    /// The network while faults go on.
+    pub network: NetworkFaults,
+    /// About how long it is from one client's request to the next, in nanoseconds.
+    pub request_every_nanos: u64,
+    /// Requests in 1,000 that are reads.
+    pub read_permille: u32,
+    /// Requests in 1,000 that ask for a snapshot.
+    pub snapshot_permille: u32,
+    /// Bytes of padding of most writes at most.
+    pub padding_max: usize,
+    /// Requests in 1,000 that are two or three large writes, and their bytes: appends then travel in several messages.
+    pub large: (u32, usize),
+    /// When clients give up, in nanoseconds.
+    pub timeout_nanos: u64,
+    /// Bytes of a snapshot besides the list.
+    pub ballast: usize,
+    election_timeout_nanos: u64,
+    heartbeat_interval_nanos: u64,
+    snapshot_entries: u64,
+    compaction_overhead: u64,
+    log_cache_bytes_max: usize,
+    pre_vote: bool,
+    check_quorum: bool,
+    segment_bytes: u64,
+    segments_max: u64,
+    settle_segments: usize,
+    disk: SimDiskConfig,
+}
+
+impl Swarm {
+    /// The world of a seed: `rng` is drawn from it.
+    pub fn draw(rng: &mut Rng) -> Self {
+        let hosts = *rng.pick(&[1, 2, 3, 3, 3, 3, 3, 4, 5, 5]);
+        let count = rng.magnitude(1, 8);
+        let groups = (1..=count).map(|g| (GroupId(g), members(rng, hosts))).collect();
+        let large =
+            if rng.chance(200) { (rng.between(5, 20) as u32, rng.between(90, 200) as usize * 1024) } else { (0, 0) };
+        let heartbeat_interval_nanos = rng.between(10, 40) * MILLI;
+        let segment_blocks = if large.0 > 0 { rng.between(256, 512) } else { *rng.pick(&[8, 12, 16, 64]) };
+        let count = rng.between(2, 6);
+        let mut faults: Vec<FaultKind> = (0..count).map(|_| *rng.pick(&ALL_FAULTS)).collect();
+        faults.sort_unstable();
+        Self {
+            hosts,
+            groups,
+            step_workers: *rng.pick(&[1, 1, 2]),
+            apply_workers: *rng.pick(&[1, 1, 2]),
+            fault_nanos: rng.between(6, 14) * SECOND,
+            fault_every_nanos: rng.magnitude(150, 1200) * MILLI,
+            faults,
+            fault_lasts_nanos: rng.magnitude(200, 3000) * MILLI,
+            network: network(rng),
+            request_every_nanos: rng.magnitude(5, 40) * MILLI,
+            read_permille: *rng.pick(&[0, 200, 500]),
+            snapshot_permille: *rng.pick(&[0, 5, 20]),
+            padding_max: *rng.pick(&[0, 32, 300]),
+            large,
+            timeout_nanos: rng.magnitude(200, 4000) * MILLI,
+            ballast: *rng.pick(&[0, 0, 1000, 700_000]),
+            election_timeout_nanos: heartbeat_interval_nanos * rng.between(4, 10),
+            heartbeat_interval_nanos,
+            snapshot_entries: *rng.pick(&[0, 10, 30, 100]),
+            compaction_overhead: *rng.pick(&[0, 3, 20, 100]),
+            log_cache_bytes_max: *rng.pick(&[0, 4 << 10, 64 << 10, 4 << 20]),
+            pre_vote: rng.chance(700),
+            check_quorum: rng.chance(700),
+            segment_bytes: segment_blocks * 4096,
+            segments_max: rng.between(3, 8),
+            settle_segments: rng.between(1, 4) as usize,
+            disk: disk(rng),
+        }
+    }
+
+    /// A quiet world of three hosts for scenarios: no faults but those that the scenario makes.
+    pub fn quiet(rng: &mut Rng, groups: u64) -> Self {
+        let hosts: Vec<HostId> = (1..=3).map(HostId).collect();
+        Self {
+            hosts: 3,
+            groups: (1..=groups).map(|g| (GroupId(g), hosts.clone())).collect(),
+            faults: Vec::new(),
+            network: NetworkFaults { latency_nanos: 100_000, jitter_nanos: 200_000, ..NetworkFaults::default() },
+            request_every_nanos: 10 * MILLI,
+            timeout_nanos: SECOND,
+            election_timeout_nanos: 150 * MILLI,
+            heartbeat_interval_nanos: 20 * MILLI,
+            disk: SimDiskConfig::default(),
+            large: (0, 0),
+            pre_vote: true,
+            check_quorum: true,
+            ..Self::draw(rng)
+        }
+    }
+
+    /// The network after all faults have healed.
+    pub fn healed_network(&self) -> NetworkFaults {
+        NetworkFaults { latency_nanos: 100_000, jitter_nanos: 200_000, ..NetworkFaults::default() }
+    }
+
+    /// Settings of a host's engine, in one life of it.
+    pub fn engine(&self, host: HostId, seed: u64) -> EngineConfig {
+        EngineConfig {
+            host,
+            step_workers: self.step_workers,
+            apply_workers: self.apply_workers,
+            payload_bytes_max: 1 << 20,
+            queue_entries_max: 256,
+            queue_bytes_max: 4 << 20,
+            queue_reads_max: 256,
+            snapshot_sends_max: 2,
+            snapshot_receives_max: 2,
+            log_cache_bytes_max: self.log_cache_bytes_max,
+            seed,
+        }
+    }
+
+    /// Settings of a replica.
+    pub fn replica(&self, group: GroupId, replica: ReplicaId) -> ReplicaConfig {
+        ReplicaConfig {
+            group,
+            replica,
+            election_timeout_nanos: self.election_timeout_nanos,
+            heartbeat_interval_nanos: self.heartbeat_interval_nanos,
+            snapshot_entries: self.snapshot_entries,
+            compaction_overhead: self.compaction_overhead,
+            pre_vote: self.pre_vote,
+            check_quorum: self.check_quorum,
+        }
+    }
+
+    /// Settings of a host's store.
+    pub fn store(&self, host: HostId, seed: u64) -> SharedLogConfig {
+        SharedLogConfig {
+            segment_bytes: self.segment_bytes,
+            journal_bytes_max: self.segment_bytes * self.segments_max,
+            settle_segments: self.settle_segments,
+            key_value: KeyValue::Memory,
+            seed: Some(seed),
+            ..SharedLogConfig::new("/data", host)
+        }
+    }
+
+    /// How the hosts' disks behave.
+    pub fn disk(&self) -> SimDiskConfig {
+        self.disk
+    }
+}
+
+fn members(rng: &mut Rng, hosts: u64) -> Vec<HostId> {
+    let mut members: Vec<HostId> = (1..=hosts).map(HostId).collect();
+    let keep = if hosts > 3 && rng.chance(400) { 3 } else { members.len() };
+    while members.len() > keep {
+        members.remove(rng.below(members.len() as u64) as usize);
+    }
+    members
+}
+
+fn network(rng: &mut Rng) -> NetworkFaults {
+    NetworkFaults {
+        latency_nanos: rng.magnitude(30_000, MILLI),
+        jitter_nanos: rng.magnitude(1_000, 20 * MILLI),
+        drop_permille: *rng.pick(&[0, 0, 5, 30, 100]),
+        duplicate_permille: *rng.pick(&[0, 10, 100]),
+        straggle_permille: *rng.pick(&[0, 0, 10, 50]),
+        straggle_nanos: rng.magnitude(20, 2000) * MILLI,
+        reorder: rng.chance(500),
+    }
+}
+
+fn disk(rng: &mut Rng) -> SimDiskConfig {
+    SimDiskConfig {
+        sector_bytes: *rng.pick(&[512, 4096]),
+        latency_nanos: rng.magnitude(50_000, 5 * MILLI),
+        jitter_nanos: rng.magnitude(10_000, 30 * MILLI),
+        capacity_bytes: u64::MAX,
+    }
+}

@@ -1,0 +1,350 @@
+//! The driver: one thread runs all workers of all hosts in seeded order over simulated time, and makes the faults.
+//!
+//! Invariant: whatever happens is a function of the seed. Rounds take a little simulated time each, so that what they
+//! cause lies after them and nothing can go on for ever at one moment.
+
+use crate::client::{Clients, Outcomes};
+use crate::clock::SimClock;
+use crate::faults::FaultPlan;
+use crate::host::{Role, SimHost, Surroundings};
+use crate::network::Network;
+use crate::oracle::Oracle;
+use crate::rng::Rng;
+use crate::swarm::Swarm;
+use longboat_engine::GroupShared;
+use longboat_io::Clock;
+use longboat_raft::{GroupId, HostId, Time};
+use std::sync::Arc;
+
+/// The longest that a round takes, in nanoseconds.
+const ROUND_NANOS_MAX: u64 = 12_000;
+/// After all faults healed, every group acknowledges a write within this time, in nanoseconds.
+const PROGRESS_NANOS: u64 = 10_000_000_000;
+/// After all faults healed, all replicas are equal within this time, in nanoseconds: a snapshot transfer whose last
+/// words were lost is given up by its sender after 30 s.
+const CONVERGE_NANOS: u64 = 45_000_000_000;
+/// Time between the writes that look for progress, in nanoseconds.
+const PROBE_NANOS: u64 = 200_000_000;
+
+/// Counts of one simulation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Rounds of workers and steps of jobs.
+    pub steps: u64,
+    /// Faults made.
+    pub faults: u64,
+    /// Frames lost.
+    pub frames_lost: u64,
+    /// Frames that arrived twice.
+    pub frames_doubled: u64,
+    /// What clients learnt.
+    pub outcomes: Outcomes,
+    /// Simulated time, in nanoseconds.
+    pub nanos: u64,
+}
+
+/// A simulated world.
+pub struct World {
+    /// What all hosts share.
+    pub around: Surroundings,
+    /// The hosts, number 1 first.
+    pub hosts: Vec<SimHost>,
+    /// The clients.
+    pub clients: Clients,
+    pub(crate) plan: FaultPlan,
+    schedule: Rng,
+    requests: Rng,
+    next_request: Time,
+    /// Whether clients ask for anything.
+    pub busy: bool,
+    started: Time,
+    steps: u64,
+    runnable: Vec<(usize, Role)>,
+    roles: Vec<Role>,
+    trace: bool,
+}
+
+impl World {
+    /// The world of a seed.
+    pub fn new(seed: u64, trace: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let swarm = Swarm::draw(&mut rng);
+        Self::with(rng, swarm, trace)
+    }
+
+    /// A world with these settings.
+    pub fn with(mut rng: Rng, swarm: Swarm, trace: bool) -> Self {
+        let (clock, oracle) = (SimClock::new(), Arc::new(Oracle::default()));
+        let network = Network::new(rng.fork(), swarm.network, Arc::clone(&clock), Arc::clone(&oracle));
+        for (group, hosts) in &swarm.groups {
+            oracle.group(*group, hosts.clone());
+        }
+        let around = Surroundings { swarm: Arc::new(swarm), clock, network, oracle };
+        let hosts = (1..=around.swarm.hosts).map(|id| SimHost::new(HostId(id), rng.next(), around.clone())).collect();
+        let started = around.clock.now();
+        let plan = FaultPlan::new(rng.fork(), &around.swarm, started);
+        let mut world = Self {
+            clients: Clients::new(Arc::clone(&around.oracle)),
+            around,
+            hosts,
+            plan,
+            schedule: rng.fork(),
+            requests: rng.fork(),
+            next_request: started,
+            busy: true,
+            started,
+            steps: 0,
+            runnable: Vec::new(),
+            roles: Vec::new(),
+            trace,
+        };
+        world.say(|w| format!("{:?}", w.around.swarm));
+        world
+    }
+
+    /// The current moment.
+    pub fn now(&self) -> Time {
+        self.around.clock.now()
+    }
+
+    /// Counts so far.
+    pub fn counts(&self) -> Counts {
+        let (frames_lost, frames_doubled) = self.around.network.losses();
+        Counts {
+            steps: self.steps,
+            faults: self.plan.made(),
+            frames_lost,
+            frames_doubled,
+            outcomes: self.clients.outcomes,
+            nanos: self.now().nanos_since(self.started),
+        }
+    }
+
+    /// Writes a line of the timeline.
+    pub(crate) fn say(&mut self, line: impl FnOnce(&Self) -> String) {
+        if self.trace {
+            println!("{:>12.6} {}", self.now().nanos_since(self.started) as f64 / 1e9, line(self));
+        }
+    }
+
+    /// Lets the world go on until `until`, or until `stop` says so after a step. Returns whether it did.
+    pub fn run_until(&mut self, until: Time, mut stop: impl FnMut(&Self) -> bool) -> bool {
+        while self.now() < until && !self.around.oracle.is_violated() {
+            self.turn(until);
+            if stop(self) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Faults first, then healing, then progress: the life of a seed.
+    pub fn live(&mut self) {
+        let healing = self.started.plus_nanos(self.around.swarm.fault_nanos);
+        self.run_until(healing, |_| false);
+        self.heal();
+        self.converge();
+    }
+
+    /// Ends all faults.
+    pub fn heal(&mut self) {
+        self.say(|_| "-- all faults heal --".to_owned());
+        self.plan.end();
+        self.around.network.mend();
+        self.around.network.set_faults(self.around.swarm.healed_network());
+        let now = self.now();
+        for host in &mut self.hosts {
+            host.disk.clear_faults();
+            host.restart_at = host.restart_at.map(|_| now);
+        }
+        self.busy = false;
+        self.clients.expect_progress();
+    }
+
+    /// Checks that every group makes progress and that all replicas come to the same state.
+    pub fn converge(&mut self) {
+        let groups = self.around.swarm.groups.clone();
+        let (healed, mut probe) = (self.now(), self.now());
+        let progress_by = healed.plus_nanos(PROGRESS_NANOS);
+        while self.now() < progress_by && !self.around.oracle.is_violated() {
+            let waiting: Vec<_> = groups.iter().filter(|g| !self.clients.has_progressed(g.0)).collect();
+            if waiting.is_empty() {
+                break;
+            }
+            for (group, hosts) in waiting {
+                let host = *self.requests.pick(hosts);
+                self.probe(*group, host);
+            }
+            probe = probe.plus_nanos(PROBE_NANOS);
+            self.run_until(probe, |_| false);
+        }
+        for (group, _) in &groups {
+            if !self.clients.has_progressed(*group) && !self.around.oracle.is_violated() {
+                self.around.oracle.violate(format!("group {group}: no progress after all faults healed"));
+            }
+        }
+        let by = healed.plus_nanos(CONVERGE_NANOS);
+        let mut look = self.now();
+        let converged = self.run_until(by, |w| {
+            if w.now() < look {
+                return false;
+            }
+            look = w.now().plus_nanos(PROBE_NANOS / 4);
+            w.clients.open() == 0 && w.differing().is_none()
+        });
+        if converged {
+            self.compare();
+        } else if !self.around.oracle.is_violated() {
+            let open = self.clients.open();
+            let what = self.differing().unwrap_or_else(|| format!("{open} requests are open for ever"));
+            self.around.oracle.violate(format!("no convergence after all faults healed: {what}"));
+        }
+    }
+
+    fn probe(&mut self, group: GroupId, host: HostId) {
+        let deadline = self.now().plus_nanos(5 * PROBE_NANOS);
+        if let Some(shared) = self.replica(host, group) {
+            self.clients.write(host, &shared, 0, deadline);
+        }
+    }
+
+    /// The replica of a group on a host, if its process runs.
+    pub fn replica(&self, host: HostId, group: GroupId) -> Option<Arc<GroupShared>> {
+        self.hosts[host.0 as usize - 1].life.as_ref()?.groups.get(&group).cloned()
+    }
+
+    /// The first replica that has not applied all that others have.
+    fn differing(&self) -> Option<String> {
+        for (group, hosts) in &self.around.swarm.groups {
+            let last = self.around.oracle.last_applied(*group);
+            for host in hosts {
+                let Some(shared) = self.replica(*host, *group) else { return Some(format!("host {host} is down")) };
+                let applied = shared.published.applied.load(std::sync::atomic::Ordering::Relaxed);
+                if applied != last.0 {
+                    return Some(format!("group {group} on host {host} has applied {applied} of {last}"));
+                }
+            }
+        }
+        None
+    }
+
+    fn compare(&self) {
+        for (group, hosts) in &self.around.swarm.groups {
+            for host in hosts {
+                if let Some(shared) = self.replica(*host, *group) {
+                    let state = shared.machine.lock().state_hash();
+                    self.around.oracle.at_rest(*host, *group, self.around.oracle.last_applied(*group), state);
+                }
+            }
+        }
+    }
+
+    /// One step: a round of some worker, or time passes.
+    fn turn(&mut self, until: Time) {
+        self.due();
+        let now = self.now();
+        self.runnable.clear();
+        for (at, host) in self.hosts.iter_mut().enumerate() {
+            if let Some(life) = &mut host.life {
+                self.roles.clear();
+                life.runnable(now, &mut self.roles);
+                self.runnable.extend(self.roles.iter().map(|role| (at, *role)));
+            }
+        }
+        if self.runnable.is_empty() {
+            let next = self.next().max(now.plus_nanos(1)).min(until);
+            self.around.clock.advance_to(next);
+            return;
+        }
+        let (at, role) = *self.schedule.pick(&self.runnable);
+        let host = &mut self.hosts[at];
+        let life = host.life.as_mut().expect("its worker can run");
+        life.run(role, now, &self.around, host.id);
+        self.steps += 1;
+        self.around.clock.advance_to(now.plus_nanos(1 + self.schedule.below(ROUND_NANOS_MAX)));
+        self.after_round(at);
+    }
+
+    fn after_round(&mut self, at: usize) {
+        self.clients.collect();
+        let host = &mut self.hosts[at];
+        if let Some(complaint) = host.complaint() {
+            self.around.oracle.violate(complaint);
+        }
+        if host.has_failed() {
+            let id = host.id;
+            let after = self.plan.downtime_nanos();
+            self.say(|_| format!("host {id}: its log store failed"));
+            self.stop(id, false, after);
+        }
+    }
+
+    /// Stops a host's process; it starts again after `nanos`.
+    pub fn stop(&mut self, id: HostId, power: bool, nanos: u64) {
+        let restart_at = self.now().plus_nanos(nanos);
+        self.say(|_| format!("host {id}: {}", if power { "power loss" } else { "killed" }));
+        self.hosts[id.0 as usize - 1].stop(power, restart_at);
+        self.clients.forget(id);
+    }
+
+    /// When something happens that no worker does.
+    fn next(&self) -> Time {
+        let mut next = self.plan.next();
+        if self.busy {
+            next = next.min(self.next_request);
+        }
+        let lives = self.hosts.iter().filter_map(|h| match &h.life {
+            Some(life) => life.next(),
+            None => h.restart_at,
+        });
+        lives.chain(self.around.network.next()).fold(next, Time::min)
+    }
+
+    /// Does what is due: deliveries, restarts, faults, requests.
+    fn due(&mut self) {
+        let now = self.now();
+        for delivery in self.around.network.deliver(now) {
+            if let Some(life) = &mut self.hosts[delivery.to.0 as usize - 1].life {
+                life.arrived();
+            }
+        }
+        for at in 0..self.hosts.len() {
+            let host = &mut self.hosts[at];
+            if host.life.is_none() && host.restart_at.is_some_and(|t| t <= now) {
+                host.start();
+                let id = host.id;
+                self.say(|_| format!("host {id}: started"));
+            }
+        }
+        if self.plan.next() <= now {
+            self.make_faults(now);
+        }
+        if self.busy && self.next_request <= now {
+            let every = self.around.swarm.request_every_nanos;
+            self.next_request = now.plus_nanos(1 + self.requests.below(2 * every));
+            self.request(now);
+        }
+    }
+
+    /// A client asks some replica of some group for something.
+    fn request(&mut self, now: Time) {
+        let swarm = Arc::clone(&self.around.swarm);
+        let (group, hosts) = self.requests.pick(&swarm.groups);
+        let host = *self.requests.pick(hosts);
+        let Some(shared) = self.replica(host, *group) else { return };
+        let deadline = now.plus_nanos(swarm.timeout_nanos / 2 + self.requests.below(swarm.timeout_nanos));
+        if self.requests.chance(swarm.snapshot_permille) {
+            return self.clients.snapshot(host, &shared, deadline);
+        }
+        if self.requests.chance(swarm.read_permille) {
+            return self.clients.read(host, &shared, deadline);
+        }
+        let large = self.requests.chance(swarm.large.0);
+        let count = if large { self.requests.between(2, 3) } else { self.requests.magnitude(1, 12) };
+        for _ in 0..count {
+            let padding =
+                if large { swarm.large.1 } else { self.requests.below(swarm.padding_max as u64 + 1) as usize };
+            self.clients.write(host, &shared, padding, deadline);
+        }
+    }
+}
