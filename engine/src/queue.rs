@@ -39,6 +39,11 @@ impl Deadlines {
         self.from.iter().map(|d| d.1).min().unwrap_or(NEVER)
     }
 
+    /// Whether some deadline is later than `now`.
+    pub fn reach_beyond(&self, now: Time) -> bool {
+        self.from.iter().any(|d| d.1 > now && d.1 != NEVER)
+    }
+
     /// Fails the slots whose deadline has passed, of `count` in all, once.
     pub fn expire(&mut self, now: Time, count: u32, results: &dyn AnyCompletion, error: &RequestError) {
         for i in 0..self.from.len() {
@@ -67,9 +72,18 @@ pub struct Chunk {
 
 impl Chunk {
     /// Fails the entries whose deadline has passed; false when none is left.
+    ///
+    /// While others are left the chunk may still be proposed as it is: those that gave up must not be told that they
+    /// never will be applied.
     pub fn expire(&mut self, now: Time, error: &RequestError) -> bool {
         if self.deadlines.earliest() <= now {
-            self.deadlines.expire(now, self.builder.count() as u32, &*self.completion, error);
+            let error = match error {
+                RequestError::Timeout { stage, .. } if self.deadlines.reach_beyond(now) => {
+                    RequestError::Timeout { stage: *stage, may_have_applied: true }
+                }
+                other => other.clone(),
+            };
+            self.deadlines.expire(now, self.builder.count() as u32, &*self.completion, &error);
         }
         self.deadlines.earliest() != NEVER
     }
