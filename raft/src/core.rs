@@ -163,6 +163,8 @@ pub struct Core {
     pub(crate) peers: Vec<Progress>,
     /// Leader: something may be due to members at the end of the round.
     pub(crate) dirty: bool,
+    /// Leader: elected after it was removed, until the others know what is committed.
+    pub(crate) helps_out: bool,
     /// Leader: whom leadership is being handed to.
     pub(crate) transferee: Option<ReplicaId>,
     pub(crate) reads: Reads,
@@ -214,6 +216,7 @@ impl Core {
             leader_commit: Index::ZERO,
             peers: Vec::new(),
             dirty: false,
+            helps_out: false,
             transferee: None,
             reads: Reads::default(),
             last_ticket: 0,
@@ -282,14 +285,7 @@ impl Core {
         let known = !termless
             || self.membership.contains(*from)
             || matches!(body, Body::ForwardRefused { .. } | Body::ReadIndexResponse { .. });
-        // A removed replica that never learned of it would otherwise disturb the others for ever.
-        let removed = matches!(body, Body::RequestVote { .. }) && self.membership.removed.contains(from);
-        addressed
-            && known
-            && !removed
-            && termless == term.is_zero()
-            && term.0 <= NUMBER_MAX
-            && numbers_are_countable(body)
+        addressed && known && termless == term.is_zero() && term.0 <= NUMBER_MAX && numbers_are_countable(body)
     }
 
     /// Notes the time. A clock that goes back is taken to stand still.

@@ -180,6 +180,7 @@ impl Core {
         self.reset(self.term);
         self.role = Role::Leader;
         self.leader = Some(self.config.replica);
+        self.helps_out = !self.is_voter;
         self.heartbeat_base = self.now;
         let last = self.log.last().index;
         self.rebuild_peers(last.next(), false);
@@ -213,6 +214,7 @@ impl Core {
         self.votes.clear();
         self.peers = Vec::new();
         self.dirty = false;
+        self.helps_out = false;
         self.election_base = self.now;
         self.election_timeout_nanos = self.rng.jittered(self.config.election_timeout_nanos);
     }
@@ -277,10 +279,12 @@ impl Core {
         if self.role == Role::Leader && self.pending_change <= self.handout.handed && !self.membership.is_voter(from) {
             return true;
         }
-        // Whoever hears its leader helps nobody to disturb it, unless the leader itself asked for that.
+        // Whoever hears its leader helps nobody to disturb it, unless the leader itself asked for that. And a replica that
+        // was removed without learning of it may disturb it least of all. But without a leader it must be heard: it may be
+        // the only one with a log new enough, and others may need it to be elected and commit what removed it.
         let hears_leader =
             self.leader.is_some() && self.now.nanos_since(self.election_base) < self.config.election_timeout_nanos;
-        self.config.check_quorum && hears_leader && !transfer
+        hears_leader && ((self.config.check_quorum && !transfer) || self.membership.removed.contains(&from))
     }
 
     /// A message of an earlier term.
@@ -315,6 +319,22 @@ impl Core {
         if granted && pre {
             // The answer names the term that was asked about.
             self.outbox.held.last_mut().expect("just pushed").term = term;
+        }
+        if last < self.log.last() && self.membership.is_voter(from) {
+            self.help_out();
+        }
+    }
+
+    /// A replica that was removed is asked for its vote by one that stays and does not know of that yet: it may need this
+    /// vote under a configuration that is over, and can't have it, because its log is older. With this replica gone quiet
+    /// the others would be stranded. So it leads once more, by the votes of those who stay, until they have learned what
+    /// is committed.
+    fn help_out(&mut self) {
+        let waiting = self.log.may_have_config(self.handout.handed.next(), self.commit);
+        let removed = self.membership.removed.contains(&self.config.replica);
+        if removed && self.role == Role::Follower && self.leader.is_none() && !waiting && self.outbox.install.is_none()
+        {
+            self.become_candidate(false);
         }
     }
 

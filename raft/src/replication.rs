@@ -35,6 +35,10 @@ impl Core {
                 self.send_due(at);
             }
         }
+        // Its first append told a majority of those who stay what is committed: that was all that it was elected for.
+        if self.helps_out && self.log.term_at(self.commit) == Some(self.term) {
+            self.become_follower(self.term, None);
+        }
     }
 
     /// The engine began to stream a snapshot at `pos` to the member: no appends until it is there.

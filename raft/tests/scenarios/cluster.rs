@@ -218,6 +218,7 @@ impl Cluster {
             }
             self.net.extend(out.early);
             if let Some(meta) = out.install {
+                node.core.applied(meta.pos.index);
                 node.installs.push(meta);
             }
             for run in &out.committed {
@@ -357,6 +358,51 @@ impl Cluster {
         let config = self.configs[&n].clone();
         self.add(config, disk);
         self.end_round(n);
+    }
+
+    /// As [`Self::restart`], and the disk is as slow as it was.
+    pub fn restart_slow(&mut self, n: u64) {
+        let (slow, applied) = (self.node(n).slow_disk, std::mem::take(&mut self.node(n).applied));
+        let disk = self.node(n).disk.clone();
+        let config = self.configs[&n].clone();
+        self.add(config, disk);
+        let node = self.node(n);
+        (node.slow_disk, node.applied) = (slow, applied);
+        self.end_round(n);
+    }
+
+    /// The node takes a snapshot of all that it has applied and forgets the log before it.
+    pub fn compact(&mut self, n: u64) {
+        let node = self.nodes.get_mut(&n).unwrap();
+        let index = node.core.applied_index();
+        if index <= node.disk.start.index || index > node.disk.last().index {
+            return;
+        }
+        node.core.compact(index);
+        if node.core.start().index != index || node.core.durable() < index {
+            // The log was reset to a snapshot, and that is not durable yet.
+            return;
+        }
+        node.disk.start = node.core.start();
+        node.disk.membership = node.core.membership().clone();
+        node.disk.runs.retain(|r| r.last() > index);
+        if let Some(run) = node.disk.runs.first_mut()
+            && run.first() <= index
+        {
+            *run = run.slice(index.next()..=run.last());
+        }
+    }
+
+    /// Answers all cold reads of the node from its disk.
+    pub fn serve_fetches(&mut self, n: u64) {
+        for fetch in std::mem::take(&mut self.node(n).fetches) {
+            let node = self.node(n);
+            let within = node.disk.runs.iter().filter(|r| r.last() >= fetch.lo && r.first() <= fetch.hi);
+            let runs: Vec<Run> = within.map(|r| r.slice(r.first().max(fetch.lo)..=r.last().min(fetch.hi))).collect();
+            let found = runs.first().is_some_and(|r| r.first() == fetch.lo);
+            node.core.fetched(fetch.ticket, if found { Ok(runs) } else { Err(Compacted) });
+            self.end_round(n);
+        }
     }
 
     /// What is on its way of the kind that `pick` tells, and stays there.
