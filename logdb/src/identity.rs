@@ -16,8 +16,11 @@ const FILE: &str = "store";
 const FILE_NEXT: &str = "store.next";
 const BYTES: usize = 40;
 
-/// What a directory may hold before it has an identity: what an interrupted first opening leaves.
-pub(crate) const LEFTOVERS: [&str; 4] = ["LOCK", FILE_NEXT, "journal", "kv"];
+/// What a directory may hold before it has an identity: what an interrupted first opening leaves, and what a file system
+/// puts at its root.
+pub(crate) const LEFTOVERS: [&str; 5] = ["LOCK", FILE_NEXT, "journal", "kv", LOST_AND_FOUND];
+/// Where file systems put what they repaired. A directory may be the root of one.
+pub(crate) const LOST_AND_FOUND: &str = "lost+found";
 
 /// The directory's store; `None` when it has no identity yet.
 pub(crate) fn read(disk: &SharedDisk, dir: &Path, host: HostId) -> Result<Option<StoreId>, OpenError> {

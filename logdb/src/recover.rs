@@ -14,6 +14,7 @@ use crate::format::{
     RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader, crc, padded,
 };
 use crate::frame::{self, Frame};
+use crate::identity::LOST_AND_FOUND;
 use crate::index::LogIndex;
 use crate::segment::{Sealed, Segment, SegmentFile, Window};
 use crate::shared::Files;
@@ -21,7 +22,7 @@ use crate::{GroupState, OpenError};
 use longboat_io::SharedDisk;
 use longboat_raft::{GroupId, HostId, StoreId};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bytes that are read from a segment at once.
@@ -74,10 +75,17 @@ pub(crate) struct LastWritten {
     pub(crate) length: u64,
 }
 
+/// The names in a journal's directory, but for the file system's own.
+pub(crate) fn names(disk: &SharedDisk, dir: &Path) -> Result<Vec<PathBuf>, OpenError> {
+    let mut names = disk.list(dir)?;
+    names.retain(|n| n != Path::new(LOST_AND_FOUND));
+    Ok(names)
+}
+
 /// Looks at every file's header block.
 pub(crate) fn find(disk: &SharedDisk, dir: &Path, owner: Owner) -> Result<Found, OpenError> {
     let mut found = Found { next_number: 1, ..Found::default() };
-    for name in disk.list(dir)? {
+    for name in names(disk, dir)? {
         let path = dir.join(&name);
         let Some(number) = SegmentFile::number(&name) else {
             return Err(OpenError::Format(format!("{} is not a journal segment", path.display())));
@@ -108,7 +116,7 @@ pub(crate) fn find(disk: &SharedDisk, dir: &Path, owner: Owner) -> Result<Found,
 
 /// Whether any file in `dir` was ever given to a segment with a record in it, whoever owns it.
 pub(crate) fn holds_records(disk: &SharedDisk, dir: &Path) -> Result<bool, OpenError> {
-    for name in disk.list(dir)? {
+    for name in names(disk, dir)? {
         let file = SegmentFile::open(disk, &dir.join(name))?;
         let mut front = vec![0; BLOCK as usize + RECORD_HEADER_BYTES];
         if file.capacity < 2 * BLOCK {

@@ -180,7 +180,7 @@ fn make(disk: &SharedDisk, config: &SharedLogConfig, ids: Ids) -> Result<(StoreI
 /// Two segments, the first one in use, after whatever an interrupted attempt left was removed.
 fn make_journal(disk: &SharedDisk, config: &SharedLogConfig, ids: Ids, store: StoreId) -> Result<(), OpenError> {
     let dir = config.journal_dir();
-    for name in disk.list(&dir)? {
+    for name in recover::names(disk, &dir)? {
         disk.remove_file(&dir.join(name))?;
     }
     let use_number = 1;

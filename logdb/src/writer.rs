@@ -10,12 +10,13 @@ use crate::format::{
 };
 use crate::frame;
 use crate::identity::Ids;
-use crate::index::{Effect, FooterBody};
+use crate::index::{Effect, FooterBody, LogIndex};
 use crate::segment::{Sealed, Segment, SegmentFile};
 use crate::shared::Shared;
 use crate::{Record, Seq, Update};
 use longboat_io::DiskFile;
 use longboat_raft::{GroupId, Index};
+use parking_lot::RwLockUpgradableReadGuard;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -227,6 +228,7 @@ impl Writer {
 
     /// Takes the batches of the next record off the queue. Empty batches are durable with what comes before them.
     fn gather(&mut self) -> bool {
+        let mut index = self.shared.index.upgradable_read();
         while let Some(batch) = self.queue.front_mut() {
             let g = &mut self.gathered;
             if g.bytes >= RECORD_BYTES_MAX {
@@ -238,7 +240,7 @@ impl Writer {
                 if !g.frames.is_empty() && g.bytes + bytes > RECORD_BYTES_MAX {
                     break;
                 }
-                let slot = slot(&self.shared, &mut self.tails, update.group);
+                let slot = slot(&mut index, &mut self.tails, update.group);
                 check_update(&mut self.tails[slot as usize], update);
                 g.frames.push(FramePlace { slot, offset: 0, length: 0 });
                 g.bytes += bytes - DIRECTORY_ITEM_BYTES;
@@ -253,6 +255,7 @@ impl Writer {
             g.through = batch.seq;
             g.batches.push(batch.updates);
         }
+        drop(index);
         if self.gathered.frames.is_empty() {
             self.durable = self.durable.max(self.gathered.through);
             self.gathered.batches.clear();
@@ -383,10 +386,9 @@ pub(crate) fn open_active(shared: &Shared, file: Arc<SegmentFile>, header: Segme
     Ok(Active { file: writing, segment: Arc::new(Segment::new(file, &header)), header, position: BLOCK })
 }
 
-fn slot(shared: &Shared, tails: &mut Vec<Tail>, group: GroupId) -> u32 {
-    let known = shared.index.read().slot(group);
-    known.unwrap_or_else(|| {
-        let slot = shared.index.write().slot_or_insert(group);
+fn slot(index: &mut RwLockUpgradableReadGuard<'_, LogIndex>, tails: &mut Vec<Tail>, group: GroupId) -> u32 {
+    index.slot(group).unwrap_or_else(|| {
+        let slot = index.with_upgraded(|index| index.slot_or_insert(group));
         tails.resize(tails.len().max(slot as usize + 1), Tail::default());
         slot
     })

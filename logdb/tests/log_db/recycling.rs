@@ -5,8 +5,9 @@ use crate::scenarios::{churn, vote_then_recycle};
 use crate::support::*;
 use crate::workload::{reseal, seeded_steps};
 use longboat_io::JobState;
-use longboat_logdb::Update;
+use longboat_logdb::{ReadError, Update};
 use longboat_raft::{GroupId, Index};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[test]
 fn votes_survive_any_number_of_recyclings() {
@@ -136,4 +137,52 @@ fn a_job_that_is_dropped_half_way_leaves_nothing_behind() {
     drop(log);
     let (log, _, groups) = host.open().expect("opens");
     assert_eq!(read_all(&*log.reader(), &groups[0]).len(), 20);
+}
+
+#[test]
+fn readers_on_other_threads_see_whole_entries_while_segments_are_used_again() {
+    let mut host = RealHost::new(longboat_logdb::KeyValue::RocksDb);
+    let (mut log, _, _) = host.open().expect("opens");
+    let reader = log.reader();
+    let (durable, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    let payload = |i: u64| i.to_le_bytes().repeat(1 + (i % 200) as usize);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..2u64)
+            .map(|n| {
+                let (reader, durable, done) = (&reader, &durable, &done);
+                scope.spawn(move || {
+                    let (mut reads, mut x) = (0u64, n);
+                    while !done.load(Ordering::Acquire) || reads == 0 {
+                        let hi = durable.load(Ordering::Acquire);
+                        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                        let lo = 1 + (x >> 33) % hi.max(1);
+                        if hi == 0 {
+                            std::thread::yield_now();
+                            continue;
+                        }
+                        match read(&**reader, 1, lo, hi.min(lo + 50), 5000) {
+                            Ok(seen) => assert!(seen.iter().all(|(_, i, p)| *p == payload(*i)), "from {lo}"),
+                            Err(ReadError::Compacted(first)) => assert!(first.0 > lo),
+                            Err(e) => panic!("entries from {lo}: {e}"),
+                        }
+                        reads += 1;
+                    }
+                    reads
+                })
+            })
+            .collect();
+        for i in 1..=2000u64 {
+            let entry = append(1, hard(1, 0, i), i, &[&payload(i)]);
+            let compact_to = (i % 700 == 0).then(|| pos(1, i - 600));
+            write(&mut host, &mut *log, vec![Update { compact_to, ..entry }]);
+            durable.store(i, Ordering::Release);
+            if let Some(mut job) = log.background_job() {
+                scope.spawn(move || while job.step(20_000) != JobState::Done {});
+            }
+        }
+        done.store(true, Ordering::Release);
+        assert!(readers.into_iter().all(|r| r.join().expect("no reader panicked") > 0));
+    });
+    while housekeep(&mut *log) {}
+    assert!(log.stats().settled_entries > 500, "{:?}", log.stats());
 }
