@@ -79,6 +79,8 @@ pub struct StepWorker {
     apply: Vec<Vec<ApplyTask>>,
     /// Groups whose proposals wait until the host has less unsynced.
     starved: Vec<SlotRef>,
+    /// Groups whose newest words are to be written again.
+    pinned: Vec<SlotRef>,
     failed: bool,
 }
 
@@ -115,6 +117,7 @@ impl StepWorker {
             expired: Vec::new(),
             apply,
             starved: Vec::new(),
+            pinned: Vec::new(),
             failed: false,
         }
     }
@@ -351,7 +354,7 @@ impl StepWorker {
             self.queue_snapshot(at.slot, request);
         }
         if reasons & reason::RESEAL != 0 {
-            self.reseal(at.slot);
+            self.pinned.push(at);
         }
         if !take_proposals {
             self.starved.push(at);
@@ -369,11 +372,25 @@ impl StepWorker {
         }
     }
 
-    /// The store wants to let go of the segment that holds this group's newest words: they are written again.
+    /// The store wants to let go of segments that hold the newest words of these groups. They are written again after the
+    /// visits: only then is all that is in their logs sealed, so that no later update writes an entry a second time.
+    fn reseal_pinned(&mut self) {
+        for at in std::mem::take(&mut self.pinned) {
+            if self.replica_at(at).is_none() {
+                continue;
+            }
+            if self.slots[at.slot as usize].active {
+                self.pinned.push(at);
+            } else {
+                self.reseal(at.slot);
+            }
+        }
+    }
+
     fn reseal(&mut self, slot: u32) {
         let replica = self.replica(slot);
         let mut update = replica.empty_update();
-        // Only what is durable is written again: what is still in flight is in a younger segment anyway.
+        // With nothing durable beyond the commit index, what is still in flight is in a younger segment anyway.
         let (first, last) = (replica.core.commit().next(), replica.core.durable());
         if first <= last {
             if let Some(runs) = replica.core.tail_from(first) {
@@ -600,6 +617,7 @@ impl Worker for StepWorker {
         self.expire(now);
         let busy = !self.active.is_empty();
         self.visit_active(now);
+        self.reseal_pinned();
         self.flush();
         Work { did: busy, again: more || !self.active.is_empty(), next: self.wheel.next() }
     }
