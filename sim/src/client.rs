@@ -185,6 +185,9 @@ impl Clients {
                 Poll::Ready(Err(error)) => {
                     outcomes.errors += 1;
                     if !error.may_have_applied() {
+                        if std::env::var("DBG").is_ok() {
+                            println!("refused {serial} group {group} host {} : {error:?}", waiting.host);
+                        }
                         self.oracle.write_refused(group, *serial);
                     }
                     false

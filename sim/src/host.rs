@@ -10,7 +10,7 @@ use crate::swarm::Swarm;
 use longboat_engine::{GroupShared, Host, HostParts, Notifiers, Start, StartSpec, Work, Worker};
 use longboat_io::sim::{SimDisk, SimOp};
 use longboat_io::{Clock, Job, JobState};
-use longboat_logdb::{Opened, SharedLog};
+use longboat_logdb::{OpenError, Opened, SharedLog};
 use longboat_raft::{GroupId, HostId, Member, Membership, ReplicaId, StoreId, Time};
 use longboat_rsm::snapshot::SnapshotStore;
 use longboat_transport::Transport;
@@ -21,6 +21,8 @@ use std::sync::atomic::Ordering;
 
 /// Bytes of work of one step of a job: little, so that much happens in between.
 const STEP_BYTES: usize = 16 << 10;
+/// When a process that could not open its store is started again, in nanoseconds.
+const REOPEN_NANOS: u64 = 50_000_000;
 /// How long a job that waits is left alone, in nanoseconds.
 const BLOCKED_NANOS: u64 = 500_000;
 
@@ -94,6 +96,8 @@ pub struct SimHost {
     around: Surroundings,
     lives: u64,
     seed: u64,
+    /// The next sync fails.
+    sync_fails: bool,
     /// Its process, while it runs.
     pub life: Option<Box<Life>>,
     /// When its process starts again, while it does not run.
@@ -104,7 +108,7 @@ impl SimHost {
     /// A host that never ran.
     pub fn new(id: HostId, seed: u64, around: Surroundings) -> Self {
         let disk = SimDisk::new(seed, around.swarm.disk());
-        Self { id, disk, around, lives: 0, seed, life: None, restart_at: Some(Time::ZERO) }
+        Self { id, disk, around, lives: 0, seed, sync_fails: false, life: None, restart_at: Some(Time::ZERO) }
     }
 
     /// Starts the process: opens the store, starts all replicas.
@@ -117,6 +121,11 @@ impl SimHost {
         let disk = self.disk.process();
         let opened = match SharedLog::open(Arc::clone(&disk), around.swarm.store(self.id, self.seed)) {
             Ok(opened) => opened,
+            // The sync that was to fail was one of these: nothing was promised, the process is started again.
+            Err(OpenError::Io(_)) if self.sync_fails => {
+                let restart_at = around.clock.now().plus_nanos(REOPEN_NANOS);
+                return self.stop(false, restart_at);
+            }
             Err(error) => return around.oracle.violate(format!("host {} can't open its store: {error}", self.id)),
         };
         around.oracle.recovered_store(self.id, &opened.groups);
@@ -166,7 +175,7 @@ impl SimHost {
         } else {
             self.disk.kill()
         }
-        self.disk.clear_faults();
+        self.clear_faults();
         self.around.network.leave(self.id);
         if let Some(life) = self.life.take() {
             // Whoever still holds a part of the former life can do nothing with it.
@@ -175,8 +184,15 @@ impl SimHost {
         self.restart_at = Some(restart_at);
     }
 
+    /// No sync fails any more.
+    pub fn clear_faults(&mut self) {
+        self.disk.clear_faults();
+        self.sync_fails = false;
+    }
+
     /// The next sync fails.
-    pub fn fail_sync(&self) {
+    pub fn fail_sync(&mut self) {
+        self.sync_fails = true;
         self.disk.inject(SimOp::Sync, 0, io::ErrorKind::Other);
     }
 

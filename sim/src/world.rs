@@ -154,7 +154,7 @@ impl World {
         self.around.network.set_faults(self.around.swarm.healed_network());
         let now = self.now();
         for host in &mut self.hosts {
-            host.disk.clear_faults();
+            host.clear_faults();
             host.restart_at = host.restart_at.map(|_| now);
         }
         self.busy = false;
