@@ -106,6 +106,12 @@ impl Clients {
         self.waiting.len()
     }
 
+    /// The first few requests whose outcome is open.
+    pub fn describe(&self) -> String {
+        let some = self.waiting.values().take(3).map(|w| format!("host {} group {} {:?}", w.host, w.group, w.request));
+        format!("{}, among them {}", self.waiting.len(), some.collect::<Vec<_>>().join(", "))
+    }
+
     /// Proposes a write of its own; returns its serial number.
     pub fn write(&mut self, host: HostId, shared: &GroupShared, padding: usize, deadline: Time) -> u64 {
         let serial = self.next_serial;

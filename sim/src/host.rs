@@ -237,6 +237,25 @@ impl Life {
         out.extend((0..self.jobs.len()).filter(|&i| self.jobs[i].not_before <= now).map(Role::Job));
     }
 
+    /// What the replica of a group here is like.
+    pub fn describe(&self, group: GroupId) -> Option<String> {
+        let replica = self.host.steps.iter().flat_map(|s| s.replicas()).find(|r| r.config.group == group)?;
+        let core = &replica.core;
+        let applied = replica.shared.published.applied.load(Ordering::Relaxed);
+        Some(format!(
+            "{} {:?} of term {} led by {:?}: log {:?} to {:?}, durable {}, commit {}, handed {}, applied {applied}",
+            core.replica(),
+            core.role(),
+            core.term(),
+            core.leader(),
+            core.start(),
+            core.last(),
+            core.durable(),
+            core.commit(),
+            core.handed()
+        ))
+    }
+
     fn take_jobs(&mut self) {
         let new = self.spawner.take_new();
         self.jobs.extend(new.into_iter().map(|job| RunningJob { job, not_before: Time::ZERO }));

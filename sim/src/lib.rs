@@ -20,6 +20,7 @@ pub mod report;
 pub mod rng;
 pub mod shadow;
 pub mod swarm;
+pub mod timeline;
 pub mod world;
 
 pub use report::{Report, Totals, run};

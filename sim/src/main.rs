@@ -74,7 +74,9 @@ fn main() -> ExitCode {
 }
 
 fn run_all(arguments: &Arguments) -> Totals {
-    if !arguments.trace {
+    if arguments.trace {
+        longboat_sim::timeline::show_engine();
+    } else {
         // A panic is reported as the violation that it is.
         std::panic::set_hook(Box::new(|_| {}));
     }

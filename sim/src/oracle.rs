@@ -49,6 +49,8 @@ struct Group {
     /// The longest list that a completed operation has seen.
     floor: u64,
     leaders: BTreeMap<Term, ReplicaId>,
+    /// The hosts that led when they were last looked at, and in which term.
+    leading: BTreeMap<HostId, Term>,
     /// The farthest commit of each term's leader.
     commits: BTreeMap<Term, LogPos>,
     /// The hash of the log through each durable entry that any host ever had.
@@ -111,6 +113,7 @@ impl Group {
 
     fn recovered(&mut self, host: HostId, state: Option<&GroupState>) -> Result<(), String> {
         self.applied.remove(&host);
+        self.leading.remove(&host);
         let mut shadow = std::mem::take(self.shadows.entry(host).or_default());
         let recovered = shadow.recovered(state, |pos| self.chain_at(pos));
         self.shadows.insert(host, shadow);
@@ -243,10 +246,17 @@ impl Group {
     }
 
     fn observe(&mut self, host: HostId, replica: &Replica) -> Result<(), String> {
+        let commit = replica.core.commit();
         if replica.core.role() == Role::Leader {
             self.observe_leader(replica)?;
+            self.leading.insert(host, replica.core.term());
+        } else if let Some(led) = self.leading.remove(&host)
+            && replica.core.term_at(commit) == Some(led)
+        {
+            // It may have committed, and then stepped down, within one round.
+            let known = self.commits.entry(led).or_default();
+            *known = (*known).max(LogPos::new(led, commit));
         }
-        let commit = replica.core.commit();
         let known = self.commits.values().map(|c| c.index).max().unwrap_or_default();
         if commit > known {
             return Err(format!("host {host} takes {commit} for committed, leaders have committed through {known}"));

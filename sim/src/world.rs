@@ -11,6 +11,7 @@ use crate::network::Network;
 use crate::oracle::Oracle;
 use crate::rng::Rng;
 use crate::swarm::Swarm;
+use crate::timeline;
 use longboat_engine::GroupShared;
 use longboat_io::Clock;
 use longboat_raft::{GroupId, HostId, Time};
@@ -180,7 +181,8 @@ impl World {
         }
         for (group, _) in &groups {
             if !self.clients.has_progressed(*group) && !self.around.oracle.is_violated() {
-                self.around.oracle.violate(format!("group {group}: no progress after all faults healed"));
+                let what = self.describe(*group);
+                self.around.oracle.violate(format!("group {group}: no progress after all faults healed: {what}"));
             }
         }
         let by = healed.plus_nanos(CONVERGE_NANOS);
@@ -195,8 +197,9 @@ impl World {
         if converged {
             self.compare();
         } else if !self.around.oracle.is_violated() {
-            let open = self.clients.open();
-            let what = self.differing().unwrap_or_else(|| format!("{open} requests are open for ever"));
+            let groups: Vec<String> = groups.iter().map(|g| format!("group {}: {}", g.0, self.describe(g.0))).collect();
+            let open = || format!("requests are open for ever: {}; {}", self.clients.describe(), groups.join("; "));
+            let what = self.differing().unwrap_or_else(open);
             self.around.oracle.violate(format!("no convergence after all faults healed: {what}"));
         }
     }
@@ -228,6 +231,13 @@ impl World {
         None
     }
 
+    /// What each replica of a group is like.
+    fn describe(&self, group: GroupId) -> String {
+        let lives = self.hosts.iter().filter_map(|h| h.life.as_ref());
+        let replicas: Vec<String> = lives.filter_map(|l| l.describe(group)).collect();
+        replicas.join(", ")
+    }
+
     fn compare(&self) {
         for (group, hosts) in &self.around.swarm.groups {
             for host in hosts {
@@ -243,6 +253,9 @@ impl World {
     fn turn(&mut self, until: Time) {
         self.due();
         let now = self.now();
+        if self.trace {
+            timeline::set_now(Time(now.nanos_since(self.started)));
+        }
         self.runnable.clear();
         for (at, host) in self.hosts.iter_mut().enumerate() {
             if let Some(life) = &mut host.life {
