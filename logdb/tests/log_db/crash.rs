@@ -3,7 +3,7 @@
 //! After each: what was reported durable is there, in whole batches; nothing is there that was not submitted; and what
 //! the store said that it held when it was opened is still there after another power loss right away.
 
-use crate::scenarios::{Crash, fail_syncs_everywhere, stop_everywhere};
+use crate::scenarios::{Crash, fail_everywhere, stop_everywhere};
 use crate::support::*;
 use longboat_io::sim::SimOp;
 use std::io;
@@ -22,14 +22,22 @@ fn a_power_loss_at_any_change_loses_nothing_durable() {
 
 #[test]
 fn a_failed_sync_is_final_and_loses_nothing_durable_after_a_kill() {
-    let failed: u64 = (21..24).map(|seed| fail_syncs_everywhere(seed, 80, Crash::Kill)).sum();
+    let failed: u64 = (21..24).map(|seed| fail_everywhere(SimOp::Sync, seed, 80, Crash::Kill)).sum();
     assert!(failed > 150, "only {failed} syncs");
 }
 
 #[test]
 fn a_failed_sync_is_final_and_loses_nothing_durable_after_a_power_loss() {
-    let failed: u64 = (31..34).map(|seed| fail_syncs_everywhere(seed, 80, Crash::PowerLoss)).sum();
+    let failed: u64 = (31..34).map(|seed| fail_everywhere(SimOp::Sync, seed, 80, Crash::PowerLoss)).sum();
     assert!(failed > 150, "only {failed} syncs");
+}
+
+#[test]
+fn a_failed_write_or_directory_change_loses_nothing_durable() {
+    for (op, from) in [(SimOp::Write, 41), (SimOp::Metadata, 51)] {
+        let failed: u64 = (from..from + 2).map(|seed| fail_everywhere(op, seed, 80, Crash::PowerLoss)).sum();
+        assert!(failed > 15, "only {failed} calls");
+    }
 }
 
 #[test]

@@ -71,15 +71,15 @@ pub(crate) fn stop_everywhere(seed: u64, count: usize, crash: Crash) -> u64 {
     stops
 }
 
-/// Fails every sync in turn. Returns how many there were.
-pub(crate) fn fail_syncs_everywhere(seed: u64, count: usize, crash: Crash) -> u64 {
+/// Fails every call of a kind in turn. Returns how many there were.
+pub(crate) fn fail_everywhere(op: SimOp, seed: u64, count: usize, crash: Crash) -> u64 {
     let (steps, more) = (seeded_steps(seed, count), seeded_steps(seed + 1000, 12));
     let mut failed = 0;
     for skip in 0.. {
         let mut host = SimHost::tiny(seed);
         let disk = host.disk.clone();
         disk.reseed(seed * 1_000_003 + skip);
-        disk.inject(SimOp::Sync, skip, io::ErrorKind::Other);
+        disk.inject(op, skip, io::ErrorKind::Other);
         let mut driver = Driver::new(&mut host);
         if go(&mut driver, &steps) && !disk.has_faulted() {
             break;

@@ -16,6 +16,7 @@ mod support;
 #[allow(dead_code, reason = "a part of it is for the tests of the suite")]
 mod workload;
 
+use longboat_io::sim::SimOp;
 use longboat_raft::plant;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -31,7 +32,7 @@ fn catches(name: &str, check: impl Fn()) -> bool {
 
 fn failed_syncs() {
     for seed in 41..44 {
-        scenarios::fail_syncs_everywhere(seed, 40, scenarios::Crash::Kill);
+        scenarios::fail_everywhere(SimOp::Sync, seed, 40, scenarios::Crash::Kill);
     }
 }
 
