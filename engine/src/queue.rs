@@ -5,7 +5,7 @@
 
 use crate::snapshot::SnapshotRequest;
 use longboat_raft::{RunBuilder, Time};
-use longboat_rsm::{AnyCompletion, AnyReads, RequestError};
+use longboat_rsm::{AnyCompletion, AnyReads, RequestError, Stage};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -126,4 +126,20 @@ pub struct Inbox {
     pub entries: usize,
     /// Bytes in `chunks`.
     pub bytes: usize,
+}
+
+impl Inbox {
+    /// Fails the proposals whose deadline has passed.
+    pub fn expire(&mut self, now: Time) {
+        let late = RequestError::Timeout { stage: Stage::Queue, may_have_applied: false };
+        let Self { chunks, entries, bytes, .. } = self;
+        chunks.retain_mut(|chunk| {
+            let waits = chunk.expire(now, &late);
+            if !waits {
+                *entries -= chunk.builder.count();
+                *bytes -= chunk.builder.payload_bytes();
+            }
+            waits
+        });
+    }
 }

@@ -35,6 +35,8 @@ pub struct Replica {
     pub origin: Origin,
     /// Chunks that wait for a leader.
     parked: VecDeque<Chunk>,
+    /// The earliest deadline of the chunks that were left in the queue; never when none were.
+    queued_until: Time,
     /// Reads that wait for the leader's word, by context.
     asked: VecDeque<(u64, ReadChunk)>,
     /// Reads whose index is known and not yet handed to apply.
@@ -70,6 +72,7 @@ impl Replica {
             tracker: Tracker::default(),
             origin,
             parked: VecDeque::new(),
+            queued_until: NEVER,
             asked: VecDeque::new(),
             confirmed: Vec::new(),
             unasked: Vec::new(),
@@ -126,7 +129,7 @@ impl Replica {
             .map(|r| r.1.deadlines.earliest())
             .chain(self.unasked.iter().map(|r| r.deadlines.earliest()));
         let reads = reads.chain(self.confirmed.iter().map(|r| r.1.deadlines.earliest())).min().unwrap_or(NEVER);
-        let parked = self.parked.front().map_or(NEVER, |c| c.deadlines.earliest());
+        let parked = self.parked.iter().map(|c| c.deadlines.earliest()).fold(self.queued_until, Time::min);
         let parked = parked.min(self.snapshot_timeout.as_ref().map_or(NEVER, |t| t.deadline));
         self.core.deadline().min(self.tracker.deadline()).min(reads).min(parked).min(self.ask_again)
     }
@@ -139,7 +142,9 @@ impl Replica {
             self.ask_reads(now);
         }
         let snapshot = inbox.snapshot.take();
+        self.queued_until = NEVER;
         if !take_proposals || !self.parked.is_empty() {
+            inbox.expire(now);
             self.put_back(inbox);
             return snapshot;
         }
@@ -150,10 +155,11 @@ impl Replica {
     }
 
     /// Puts chunks back in front of what clients have left meanwhile.
-    fn put_back(&self, mut inbox: Box<Inbox>) {
+    fn put_back(&mut self, mut inbox: Box<Inbox>) {
         if inbox.chunks.is_empty() {
             return;
         }
+        self.queued_until = inbox.chunks.iter().map(|c| c.deadlines.earliest()).fold(NEVER, Time::min);
         let mut slot = self.shared.inbox.lock();
         if let Some(newer) = slot.take() {
             inbox.entries += newer.entries;
@@ -217,15 +223,16 @@ impl Replica {
         self.unpark(now);
     }
 
-    /// Proposes what waited for a leader, if there is one now.
+    /// Proposes what waited for a leader, if there is one now. What was left in the queue behind it has its turn when
+    /// nothing waits any more, or when its own clients give up.
     fn unpark(&mut self, now: Time) {
-        if self.parked.is_empty() || self.core.leader().is_none() {
-            return;
+        if self.core.leader().is_some() {
+            for chunk in std::mem::take(&mut self.parked) {
+                self.propose(now, chunk);
+            }
         }
-        for chunk in std::mem::take(&mut self.parked) {
-            self.propose(now, chunk);
-        }
-        if self.parked.is_empty() && self.shared.inbox.lock().is_some() {
+        if self.queued_until != NEVER && (self.parked.is_empty() || self.queued_until <= now) {
+            self.queued_until = NEVER;
             self.shared.ready(reason::QUEUE);
         }
     }
