@@ -163,6 +163,8 @@ pub struct Core {
     pub(crate) peers: Vec<Progress>,
     /// Leader: something may be due to members at the end of the round.
     pub(crate) dirty: bool,
+    /// A replica that was removed: the others may need it to be elected once more.
+    pub(crate) asked_to_help: bool,
     /// Leader: elected after it was removed, until the others know what is committed.
     pub(crate) helps_out: bool,
     /// Leader: whom leadership is being handed to.
@@ -216,6 +218,7 @@ impl Core {
             leader_commit: Index::ZERO,
             peers: Vec::new(),
             dirty: false,
+            asked_to_help: false,
             helps_out: false,
             transferee: None,
             reads: Reads::default(),

@@ -18,7 +18,7 @@ impl Core {
         self.tell(now);
         if self.role == Role::Leader {
             self.advance_leader();
-        } else if self.is_voter && self.now >= self.election_deadline() {
+        } else if self.may_time_out() && self.now >= self.election_deadline() {
             self.election_base = self.now;
             self.hup(false);
         }
@@ -31,7 +31,7 @@ impl Core {
                 let heartbeat = self.heartbeat_base.plus_nanos(self.config.heartbeat_interval_nanos);
                 heartbeat.min(self.election_base.plus_nanos(self.config.election_timeout_nanos))
             }
-            _ if self.is_voter => self.election_deadline(),
+            _ if self.may_time_out() => self.election_deadline(),
             _ => Time(u64::MAX),
         }
     }
@@ -110,19 +110,26 @@ impl Core {
         if self.role == Role::Leader || !self.may_campaign() {
             return;
         }
-        if self.config.pre_vote && !transfer {
+        // A replica that helps out does not ask first: it was asked.
+        if self.config.pre_vote && !transfer && self.is_voter {
             self.become_pre_candidate();
         } else {
             self.become_candidate(transfer);
         }
     }
 
-    /// A replica that is no voter can't win. One that has not yet put into effect every membership change that it knows
-    /// to be committed might win by a majority that is none any more: {1,2,3} grew by 4 and 5, and 1 and 2 elect under
-    /// the old three while {3,4,5} commit under the new five. Where memory does not say what the entries are, wait.
+    /// A replica that is no voter does not campaign, except to help out. One that has not yet put into effect every
+    /// membership change that it knows to be committed might win by a majority that is none any more: {1,2,3} grew by 4
+    /// and 5, and 1 and 2 elect under the old three while {3,4,5} commit under the new five. Where memory does not say
+    /// what the entries are, wait.
     fn may_campaign(&self) -> bool {
         let waiting = self.log.may_have_config(self.handout.handed.next(), self.commit);
-        self.is_voter && !waiting && self.outbox.install.is_none()
+        self.may_time_out() && !waiting && self.outbox.install.is_none()
+    }
+
+    /// Whether silence concerns this replica.
+    fn may_time_out(&self) -> bool {
+        self.is_voter || self.asked_to_help
     }
 
     fn become_pre_candidate(&mut self) {
@@ -215,6 +222,7 @@ impl Core {
         self.peers = Vec::new();
         self.dirty = false;
         self.helps_out = false;
+        self.asked_to_help = false;
         self.election_base = self.now;
         self.election_timeout_nanos = self.rng.jittered(self.config.election_timeout_nanos);
     }
@@ -320,21 +328,20 @@ impl Core {
             // The answer names the term that was asked about.
             self.outbox.held.last_mut().expect("just pushed").term = term;
         }
-        if last < self.log.last() && self.membership.is_voter(from) {
+        if last < self.log.last() && self.role == Role::Follower && self.membership.is_voter(from) {
             self.help_out();
         }
     }
 
     /// A replica that was removed is asked for its vote by one that stays and does not know of that yet: it may need this
     /// vote under a configuration that is over, and can't have it, because its log is older. With this replica gone quiet
-    /// the others would be stranded. So it leads once more, by the votes of those who stay, until they have learned what
-    /// is committed.
+    /// the others would be stranded. So it campaigns, unless a leader is heard within an election timeout, and leads by the
+    /// votes of those who stay until they have learned what is committed.
     fn help_out(&mut self) {
-        let waiting = self.log.may_have_config(self.handout.handed.next(), self.commit);
         let removed = self.membership.removed.contains(&self.config.replica);
-        if removed && self.role == Role::Follower && self.leader.is_none() && !waiting && self.outbox.install.is_none()
-        {
-            self.become_candidate(false);
+        if removed && self.leader.is_none() && !self.asked_to_help {
+            self.asked_to_help = true;
+            self.election_base = self.now;
         }
     }
 
