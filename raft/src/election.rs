@@ -290,9 +290,12 @@ impl Core {
         // Whoever hears its leader helps nobody to disturb it, unless the leader itself asked for that. And a replica that
         // was removed without learning of it may disturb it least of all. But without a leader it must be heard: it may be
         // the only one with a log new enough, and others may need it to be elected and commit what removed it.
-        let hears_leader =
-            self.leader.is_some() && self.now.nanos_since(self.election_base) < self.config.election_timeout_nanos;
-        hears_leader && ((self.config.check_quorum && !transfer) || self.membership.removed.contains(&from))
+        self.hears_leader() && ((self.config.check_quorum && !transfer) || self.membership.removed.contains(&from))
+    }
+
+    /// Whether a leader was heard within the election timeout.
+    fn hears_leader(&self) -> bool {
+        self.leader.is_some() && self.now.nanos_since(self.election_base) < self.config.election_timeout_nanos
     }
 
     /// A message of an earlier term.
@@ -339,7 +342,7 @@ impl Core {
     /// votes of those who stay until they have learned what is committed.
     fn help_out(&mut self) {
         let removed = self.membership.removed.contains(&self.config.replica);
-        if removed && self.leader.is_none() && !self.asked_to_help {
+        if removed && !self.hears_leader() && !self.asked_to_help {
             self.asked_to_help = true;
             self.election_base = self.now;
         }

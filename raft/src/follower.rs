@@ -18,7 +18,10 @@ impl Core {
             return Err(Violation::TwoLeaders { first: self.config.replica, second: from, term });
         }
         match self.leader {
-            Some(leader) if leader == from => self.election_base = self.now,
+            Some(leader) if leader == from => {
+                self.election_base = self.now;
+                self.asked_to_help = false;
+            }
             Some(first) => return Err(Violation::TwoLeaders { first, second: from, term }),
             // Candidates of this term lost; a follower that did not know, or forgot, knows now.
             None => self.become_follower(term, Some(from)),

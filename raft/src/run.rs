@@ -336,6 +336,18 @@ impl<'a> Iterator for Entries<'a> {
 
 impl ExactSizeIterator for Entries<'_> {}
 
+/// Cuts a payload area back to `from` when dropped: also when the code that writes to it panics.
+struct Undo<'a> {
+    payload: &'a mut BytesMut,
+    from: usize,
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        self.payload.truncate(self.from);
+    }
+}
+
 /// An open chunk: entries gathered before they have a place in the log. Sealing turns it into a [`Run`].
 #[derive(Debug, Default)]
 pub struct RunBuilder {
@@ -365,30 +377,48 @@ impl RunBuilder {
         self.head.len() + self.payload.len()
     }
 
-    /// Adds an entry whose payload `write` appends to the buffer that it is given.
+    /// Adds an entry whose payload `write` appends to the buffer that it is given. Returns the payload's length.
+    ///
+    /// When the payload is longer than `bytes_max`, or `write` panics, the chunk is as it was before.
+    ///
+    /// # Errors
+    /// The length of a payload that is too long.
     ///
     /// Panics when the chunk is full: callers bound chunks far below [`RUN_ENTRIES_MAX`] and [`RUN_PAYLOAD_BYTES_MAX`].
-    pub fn push_with(&mut self, kind: EntryKind, sequence: u64, write: impl FnOnce(&mut BytesMut)) {
+    pub fn push_with(
+        &mut self,
+        kind: EntryKind,
+        sequence: u64,
+        bytes_max: usize,
+        write: impl FnOnce(&mut BytesMut),
+    ) -> Result<usize, usize> {
+        assert!((self.count as usize) < RUN_ENTRIES_MAX, "chunk of {} entries", self.count);
+        let mut undo = Undo { from: self.payload.len(), payload: &mut self.payload };
+        write(undo.payload);
+        let len = undo.payload.len() - undo.from;
+        if len > bytes_max {
+            return Err(len);
+        }
+        undo.from = undo.payload.len();
+        drop(undo);
+        assert!(self.payload.len() <= RUN_PAYLOAD_BYTES_MAX, "chunk of {} payload bytes", self.payload.len());
         if self.head.is_empty() {
             self.head.reserve(RUN_HEADER_BYTES + 4 * DESCRIPTOR_BYTES);
             self.head.put_bytes(0, RUN_HEADER_BYTES);
         }
-        let before = self.payload.len();
-        write(&mut self.payload);
-        let len = self.payload.len() - before;
-        assert!(self.payload.len() <= RUN_PAYLOAD_BYTES_MAX, "chunk of {} payload bytes", self.payload.len());
-        assert!((self.count as usize) < RUN_ENTRIES_MAX, "chunk of {} entries", self.count);
         let mut d = [0u8; DESCRIPTOR_BYTES];
         d[0] = kind as u8;
         d[4..8].copy_from_slice(&(len as u32).to_le_bytes());
         d[8..16].copy_from_slice(&sequence.to_le_bytes());
         self.head.put_slice(&d);
         self.count += 1;
+        Ok(len)
     }
 
     /// Adds an entry with a copy of `payload`.
     pub fn push(&mut self, kind: EntryKind, sequence: u64, payload: &[u8]) {
-        self.push_with(kind, sequence, |out| out.put_slice(payload));
+        let pushed = self.push_with(kind, sequence, RUN_PAYLOAD_BYTES_MAX, |out| out.put_slice(payload));
+        assert!(pushed.is_ok(), "payload of {} bytes", payload.len());
     }
 
     /// Cuts the chunk back to its first `count` entries, whose payloads have `payload_bytes` in all.
