@@ -2,6 +2,7 @@
 
 use crate::machine::{Add, Ledger, Seen};
 use crate::oracle::Oracle;
+use bytes::BytesMut;
 use longboat_engine::queue::{Chunk, Deadlines, Inbox, ReadChunk};
 use longboat_engine::shared::reason;
 use longboat_engine::{GroupShared, SnapshotOutcome, SnapshotRequest};
@@ -119,10 +120,10 @@ impl Clients {
         let floor = self.oracle.write_begins(shared.group, serial);
         match propose(shared, Add { serial, padding }, deadline) {
             Ok(pending) => self.wait(host, shared.group, Request::Write { serial, floor, pending }),
-            Err(_) => {
+            Err(error) => {
                 self.outcomes.requests += 1;
                 self.outcomes.errors += 1;
-                self.oracle.write_refused(shared.group, serial);
+                self.oracle.write_refused(shared.group, serial, &error);
             }
         }
         serial
@@ -194,7 +195,7 @@ impl Clients {
                         if std::env::var("DBG").is_ok() {
                             println!("refused {serial} group {group} host {} : {error:?}", waiting.host);
                         }
-                        self.oracle.write_refused(group, *serial);
+                        self.oracle.write_refused(group, *serial, &error);
                     }
                     false
                 }
@@ -262,7 +263,9 @@ fn add(shared: &GroupShared, inbox: &mut Inbox, command: Add, deadline: Time) ->
     }
     let chunk = inbox.chunks.back_mut().expect("just made sure");
     let (slot, before) = (chunk.builder.count() as u32, chunk.builder.payload_bytes());
-    chunk.builder.push_with(EntryKind::Command, sequence, |out| command.encode(out));
+    let mut payload = BytesMut::new();
+    command.encode(&mut payload);
+    chunk.builder.push(EntryKind::Command, sequence, &payload);
     chunk.deadlines.note(slot, deadline);
     inbox.entries += 1;
     inbox.bytes += chunk.builder.payload_bytes() - before;

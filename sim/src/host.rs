@@ -324,7 +324,8 @@ impl Life {
             return work;
         }
         let completes = self.disk.next_completion().unwrap_or(now).max(now.plus_nanos(LOOK_AGAIN_NANOS));
-        Work { again: false, next: Some(work.next.map_or(completes, |t| t.min(completes))), ..work }
+        let next = work.next.filter(|t| *t > now).map_or(completes, |t| t.min(completes));
+        Work { again: false, next: Some(next), ..work }
     }
 
     fn run_job(&mut self, at: usize, now: Time) {

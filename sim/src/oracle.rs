@@ -14,16 +14,17 @@ use bytes::Bytes;
 use longboat_engine::replica::Replica;
 use longboat_logdb::{GroupState, Seq, Update};
 use longboat_raft::{Body, EntryKind, GroupId, HostId, Index, LogPos, Message, ReplicaId, Role, Run, Term};
+use longboat_rsm::RequestError;
 use longboat_transport::wire;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 /// What became of a write, as its client knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Fate {
     Open,
-    Refused,
+    Refused(RequestError),
 }
 
 /// A committed entry.
@@ -197,8 +198,8 @@ impl Group {
     fn listed(&mut self, serial: u64) -> Result<(), String> {
         match self.writes.get(&serial) {
             None => return Err(format!("write {serial} is applied, and nobody proposed it")),
-            Some(Fate::Refused) => {
-                return Err(format!("write {serial} is applied, and its client was told that it never will be"));
+            Some(Fate::Refused(error)) => {
+                return Err(format!("write {serial} is applied, and its client was told that it never will be: {error}"));
             }
             Some(Fate::Open) => {}
         }
@@ -423,14 +424,14 @@ impl Oracle {
     }
 
     /// A write ended with an error that says that it was not, and never will be, applied.
-    pub fn write_refused(&self, group: GroupId, serial: u64) {
+    pub fn write_refused(&self, group: GroupId, serial: u64, error: &RequestError) {
         self.note(&[group.0, serial]);
         self.with(group, |g| {
-            g.writes.insert(serial, Fate::Refused);
+            g.writes.insert(serial, Fate::Refused(error.clone()));
             if !g.listed.contains(&serial) {
                 return Ok(());
             }
-            Err(format!("write {serial} was applied, and its client is told that it never will be"))
+            Err(format!("write {serial} was applied, and its client is told that it never will be: {error}"))
         });
     }
 
