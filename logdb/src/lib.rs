@@ -205,7 +205,10 @@ pub struct LogStats {
 pub trait LogDb: Send + 'static {
     /// Takes a batch. Never blocks; the batch is under way or queued when this returns.
     ///
-    /// The updates of one group must be submitted in the order in which its core made them.
+    /// The updates of one group must be submitted in the order in which its core made them. One that contradicts what
+    /// was submitted before it (a gap, a cut of what was compacted, a compaction beyond the last entry) is a mistake of
+    /// the caller and panics, here or when it is about to be written: it could never be read back. Updates of a removed
+    /// group mean nothing until one that bootstraps it anew.
     fn submit(&mut self, batch: Vec<Update>) -> Seq;
 
     /// Drives what was submitted. A real store blocks here, for at most one write and one sync.
@@ -220,7 +223,8 @@ pub trait LogDb: Send + 'static {
     fn background_job(&mut self) -> Option<Box<dyn longboat_io::Job>>;
 
     /// Groups whose uncommitted tail, or unwritten commit index, keeps the oldest segment from being recycled. The host
-    /// submits their hard state and uncommitted entries again.
+    /// submits their hard state again, with `cut_tail` at the first uncommitted entry and all entries from there on; that
+    /// goes for groups without a running replica too. Each look at the segment reports a group once.
     fn pinned(&mut self) -> Vec<GroupId>;
 
     /// Tells that nothing was submitted for a while: states what is durable, so that a later reader can tell a torn tail from damage.

@@ -356,3 +356,34 @@ pub(crate) fn sweep(shared_kv: &dyn crate::kv::Kv, groups: &BTreeMap<GroupId, Fo
     shared_kv.write(batch)?;
     shared_kv.flush()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::{Kv, MemKv};
+    use longboat_io::{RealDisk, SharedDisk};
+
+    #[test]
+    fn a_sweep_deletes_the_rows_that_no_group_refers_to_and_no_others() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let disk: SharedDisk = Arc::new(RealDisk);
+        let kv = MemKv::open(disk, dir.path()).expect("opens");
+        let mut batch = KvBatch::default();
+        batch.put(Table::State, KEY_SETTLING.to_vec(), Vec::new());
+        for (group, first) in [(1, 1), (1, 10), (1, 20), (1, 30), (2, 1)] {
+            batch.put(Table::Log, log_key(GroupId(group), Index(first)), Vec::new());
+        }
+        kv.write(batch).expect("written");
+        let rows = Rows { from: Index(10), to: Index(29) };
+        let groups = [(GroupId(1), Folded { rows, ..Folded::new(GroupId(1)) }), (GroupId(2), Folded::new(GroupId(2)))];
+        sweep(&kv, &groups.into()).expect("swept");
+        let mut left = Vec::new();
+        kv.scan(Table::Log, &[], &mut |key, _| {
+            left.extend(take_log_key(key));
+            true
+        })
+        .expect("scanned");
+        assert_eq!(left, [(GroupId(1), Index(10)), (GroupId(1), Index(20))]);
+        assert_eq!(kv.get(Table::State, KEY_SETTLING), Ok(None));
+    }
+}
