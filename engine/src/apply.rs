@@ -11,8 +11,7 @@ use crate::shared::{GroupShared, HostShared, reason};
 use crate::snapshot::{SaveTask, SnapshotIo};
 use crate::tracker::Waiter;
 use crate::worker::{Work, Worker};
-use ahash::AHashMap;
-use longboat_raft::{GroupId, Index, Run, SnapshotMeta, Time};
+use longboat_raft::{Index, Run, SnapshotMeta, Time};
 use longboat_rsm::{AnyReads, DynMachine, RequestError};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -85,30 +84,35 @@ pub struct ApplyWorker {
     host: Arc<HostShared>,
     snapshots: Arc<SnapshotIo>,
     taken: Vec<ApplyTask>,
-    /// What waits for a save or recover to end.
-    busy: AHashMap<GroupId, VecDeque<ApplyItem>>,
+    /// What waits for a save or recover to end, by replica: a group's next life does not wait for its former one.
+    busy: Vec<(Arc<GroupShared>, VecDeque<ApplyItem>)>,
 }
 
 impl ApplyWorker {
     /// The apply worker with this index.
     pub fn new(index: usize, host: Arc<HostShared>, snapshots: Arc<SnapshotIo>) -> Self {
-        Self { index, host, snapshots, taken: Vec::new(), busy: AHashMap::new() }
+        Self { index, host, snapshots, taken: Vec::new(), busy: Vec::new() }
     }
 
     fn finish_jobs(&mut self) -> bool {
         let done = std::mem::take(&mut *self.host.apply[self.index].done.lock());
         let any = !done.is_empty();
         for shared in done {
-            if let Some(waiting) = self.busy.remove(&shared.group) {
+            if let Some(at) = self.busy_at(&shared) {
+                let (_, waiting) = self.busy.swap_remove(at);
                 self.run(&shared, waiting.into());
             }
         }
         any
     }
 
+    fn busy_at(&self, shared: &Arc<GroupShared>) -> Option<usize> {
+        self.busy.iter().position(|(busy, _)| Arc::ptr_eq(busy, shared))
+    }
+
     fn run(&mut self, shared: &Arc<GroupShared>, items: Vec<ApplyItem>) {
-        if let Some(waiting) = self.busy.get_mut(&shared.group) {
-            waiting.extend(items);
+        if let Some(at) = self.busy_at(shared) {
+            self.busy[at].1.extend(items);
             return;
         }
         let mut items = items.into_iter();
@@ -129,6 +133,7 @@ impl ApplyWorker {
                         None => lookup(&***guard.as_ref().expect("held between jobs"), reads),
                         Some(error) => reads.fail(&error),
                     }
+                    shared.published.reads_done.fetch_add(1, Ordering::Release);
                     false
                 }
                 ApplyItem::Save(task) => {
@@ -145,7 +150,7 @@ impl ApplyWorker {
                 ApplyItem::Close => false,
             };
             if starts_job {
-                self.busy.insert(shared.group, items.collect());
+                self.busy.push((Arc::clone(shared), items.collect()));
                 return;
             }
             if guard.is_none() {
@@ -167,6 +172,11 @@ impl ApplyWorker {
     }
 
     fn apply(&self, shared: &Arc<GroupShared>, machine: &mut dyn DynMachine, run: &Run, waiter: Option<Waiter>) {
+        let applied = shared.published.applied.load(Ordering::Relaxed);
+        if run.first().0 != applied + 1 {
+            let text = format!("entry {} was given after {applied}", run.first());
+            return self.machine_failed(shared, &text, waiter, run);
+        }
         let results = waiter.as_ref().map(|w| (&*w.results, w.first_slot));
         let applied = std::panic::catch_unwind(AssertUnwindSafe(|| machine.apply_run(run, results)));
         match applied {

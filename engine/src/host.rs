@@ -9,7 +9,7 @@ use crate::shared::{HostCounters, HostShared, WorkerInbox};
 use crate::snapshot::SnapshotIo;
 use crate::start::Starter;
 use crate::step::StepWorker;
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use longboat_io::{Clock, Spawner};
 use longboat_logdb::{LogDb, Opened};
 use longboat_rsm::snapshot::SnapshotStore;
@@ -99,6 +99,7 @@ impl<L: LogDb> Host<L> {
             workers,
             apply,
             groups: RwLock::new(AHashMap::new()),
+            quarantined: Mutex::new(AHashSet::new()),
             stopped: Mutex::new(AHashMap::new()),
             unsynced_bytes: AtomicU64::new(0),
             failed: Mutex::new(None),

@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod config;
 pub mod host;
+mod late;
 pub mod log_writer;
 pub mod notify;
 pub mod outbox;

@@ -158,7 +158,7 @@ impl<L: LogDb> LogWriter<L> {
         }
     }
 
-    fn housekeeping(&mut self, now: Time) -> Result<(), LogError> {
+    fn housekeeping(&mut self, now: Time, in_flight: bool) -> Result<(), LogError> {
         if now < self.next_housekeeping {
             return Ok(());
         }
@@ -172,7 +172,7 @@ impl<L: LogDb> LogWriter<L> {
             }
         }
         *self.inbox.stats.lock() = self.log.stats();
-        if !self.stated && now.nanos_since(self.last_submit) >= IDLE_NANOS {
+        if !self.stated && !in_flight && now.nanos_since(self.last_submit) >= IDLE_NANOS {
             self.log.idle()?;
             self.stated = true;
         }
@@ -183,9 +183,7 @@ impl<L: LogDb> LogWriter<L> {
         let any = self.submit(now);
         let progress = self.log.poll()?;
         self.release(progress.durable_through);
-        if !progress.in_flight {
-            self.housekeeping(now)?;
-        }
+        self.housekeeping(now, progress.in_flight)?;
         let next = if self.stated { now.plus_nanos(IDLE_NANOS * 10) } else { self.next_housekeeping };
         Ok(Work { did: any, again: progress.in_flight, next: Some(next) })
     }

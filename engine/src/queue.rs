@@ -8,6 +8,7 @@ use longboat_raft::{RunBuilder, Time};
 use longboat_rsm::{AnyCompletion, AnyReads, RequestError, Stage};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 const NEVER: Time = Time(u64::MAX);
@@ -44,16 +45,24 @@ impl Deadlines {
         self.from.iter().any(|d| d.1 > now && d.1 != NEVER)
     }
 
-    /// Fails the slots whose deadline has passed, of `count` in all, once.
-    pub fn expire(&mut self, now: Time, count: u32, results: &dyn AnyCompletion, error: &RequestError) {
+    /// As [`Deadlines::expire`], but only for these of the slots.
+    pub fn expire_within(&mut self, now: Time, slots: Range<u32>, results: &dyn AnyCompletion, error: &RequestError) {
         for i in 0..self.from.len() {
             let (from, at) = self.from[i];
             if at <= now {
-                let end = self.from.get(i + 1).map_or(count, |d| d.0);
-                results.fail(from, end - from, error);
+                let from = from.max(slots.start);
+                let end = self.from.get(i + 1).map_or(slots.end, |d| d.0).min(slots.end);
+                if from < end {
+                    results.fail(from, end - from, error);
+                }
                 self.from[i].1 = NEVER;
             }
         }
+    }
+
+    /// Fails the slots whose deadline has passed, of `count` in all, once.
+    pub fn expire(&mut self, now: Time, count: u32, results: &dyn AnyCompletion, error: &RequestError) {
+        self.expire_within(now, 0..count, results, error);
     }
 }
 
@@ -141,5 +150,12 @@ impl Inbox {
             }
             waits
         });
+    }
+}
+
+impl Inbox {
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.reads.is_none() && self.snapshot.is_none()
     }
 }

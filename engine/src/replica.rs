@@ -20,6 +20,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 const NEVER: Time = Time(u64::MAX);
+/// Members, and senders that the membership does not name yet, that one replica keeps routes to.
+const ROUTES_MAX: usize = 256;
+/// Heartbeats after which a read whose answer has not come asks again: the question or the answer was lost.
+const READ_PATIENCE: u64 = 4;
+
+/// Reads that wait for an index.
+struct Asked {
+    context: u64,
+    since: Time,
+    chunk: ReadChunk,
+}
 
 /// A replica in its worker's table.
 pub struct Replica {
@@ -38,7 +49,7 @@ pub struct Replica {
     /// The earliest deadline of the chunks that were left in the queue; never when none were.
     queued_until: Time,
     /// Reads that wait for the leader's word, by context.
-    asked: VecDeque<(u64, ReadChunk)>,
+    asked: VecDeque<Asked>,
     /// Reads whose index is known and not yet handed to apply.
     confirmed: Vec<(Index, ReadChunk)>,
     /// Reads that must ask again.
@@ -52,7 +63,14 @@ pub struct Replica {
     bootstrap: Bootstrap,
     /// The applied index of the last snapshot request.
     pub last_request: Index,
-    snapshot_timeout: Option<SnapshotTimeout>,
+    snapshot_timeouts: Vec<SnapshotTimeout>,
+    /// Through which snapshot the state machine has recovered, or which one it wrote itself.
+    pub recovered: Index,
+    /// The newest snapshot whose record is durable.
+    pub recorded: Index,
+    /// Its proposals wait until the host has less unsynced.
+    pub starved: bool,
+
     /// Where members live, as far as known: from the membership, or proved by a handshake.
     routes: Vec<(ReplicaId, HostId)>,
     /// A received snapshot that the core was just told of.
@@ -82,7 +100,10 @@ impl Replica {
             snapshot: None,
             bootstrap,
             last_request: Index::ZERO,
-            snapshot_timeout: None,
+            snapshot_timeouts: Vec::new(),
+            recovered: Index::ZERO,
+            recorded: Index::ZERO,
+            starved: false,
             routes: Vec::new(),
             delivered: None,
             recover_first: None,
@@ -114,10 +135,11 @@ impl Replica {
     pub fn accepts_from(&mut self, from: ReplicaId, host: HostId) -> bool {
         match self.host_of(from) {
             Some(known) => known == host,
-            None => {
+            None if self.routes.len() < ROUTES_MAX => {
                 Self::set_route(&mut self.routes, from, host);
                 true
             }
+            None => false,
         }
     }
 
@@ -126,17 +148,18 @@ impl Replica {
         let reads = self
             .asked
             .iter()
-            .map(|r| r.1.deadlines.earliest())
+            .map(|r| r.chunk.deadlines.earliest().min(self.patience(r.since)))
             .chain(self.unasked.iter().map(|r| r.deadlines.earliest()));
         let reads = reads.chain(self.confirmed.iter().map(|r| r.1.deadlines.earliest())).min().unwrap_or(NEVER);
         let parked = self.parked.iter().map(|c| c.deadlines.earliest()).fold(self.queued_until, Time::min);
-        let parked = parked.min(self.snapshot_timeout.as_ref().map_or(NEVER, |t| t.deadline));
+        let snapshots = self.snapshot_timeouts.iter().map(|t| t.deadline).min().unwrap_or(NEVER);
+        let parked = parked.min(snapshots);
         self.core.deadline().min(self.tracker.deadline()).min(reads).min(parked).min(self.ask_again)
     }
 
     /// Takes what the clients left and gives it to the core. `take_proposals` is false while the host has too much unsynced.
     pub fn drain_queue(&mut self, now: Time, take_proposals: bool) -> Option<SnapshotRequest> {
-        let Some(mut inbox) = self.shared.inbox.lock().take() else { return None };
+        let mut inbox = self.shared.inbox.lock().take()?;
         if let Some(reads) = inbox.reads.take() {
             self.unasked.push(reads);
             self.ask_reads(now);
@@ -172,16 +195,23 @@ impl Replica {
     }
 
     fn propose(&mut self, now: Time, chunk: Chunk) {
+        if chunk.builder.is_empty() {
+            return;
+        }
         if !self.parked.is_empty() {
             self.parked.push_back(chunk);
             return;
         }
         let Chunk { builder, completion, first_sequence, deadlines } = chunk;
         let count = builder.count() as u32;
-        let ticket = Ticket { results: Arc::clone(&completion), first_sequence, count, deadlines: deadlines.clone() };
         match self.core.propose(now, builder, self.origin) {
-            Ok(Proposed::Appended { term, first, .. }) => self.tracker.appended(ticket, term, first),
-            Ok(Proposed::Forwarded { .. }) => self.tracker.forwarded(ticket),
+            Ok(proposed) => {
+                let ticket = Ticket { results: completion, first_sequence, count, deadlines };
+                match proposed {
+                    Proposed::Appended { term, first, .. } => self.tracker.appended(ticket, term, first),
+                    Proposed::Forwarded { .. } => self.tracker.forwarded(ticket),
+                }
+            }
             Err(refused) => {
                 let chunk = Chunk { builder: refused.chunk, completion, first_sequence, deadlines };
                 match refused.reason {
@@ -198,29 +228,52 @@ impl Replica {
             let context = self.next_context;
             self.next_context = self.next_context.wrapping_add(1);
             self.core.read_index(now, context);
-            self.asked.push_back((context, reads));
+            self.asked.push_back(Asked { context, since: now, chunk: reads });
         }
         self.ask_again = NEVER;
+    }
+
+    /// When reads that asked at `since` ask again.
+    fn patience(&self, since: Time) -> Time {
+        since.plus_nanos(READ_PATIENCE * self.config.heartbeat_interval_nanos)
+    }
+
+    /// Reads whose answer has not come for long ask again, under a new context: an answer to the old one counts no more.
+    fn give_up_answers(&mut self, now: Time) {
+        while self.asked.front().is_some_and(|r| self.patience(r.since) <= now) {
+            let asked = self.asked.pop_front().expect("just seen");
+            self.unasked.push(asked.chunk);
+            self.ask_again = now;
+        }
     }
 
     /// Acts on the time: the core's deadlines, requests that waited too long, reads that ask again.
     pub fn advance(&mut self, now: Time) {
         self.core.advance(now);
-        self.tracker.applied(Index(self.shared.published.applied.load(Ordering::Acquire)));
+        self.take_applied();
         self.tracker.expire(now);
         let no_leader = RequestError::Timeout { stage: Stage::NoLeader, may_have_applied: false };
         self.parked.retain_mut(|c| c.expire(now, &no_leader));
         let late = RequestError::Timeout { stage: Stage::Quorum, may_have_applied: false };
-        self.asked.retain_mut(|r| r.1.expire(now, &late));
+        self.asked.retain_mut(|r| r.chunk.expire(now, &late));
+        self.give_up_answers(now);
         self.confirmed.retain_mut(|r| r.1.expire(now, &late));
         self.unasked.retain_mut(|r| r.expire(now, &late));
-        if self.snapshot_timeout.as_ref().is_some_and(|t| t.deadline <= now) {
-            self.snapshot_timeout.take().expect("just seen").expire();
+        for timeout in self.snapshot_timeouts.extract_if(.., |t| t.deadline <= now) {
+            timeout.expire();
         }
         if self.ask_again <= now {
             self.ask_reads(now);
         }
         self.unpark(now);
+    }
+
+    /// Learns how far the apply worker is.
+    pub fn take_applied(&mut self) {
+        let published = &self.shared.published;
+        let applied = Index(published.applied.load(Ordering::Acquire));
+        self.core.applied(applied);
+        self.tracker.applied(applied, published.reads_done.load(Ordering::Acquire));
     }
 
     /// Proposes what waited for a leader, if there is one now. What was left in the queue behind it has its turn when
@@ -283,8 +336,8 @@ impl Replica {
     }
 
     fn read_ready(&mut self, now: Time, context: u64, index: Option<Index>) {
-        let Some(at) = self.asked.iter().position(|r| r.0 == context) else { return };
-        let (_, reads) = self.asked.remove(at).expect("just found");
+        let Some(at) = self.asked.iter().position(|r| r.context == context) else { return };
+        let reads = self.asked.remove(at).expect("just found").chunk;
         match index {
             Some(index) => self.confirmed.push((index, reads)),
             None => {
@@ -303,7 +356,7 @@ impl Replica {
         for (index, chunk) in std::mem::take(&mut self.confirmed) {
             if index <= handed {
                 let count = chunk.reads.len() as u32;
-                self.tracker.handed_reads(chunk.reads.results(), count, handed, chunk.deadlines.earliest());
+                self.tracker.handed_reads(chunk.reads.results(), count, handed, chunk.deadlines);
                 items.push(ApplyItem::Reads(chunk.reads));
             } else {
                 self.confirmed.push((index, chunk));
@@ -324,7 +377,7 @@ impl Replica {
         let meta = SnapshotMeta { pos: LogPos::new(term, index), membership: self.core.membership().clone() };
         let previous = std::mem::replace(&mut self.last_request, index);
         tracing::debug!(group = %self.config.group, replica = %self.config.replica, index = %index, "snapshot save queued");
-        self.snapshot_timeout = request.timeout();
+        self.snapshot_timeouts.extend(request.timeout());
         items.push(ApplyItem::Save(Box::new(SaveTask { meta, previous, request })));
     }
 
@@ -364,29 +417,41 @@ impl Replica {
         p.commit.store(self.core.commit().0, Ordering::Relaxed);
         p.start.store(self.core.start().index.0, Ordering::Relaxed);
         p.last.store(self.core.last().index.0, Ordering::Relaxed);
+        let reads = self.asked.len() + self.unasked.len() + self.confirmed.len();
+        let under_way = self.tracker.under_way() + self.parked.len() + reads;
+        p.under_way.store(under_way as u64, Ordering::Release);
     }
 
-    /// Ends all requests: the replica stops. What was not sent on was not applied.
-    pub fn fail_all(&mut self, queued: &RequestError, under_way: &RequestError) {
-        self.tracker.fail_all(under_way);
+    /// Ends what was not given to the core yet: it was not applied and never will be.
+    pub fn fail_queued(&mut self, error: &RequestError) {
         for chunk in self.parked.drain(..) {
-            chunk.fail(queued);
+            chunk.fail(error);
         }
-        let reads = self.asked.drain(..).map(|r| r.1).chain(self.unasked.drain(..));
+        if let Some(inbox) = self.shared.inbox.lock().take() {
+            for chunk in &inbox.chunks {
+                chunk.fail(error);
+            }
+            if let Some(r) = &inbox.reads {
+                r.reads.fail(error);
+            }
+            if let Some(request) = inbox.snapshot {
+                request.complete(Err(error.clone()));
+            }
+        }
+    }
+
+    /// Ends all requests: the replica stops.
+    pub fn fail_all(&mut self, queued: &RequestError, under_way: &RequestError) {
+        self.fail_queued(queued);
+        self.tracker.fail_all(under_way);
+        let reads = self.asked.drain(..).map(|r| r.chunk).chain(self.unasked.drain(..));
         for r in reads.chain(self.confirmed.drain(..).map(|r| r.1)) {
             r.reads.fail(queued);
         }
-        if let Some(mut inbox) = self.shared.inbox.lock().take() {
-            for chunk in inbox.chunks.drain(..) {
-                chunk.fail(queued);
-            }
-            if let Some(r) = inbox.reads.take() {
-                r.reads.fail(queued);
-            }
-            if let Some(request) = inbox.snapshot.take() {
-                request.complete(Err(queued.clone()));
-            }
+        for timeout in self.snapshot_timeouts.drain(..) {
+            timeout.fail(queued);
         }
+        self.shared.published.under_way.store(0, Ordering::Release);
     }
 }
 

@@ -7,7 +7,7 @@ use crate::notify::Notifier;
 use crate::queue::Inbox;
 use crate::replica::Replica;
 use crate::snapshot::SnapshotCounters;
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use bytes::Bytes;
 use longboat_io::Clock;
 use longboat_logdb::GroupState;
@@ -15,6 +15,7 @@ use longboat_raft::{GroupEpoch, GroupId, HostId, Index, Membership, Message, Rep
 use longboat_rsm::{DynMachine, RequestError};
 use longboat_transport::Lane;
 use parking_lot::{Mutex, RwLock};
+use std::any::TypeId;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -138,7 +139,9 @@ impl WorkerInbox {
     /// Leaves a frame, without waking; false when the worker has too much waiting and the frame was dropped.
     pub fn frame(&self, frame: InFrame) -> bool {
         let bytes = frame.frame.len() as u64;
-        if self.frame_bytes.load(Ordering::Relaxed) + bytes > INBOX_BYTES_MAX as u64 && frame.lane == Lane::Bulk {
+        // Control frames have room of their own beyond what bulk may take.
+        let room = if frame.lane == Lane::Bulk { INBOX_BYTES_MAX } else { 2 * INBOX_BYTES_MAX };
+        if self.frame_bytes.load(Ordering::Relaxed) + bytes > room as u64 {
             return false;
         }
         self.frame_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -146,10 +149,14 @@ impl WorkerInbox {
         true
     }
 
-    /// Swaps the waiting frames into `out`, which is empty.
+    /// Swaps the waiting frames into `out`, which is empty. They count as waiting until [`WorkerInbox::frame_done`].
     pub fn take_frames(&self, out: &mut Vec<InFrame>) {
         std::mem::swap(&mut *self.frames.lock(), out);
-        self.frame_bytes.store(0, Ordering::Relaxed);
+    }
+
+    /// A frame is about to be stepped.
+    pub fn frame_done(&self, frame: &InFrame) {
+        self.frame_bytes.fetch_sub(frame.frame.len() as u64, Ordering::Relaxed);
     }
 }
 
@@ -170,6 +177,10 @@ pub struct Published {
     pub applied: AtomicU64,
     /// The index of the newest snapshot.
     pub snapshot: AtomicU64,
+    /// Requests that have left the queue and are not resolved, as of the worker's last visit.
+    pub under_way: AtomicU64,
+    /// Chunks of reads that the apply worker has answered.
+    pub reads_done: AtomicU64,
     /// Snapshots saved, installed; entries truncated.
     pub counters: SnapshotCounters,
 }
@@ -195,6 +206,8 @@ pub struct GroupShared {
     pub published: Published,
     /// The effective membership.
     pub membership: Mutex<Arc<Membership>>,
+    /// The state machine's type: a typed handle of another type is refused.
+    pub machine_type: TypeId,
     /// The state machine. The apply worker locks it once per batch; stale reads lock it too.
     pub machine: Arc<Mutex<Box<dyn DynMachine>>>,
     /// Set when the replica takes no more requests.
@@ -234,8 +247,12 @@ pub struct GroupParts {
     pub membership: Membership,
     /// The state machine.
     pub machine: Box<dyn DynMachine>,
+    /// The type of the state machine.
+    pub machine_type: TypeId,
     /// Applied entries between periodic snapshots; 0 for none.
     pub snapshot_entries: u64,
+    /// The sequence number of the first proposal: random, so that an answer meant for a former life matches none of this one's.
+    pub first_sequence: u64,
 }
 
 impl GroupShared {
@@ -250,7 +267,8 @@ impl GroupShared {
             route: AtomicU64::new(((spread % host.workers.len()) as u64) << WORKER_SHIFT),
             flags: AtomicU32::new(0),
             inbox: Mutex::new(None),
-            sequence: AtomicU64::new(1),
+            sequence: AtomicU64::new(parts.first_sequence),
+            machine_type: parts.machine_type,
             published: Published::default(),
             membership: Mutex::new(Arc::new(parts.membership)),
             machine: Arc::new(Mutex::new(parts.machine)),
@@ -359,6 +377,8 @@ pub struct HostShared {
     pub apply: Vec<crate::apply::ApplyInbox>,
     /// The groups on this host.
     pub groups: RwLock<AHashMap<GroupId, Arc<GroupShared>>>,
+    /// Groups that were stopped because of a contradiction: they stay so while the host runs.
+    pub quarantined: Mutex<AHashSet<GroupId>>,
     /// What the store holds of groups that are not running. Locked before `groups` where both are.
     pub stopped: Mutex<AHashMap<GroupId, GroupState>>,
     /// Bytes that were sealed and are not durable yet.

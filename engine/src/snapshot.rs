@@ -62,9 +62,18 @@ impl SnapshotRequest {
     }
 
     /// Tells the outcome.
-    pub fn complete(self, outcome: Result<SnapshotOutcome, RequestError>) {
-        if let Some(results) = self.results {
+    pub fn complete(mut self, outcome: Result<SnapshotOutcome, RequestError>) {
+        if let Some(results) = self.results.take() {
             results.complete(0, std::iter::once(outcome));
+        }
+    }
+}
+
+impl Drop for SnapshotRequest {
+    /// A request that nobody could answer, because its replica or host is gone, is resolved all the same.
+    fn drop(&mut self) {
+        if let Some(results) = self.results.take() {
+            results.fail(0, 1, &RequestError::Stopped);
         }
     }
 }
@@ -80,7 +89,12 @@ pub struct SnapshotTimeout {
 impl SnapshotTimeout {
     /// The client waits no longer; the save goes on.
     pub fn expire(self) {
-        self.results.fail(0, 1, &RequestError::Timeout { stage: Stage::Apply, may_have_applied: false });
+        self.fail(&RequestError::Timeout { stage: Stage::Apply, may_have_applied: false });
+    }
+
+    /// The request ends with this error, if it has not ended yet.
+    pub fn fail(self, error: &RequestError) {
+        self.results.fail(0, 1, error);
     }
 }
 
@@ -279,7 +293,9 @@ impl SnapshotIo {
                 published.counters.saved.fetch_add(1, Ordering::Relaxed);
                 published.snapshot.fetch_max(index.0, Ordering::Relaxed);
                 tracing::debug!(%group, replica = %id, %index, "snapshot saved");
-                self.remove_older(replica, index);
+                replica.recorded = replica.recorded.max(index);
+                replica.recovered = replica.recovered.max(index);
+                self.remove_unneeded(replica);
                 request.complete(Ok(SnapshotOutcome::Saved { index }));
             }
             AfterDurable::Installed(meta) => {
@@ -291,13 +307,20 @@ impl SnapshotIo {
                     shared.snapshot_due.store(index.0 + shared.snapshot_entries, Ordering::Relaxed);
                 }
                 tracing::info!(%group, replica = %id, %index, "snapshot installed");
-                self.remove_older(replica, index);
+                replica.recorded = replica.recorded.max(index);
+                self.remove_unneeded(replica);
             }
             AfterDurable::Stopped(_) => unreachable!("a stopped replica has no slot"),
         }
     }
 
-    fn remove_older(&self, replica: &Replica, keep: Index) {
+    /// Removes the snapshots that a newer one has replaced: its record is durable, and the state machine needs no older one
+    /// to recover from.
+    pub fn remove_unneeded(&self, replica: &Replica) {
+        let keep = replica.recorded.min(replica.recovered);
+        if keep.is_zero() {
+            return;
+        }
         self.spawner.spawn(Box::new(RemoveJob {
             store: self.store.clone(),
             group: replica.config.group,
@@ -309,7 +332,9 @@ impl SnapshotIo {
 
     /// Removes one snapshot that no record names.
     pub fn discard(&self, replica: &Replica, index: Index) {
-        if replica.snapshot.as_ref().is_some_and(|s| s.meta.pos.index == index) {
+        self.received.lock().remove(&(replica.config.group, index));
+        // An own save at the same index may be under way: its files have the same name, and the same content.
+        if replica.last_request == index || replica.snapshot.as_ref().is_some_and(|s| s.meta.pos.index == index) {
             return;
         }
         self.spawner.spawn(Box::new(RemoveJob {
@@ -321,11 +346,18 @@ impl SnapshotIo {
         }));
     }
 
-    /// Begins what the core asked for: transfers to followers, and cold reads.
-    pub fn serve(self: &Arc<Self>, replica: &mut Replica, out: &mut Output) {
+    /// Begins what the core asked for: transfers to followers, and cold reads. Returns whether a follower needs a snapshot
+    /// and there is none to send: one must be saved first.
+    pub fn serve(self: &Arc<Self>, replica: &mut Replica, out: &mut Output) -> bool {
+        let mut missing = false;
         for to in out.snapshots_wanted.drain(..) {
-            let Some(meta) = replica.snapshot.as_ref().map(|s| s.meta.clone()) else { continue };
-            let Some(host) = replica.host_of(to) else { continue };
+            let (meta, host) = (replica.snapshot.as_ref().map(|s| s.meta.clone()), replica.host_of(to));
+            missing |= meta.is_none();
+            let (Some(meta), Some(host)) = (meta, host) else {
+                // Asked for again with the follower's next answer to a heartbeat.
+                replica.core.snapshot_finished(to, false);
+                continue;
+            };
             if SendJob::start(self, replica, to, host, &meta) {
                 replica.core.snapshot_sending(to, meta.pos);
             } else {
@@ -336,6 +368,7 @@ impl SnapshotIo {
             let job = FetchJob { reader: Arc::clone(&self.reader), shared: Arc::clone(&replica.shared), fetch };
             self.spawner.spawn(Box::new(job));
         }
+        missing
     }
 }
 

@@ -7,8 +7,12 @@ use crate::shared::{Command, GroupParts, GroupShared, HostShared};
 use crate::snapshot::SnapshotIo;
 use ahash::{AHashMap, AHashSet};
 use longboat_logdb::{Bootstrap, GroupState, LogReader, ReadError, Record, Update};
-use longboat_raft::{Core, CoreConfig, GroupEpoch, GroupId, Index, Membership, ReplicaId, Restored, Run, Violation};
+use longboat_raft::{
+    Core, CoreConfig, GroupEpoch, GroupId, HostId, Index, Membership, ReplicaId, Restored, Run, Violation,
+};
 use longboat_rsm::DynMachine;
+use parking_lot::Mutex;
+use std::any::TypeId;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -51,9 +55,11 @@ pub enum StartError {
         /// The replica.
         replica: ReplicaId,
     },
-    /// The first membership does not name the replica, or names no voter.
-    #[error("group {group}: the first membership does not name replica {replica}")]
+    /// The first membership does not name the replica on this host.
+    #[error("group {group}: the first membership does not name replica {replica} on host {host}")]
     NotAMember {
+        /// This host.
+        host: HostId,
         /// The group.
         group: GroupId,
         /// The replica.
@@ -75,6 +81,11 @@ pub enum StartError {
         /// What contradicts what.
         source: Violation,
     },
+    /// It was stopped because of a contradiction, which the log of the host tells.
+    #[error(
+        "group {0} was stopped because of a contradiction in its state; see the host's log, restart the host or replace the replica"
+    )]
+    Quarantined(GroupId),
     /// Its configuration is out of limits.
     #[error("configuration: {0}")]
     Config(String),
@@ -91,6 +102,8 @@ pub struct StartSpec {
     pub config: ReplicaConfig,
     /// Its state machine, empty.
     pub machine: Box<dyn DynMachine>,
+    /// The state machine's type.
+    pub machine_type: TypeId,
 }
 
 /// Bytes of log that a starting replica reads at once.
@@ -107,6 +120,8 @@ pub struct Starter {
     host: Arc<HostShared>,
     writer: Arc<WriterInbox>,
     reader: Arc<dyn LogReader>,
+    /// One start at a time: what is stored of a group is looked up, and only later replaced.
+    starting: Mutex<()>,
 }
 
 impl Starter {
@@ -120,7 +135,7 @@ impl Starter {
         let states: AHashMap<_, _> = groups.into_iter().map(|s| (s.group, s)).collect();
         remove_orphans(&snapshots, &states);
         *host.stopped.lock() = states;
-        Arc::new(Self { host, writer, reader })
+        Arc::new(Self { host, writer, reader, starting: Mutex::new(()) })
     }
 
     /// The groups that the store holds and that are not running, sorted.
@@ -141,7 +156,7 @@ impl Starter {
         if let Some(reason) = self.host.failed.lock().clone() {
             return Err(StartError::Closed(reason));
         }
-        let mut states = self.host.stopped.lock();
+        let _one_at_a_time = self.starting.lock();
         let mut built = Vec::with_capacity(specs.len());
         let mut updates = Vec::new();
         let mut asked = AHashSet::new();
@@ -150,12 +165,18 @@ impl Starter {
             if !asked.insert(group) || self.host.groups.read().contains_key(&group) {
                 return Err(StartError::AlreadyStarted(group));
             }
-            let (replica, update) = self.build(spec, states.get(&group))?;
+            if self.host.quarantined.lock().contains(&group) {
+                return Err(StartError::Quarantined(group));
+            }
+            // Reading the log may take long: the table is not locked meanwhile.
+            let state = self.host.stopped.lock().get(&group).cloned();
+            let (replica, update) = self.build(spec, state)?;
             updates.extend(update);
             built.push(replica);
         }
         let started: Vec<_> = built.iter().map(|r| Arc::clone(&r.shared)).collect();
         {
+            let mut states = self.host.stopped.lock();
             let mut running = self.host.groups.write();
             for shared in &started {
                 states.remove(&shared.group);
@@ -173,12 +194,12 @@ impl Starter {
         Ok(started)
     }
 
-    fn build(&self, spec: StartSpec, state: Option<&GroupState>) -> Result<(Box<Replica>, Option<Update>), StartError> {
-        let StartSpec { start, config, machine } = spec;
+    fn build(&self, spec: StartSpec, state: Option<GroupState>) -> Result<(Box<Replica>, Option<Update>), StartError> {
+        let StartSpec { start, config, machine, machine_type } = spec;
         let (group, id) = (config.group, config.replica);
         let (state, new) = match state {
-            Some(state) => (state.clone(), false),
-            None => (first_state(start, group, id)?, true),
+            Some(state) => (state, false),
+            None => (first_state(start, group, id, self.host.config.host)?, true),
         };
         if state.removed {
             return Err(StartError::Removed { group, replica: state.bootstrap.replica });
@@ -204,16 +225,27 @@ impl Starter {
         let core = Core::new(core_config, restored, self.host.clock.now())
             .map_err(|source| StartError::Contradiction { group, source })?;
         let snapshot_entries = config.snapshot_entries;
-        let parts = GroupParts { group, replica: id, epoch, membership, machine, snapshot_entries };
+        let life = mix(seed, self.host.clock.now().0, 1);
+        let first_sequence = (life >> 16) + 1;
+        let parts = GroupParts {
+            group,
+            replica: id,
+            epoch,
+            membership,
+            machine,
+            machine_type,
+            snapshot_entries,
+            first_sequence,
+        };
         let shared = GroupShared::new(&self.host, parts);
         shared.published.snapshot.store(applied.0, Ordering::Relaxed);
         if snapshot_entries > 0 {
             shared.snapshot_due.store(applied.0 + snapshot_entries, Ordering::Relaxed);
         }
-        let mut replica =
-            Replica::new(shared, core, config, state.bootstrap.clone(), mix(seed, self.host.clock.now().0, 1) | 1);
+        let mut replica = Replica::new(shared, core, config, state.bootstrap.clone(), life | 1);
         replica.recover_first = snapshot;
         replica.last_request = applied;
+        replica.recorded = applied;
         replica.snapshot = state.snapshot;
         let update = new.then(|| Update {
             group,
@@ -229,7 +261,8 @@ impl Starter {
             seed,
             election_timeout_nanos: config.election_timeout_nanos,
             heartbeat_interval_nanos: config.heartbeat_interval_nanos,
-            append_bytes_max: crate::config::CHUNK_BYTES_MAX,
+            // A chunk is closed when it has passed its bound: it still goes out whole.
+            append_bytes_max: 2 * crate::config::CHUNK_BYTES_MAX,
             inflight_appends_max: INFLIGHT_APPENDS_MAX,
             inflight_bytes_max: INFLIGHT_BYTES_MAX,
             log_cache_bytes_max: self.host.config.log_cache_bytes_max,
@@ -269,11 +302,15 @@ impl std::fmt::Debug for Starter {
 }
 
 /// The state of a replica that was never here.
-fn first_state(start: Start, group: GroupId, replica: ReplicaId) -> Result<GroupState, StartError> {
+fn first_state(start: Start, group: GroupId, replica: ReplicaId, host: HostId) -> Result<GroupState, StartError> {
     let membership = match start {
         Start::Bootstrap(membership) => {
-            if !membership.voters.contains(&replica) && !membership.learners.contains(&replica) {
-                return Err(StartError::NotAMember { group, replica });
+            let here = membership.host_of(replica) == Some(host);
+            if !here || !(membership.voters.contains(&replica) || membership.learners.contains(&replica)) {
+                return Err(StartError::NotAMember { group, replica, host });
+            }
+            if membership.hosts.iter().any(|(id, member)| id.is_zero() || member.host.is_zero()) {
+                return Err(StartError::Config("a member's replica and host must not be zero".to_owned()));
             }
             membership
         }

@@ -11,6 +11,7 @@
 
 use crate::apply::ApplyTask;
 use crate::config::{ROUND_NANOS_MAX, UNSYNCED_BYTES_MAX};
+use crate::late::Late;
 use crate::log_writer::{SealedBatch, WriterInbox};
 use crate::outbox::Outbox;
 use crate::replica::Replica;
@@ -22,8 +23,9 @@ use ahash::AHashMap;
 use longboat_logdb::{Record, Update};
 use longboat_raft::{Body, GroupEpoch, GroupId, HostId, Message, Output, PersistToken, Time, Violation};
 use longboat_rsm::RequestError;
-use longboat_transport::{Transport, wire};
+use longboat_transport::{Lane, Transport, wire};
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -36,6 +38,17 @@ struct Slot {
     replica: Option<Box<Replica>>,
 }
 
+/// Takes a vector, and leaves an empty one that need not grow to the same length step by step.
+fn replace_sized<T>(vec: &mut Vec<T>) -> Vec<T> {
+    let room = Vec::with_capacity(vec.len());
+    std::mem::replace(vec, room)
+}
+
+/// Generations have 24 bits, as in a replica's route.
+const fn next_generation(generation: u32) -> u32 {
+    (generation + 1) & 0xFF_FFFF
+}
+
 /// What waits for a sealed batch to be durable.
 struct Sealed {
     seq: u64,
@@ -46,21 +59,21 @@ struct Sealed {
 
 /// The batch that this round gathers.
 #[derive(Default)]
-struct Open {
+pub(crate) struct Open {
     updates: Vec<Update>,
     held: Outbox,
     bytes: u64,
     tokens: Vec<(SlotRef, PersistToken)>,
-    after: Vec<(SlotRef, AfterDurable)>,
+    pub(crate) after: Vec<(SlotRef, AfterDurable)>,
 }
 
 /// One step worker.
 pub struct StepWorker {
     index: usize,
-    host: Arc<HostShared>,
+    pub(crate) host: Arc<HostShared>,
     transport: Arc<dyn Transport>,
     writer: Arc<WriterInbox>,
-    snapshots: Arc<SnapshotIo>,
+    pub(crate) snapshots: Arc<SnapshotIo>,
     slots: Vec<Slot>,
     free: Vec<u32>,
     by_group: AHashMap<GroupId, u32>,
@@ -69,18 +82,19 @@ pub struct StepWorker {
     active: Vec<u32>,
     out: Output,
     early: Outbox,
-    open: Open,
+    pub(crate) open: Open,
     sealed: VecDeque<Sealed>,
     next_seq: u64,
-    frames: VecDeque<InFrame>,
+    control: VecDeque<InFrame>,
+    bulk: VecDeque<InFrame>,
     taken: Vec<InFrame>,
     ready: Vec<SlotRef>,
     expired: Vec<u32>,
-    apply: Vec<Vec<ApplyTask>>,
+    pub(crate) apply: Vec<Vec<ApplyTask>>,
     /// Groups whose proposals wait until the host has less unsynced.
     starved: Vec<SlotRef>,
-    /// Groups whose newest words are to be written again.
-    pinned: Vec<SlotRef>,
+    /// What is done after the visits, when all that these groups' cores have accepted is sealed.
+    pub(crate) late: Vec<(SlotRef, Late)>,
     failed: bool,
 }
 
@@ -111,13 +125,14 @@ impl StepWorker {
             open: Open::default(),
             sealed: VecDeque::new(),
             next_seq: 1,
-            frames: VecDeque::new(),
+            control: VecDeque::new(),
+            bulk: VecDeque::new(),
             taken: Vec::new(),
             ready: Vec::new(),
             expired: Vec::new(),
             apply,
             starved: Vec::new(),
-            pinned: Vec::new(),
+            late: Vec::new(),
             failed: false,
         }
     }
@@ -131,12 +146,12 @@ impl StepWorker {
         self.slots.iter().filter_map(|s| s.replica.as_deref())
     }
 
-    fn replica_at(&mut self, at: SlotRef) -> Option<&mut Replica> {
+    pub(crate) fn replica_at(&mut self, at: SlotRef) -> Option<&mut Replica> {
         let slot = &mut self.slots[at.slot as usize];
         if slot.generation == at.generation { slot.replica.as_deref_mut() } else { None }
     }
 
-    fn activate(&mut self, slot: u32) {
+    pub(crate) fn activate(&mut self, slot: u32) {
         let s = &mut self.slots[slot as usize];
         if !s.active && s.replica.is_some() {
             s.active = true;
@@ -154,11 +169,10 @@ impl StepWorker {
                     w.stop(now, slot, &RequestError::Stopped, &RequestError::OutcomeUnknown);
                 }),
                 Command::SnapshotSaved(shared, outcome) => {
-                    if self.slot_of(&shared).is_none() {
-                        outcome.request.complete(Err(RequestError::Stopped));
-                        continue;
-                    }
-                    self.with(&shared, |w, slot| w.snapshot_saved(slot, outcome));
+                    self.with(&shared, |w, slot| {
+                        let at = w.slot_ref(slot);
+                        w.late.push((at, Late::Saved(Box::new(outcome))));
+                    });
                 }
                 Command::SnapshotSent { shared, to, ok } => self.with(&shared, |w, slot| {
                     w.replica(slot).core.snapshot_finished(to, ok);
@@ -169,6 +183,7 @@ impl StepWorker {
                 }
                 Command::Recovered(shared, index) => self.with(&shared, |w, slot| {
                     w.replica(slot).core.applied(index);
+                    w.recovered(slot, index);
                 }),
                 Command::Fetched { shared, ticket, runs } => {
                     self.with(&shared, |w, slot| w.fetched(slot, ticket, runs));
@@ -193,15 +208,28 @@ impl StepWorker {
 
     /// The replica stops in order: what it has accepted is sealed first, and once that is durable it may be started again.
     fn stop(&mut self, now: Time, slot: u32, queued: &RequestError, under_way: &RequestError) {
+        // What was not proposed yet must not be proposed by the visit: nothing may come into the log after it.
+        self.replica(slot).fail_queued(queued);
         self.visit(now, slot);
-        let at = SlotRef { slot, generation: self.slots[slot as usize].generation };
+        let at = self.slot_ref(slot);
         let replica = self.replica(slot);
         let state = Box::new(replica.stored_state());
+        // The commit index goes along, so that the stopped group keeps no segment from being settled.
+        let update = replica.empty_update();
+        self.push_update(update);
         self.remove(slot, queued, under_way);
         self.open.after.push((at, AfterDurable::Stopped(state)));
     }
 
-    fn replica(&mut self, slot: u32) -> &mut Replica {
+    pub(crate) fn slot_ref(&self, slot: u32) -> SlotRef {
+        SlotRef { slot, generation: self.slots[slot as usize].generation }
+    }
+
+    pub(crate) fn is_active(&self, slot: u32) -> bool {
+        self.slots[slot as usize].active
+    }
+
+    pub(crate) fn replica(&mut self, slot: u32) -> &mut Replica {
         self.slots[slot as usize].replica.as_deref_mut().expect("a slot in by_group or active is taken")
     }
 
@@ -211,7 +239,7 @@ impl StepWorker {
             (self.slots.len() - 1) as u32
         });
         let entry = &mut self.slots[slot as usize];
-        entry.generation += 1;
+        entry.generation = next_generation(entry.generation);
         let at = SlotRef { slot, generation: entry.generation };
         let shared = Arc::clone(&replica.shared);
         if let Some(meta) = replica.recover_first.take() {
@@ -231,7 +259,7 @@ impl StepWorker {
     fn remove(&mut self, slot: u32, queued: &RequestError, under_way: &RequestError) {
         let entry = &mut self.slots[slot as usize];
         let Some(mut replica) = entry.replica.take() else { return };
-        entry.generation += 1;
+        entry.generation = next_generation(entry.generation);
         self.free.push(slot);
         self.by_group.remove(&replica.config.group);
         replica.shared.close(queued.clone());
@@ -249,16 +277,25 @@ impl StepWorker {
             self.host.unsynced_bytes.fetch_sub(sealed.bytes, Ordering::Relaxed);
             for (at, token) in sealed.tokens {
                 // A token of a replica that has moved out is dropped with it.
-                let Some(replica) = self.replica_at(at) else { continue };
-                let stepped = replica.core.persisted(token);
-                self.after_step(at.slot, stepped);
+                if self.replica_at(at).is_none() {
+                    continue;
+                }
+                self.guarded(at.slot, |w| {
+                    let stepped = w.replica(at.slot).core.persisted(token);
+                    w.after_step(at.slot, stepped);
+                });
             }
             for (at, after) in sealed.after {
                 self.after_durable(at, after);
             }
         }
         if !self.starved.is_empty() && self.host.unsynced_bytes.load(Ordering::Relaxed) < UNSYNCED_BYTES_MAX {
-            self.ready.append(&mut self.starved);
+            for at in std::mem::take(&mut self.starved) {
+                if let Some(replica) = self.replica_at(at) {
+                    replica.starved = false;
+                    self.ready.push(at);
+                }
+            }
         }
     }
 
@@ -266,26 +303,45 @@ impl StepWorker {
     fn after_step(&mut self, slot: u32, stepped: Result<(), Violation>) {
         match stepped {
             Ok(()) => self.activate(slot),
-            Err(violation) => {
-                let replica = self.replica(slot);
-                let (group, id) = (replica.config.group, replica.config.replica);
-                tracing::error!(%group, replica = %id, %violation, "replica quarantined");
-                self.host.counters.violations.fetch_add(1, Ordering::Relaxed);
-                self.host.groups.write().remove(&group);
-                self.remove(slot, &RequestError::Stopped, &RequestError::OutcomeUnknown);
+            Err(violation) => self.quarantine(slot, &violation.to_string()),
+        }
+    }
+
+    /// The replica stops for as long as the host runs: what it was told, or what it did, contradicts itself.
+    fn quarantine(&mut self, slot: u32, why: &str) {
+        let replica = self.replica(slot);
+        let (group, id) = (replica.config.group, replica.config.replica);
+        tracing::error!(%group, replica = %id, why, "replica quarantined");
+        self.host.counters.violations.fetch_add(1, Ordering::Relaxed);
+        self.host.quarantined.lock().insert(group);
+        self.host.groups.write().remove(&group);
+        self.remove(slot, &RequestError::Stopped, &RequestError::OutcomeUnknown);
+    }
+
+    /// Runs what concerns one group; a panic there (a broken assertion over its own state) stops that group only.
+    fn guarded(&mut self, slot: u32, act: impl FnOnce(&mut Self)) {
+        if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| act(self))) {
+            let text = crate::apply::panic_text(&*panic);
+            if self.slots[slot as usize].replica.is_some() {
+                self.quarantine(slot, &text);
             }
         }
     }
 
-    /// Steps received frames until the round's time is up. Returns whether some are left.
+    /// Steps received frames, those of the control lane first, until the round's time is up. Returns whether some are left.
     fn take_frames(&mut self, now: Time) -> bool {
         let mut taken = std::mem::take(&mut self.taken);
-        self.host.workers[self.index].take_frames(&mut taken);
-        self.frames.extend(taken.drain(..));
+        self.inbox().take_frames(&mut taken);
+        for frame in taken.drain(..) {
+            let queue = if frame.lane == Lane::Control { &mut self.control } else { &mut self.bulk };
+            queue.push_back(frame);
+        }
         self.taken = taken;
-        while let Some(frame) = self.frames.pop_front() {
+        while let Some(frame) = self.control.pop_front().or_else(|| self.bulk.pop_front()) {
+            self.inbox().frame_done(&frame);
             self.step_frame(now, frame);
-            if !self.frames.is_empty() && self.host.clock.now().nanos_since(now) > ROUND_NANOS_MAX {
+            let left = !(self.control.is_empty() && self.bulk.is_empty());
+            if left && self.host.clock.now().nanos_since(now) > ROUND_NANOS_MAX {
                 return true;
             }
         }
@@ -299,7 +355,13 @@ impl StepWorker {
                 return;
             };
             match self.by_group.get(&incoming.group) {
-                Some(&slot) => self.deliver(now, slot, incoming.epoch, frame.from, incoming.message),
+                // A snapshot comes in chunks, and is told to raft when its files are durable; never like this.
+                Some(_) if matches!(incoming.message.body, Body::Snapshot(_)) => {
+                    self.host.counters.bad_frames.fetch_add(1, Ordering::Relaxed);
+                }
+                Some(&slot) => {
+                    self.guarded(slot, |w| w.deliver(now, slot, incoming.epoch, frame.from, incoming.message));
+                }
                 None if self.host.workers.len() == 1 => {
                     self.host.counters.dropped_unknown.fetch_add(1, Ordering::Relaxed);
                 }
@@ -333,7 +395,7 @@ impl StepWorker {
             if self.replica_at(at).is_none() {
                 continue;
             }
-            self.drain(now, at, take_proposals);
+            self.guarded(at.slot, |w| w.drain(now, at, take_proposals));
         }
         self.ready = ready;
     }
@@ -350,55 +412,16 @@ impl StepWorker {
         if reasons & reason::SNAPSHOT_DUE != 0 && request.is_none() {
             request = Some(SnapshotRequest::periodic());
         }
-        if let Some(request) = request {
-            self.queue_snapshot(at.slot, request);
-        }
-        if reasons & reason::RESEAL != 0 {
-            self.pinned.push(at);
-        }
-        if !take_proposals {
+        if !take_proposals && !std::mem::replace(&mut replica.starved, true) {
             self.starved.push(at);
         }
+        if let Some(request) = request {
+            self.late.push((at, Late::Request(request)));
+        }
+        if reasons & reason::RESEAL != 0 {
+            self.late.push((at, Late::Reseal));
+        }
         self.activate(at.slot);
-    }
-
-    fn queue_snapshot(&mut self, slot: u32, request: SnapshotRequest) {
-        let replica = self.replica(slot);
-        let mut items = Vec::new();
-        replica.request_snapshot(request, &mut items);
-        if !items.is_empty() {
-            let shared = Arc::clone(&replica.shared);
-            self.apply[shared.apply_worker].push(ApplyTask { shared, items });
-        }
-    }
-
-    /// The store wants to let go of segments that hold the newest words of these groups. They are written again after the
-    /// visits: only then is all that is in their logs sealed, so that no later update writes an entry a second time.
-    fn reseal_pinned(&mut self) {
-        for at in std::mem::take(&mut self.pinned) {
-            if self.replica_at(at).is_none() {
-                continue;
-            }
-            if self.slots[at.slot as usize].active {
-                self.pinned.push(at);
-            } else {
-                self.reseal(at.slot);
-            }
-        }
-    }
-
-    fn reseal(&mut self, slot: u32) {
-        let replica = self.replica(slot);
-        let mut update = replica.empty_update();
-        // With nothing durable beyond the commit index, what is still in flight is in a younger segment anyway.
-        let (first, last) = (replica.core.commit().next(), replica.core.durable());
-        if first <= last {
-            if let Some(runs) = replica.core.tail_from(first) {
-                update.cut_tail = Some(first);
-                update.runs = runs.into_iter().collect();
-            }
-        }
-        self.push_update(update);
     }
 
     fn expire(&mut self, now: Time) {
@@ -424,7 +447,7 @@ impl StepWorker {
             for slot in visiting.drain(..) {
                 self.slots[slot as usize].active = false;
                 if self.slots[slot as usize].replica.is_some() {
-                    self.visit(now, slot);
+                    self.guarded(slot, |w| w.visit(now, slot));
                 }
             }
             if self.active.is_empty() {
@@ -439,9 +462,7 @@ impl StepWorker {
         let mut out = std::mem::take(&mut self.out);
         let at = SlotRef { slot, generation: self.slots[slot as usize].generation };
         let replica = self.slots[slot as usize].replica.as_deref_mut().expect("the caller checked");
-        let applied = longboat_raft::Index(replica.shared.published.applied.load(Ordering::Acquire));
-        replica.core.applied(applied);
-        replica.tracker.applied(applied);
+        replica.take_applied();
         replica.core.take_output(now, &mut out);
         let (group, epoch) = (replica.config.group, replica.shared.epoch);
         for message in out.early.drain(..) {
@@ -471,7 +492,7 @@ impl StepWorker {
             // A snapshot that raft did not install is named by no record: its files go.
             self.snapshots.discard(replica, index);
         }
-        self.snapshots.serve(replica, &mut out);
+        let wants_snapshot = self.snapshots.serve(replica, &mut out);
         replica.core.trim();
         replica.publish();
         self.wheel.schedule(slot, replica.deadline());
@@ -484,12 +505,15 @@ impl StepWorker {
         }
         out.clear();
         self.out = out;
+        if wants_snapshot {
+            self.late.push((at, Late::Request(SnapshotRequest::periodic())));
+        }
         if again {
             self.activate(slot);
         }
     }
 
-    fn push_update(&mut self, update: Update) {
+    pub(crate) fn push_update(&mut self, update: Update) {
         self.open.bytes += 64 + update.runs.iter().map(|r| r.encoded_len() as u64).sum::<u64>();
         self.open.updates.push(update);
     }
@@ -507,10 +531,11 @@ impl StepWorker {
                 worker: Some(self.index),
                 seq,
                 bytes,
-                updates: std::mem::take(&mut open.updates),
+                // The next round is likely as large as this one.
+                updates: replace_sized(&mut open.updates),
                 held: open.held.take(),
             };
-            let tokens = std::mem::take(&mut open.tokens);
+            let tokens = replace_sized(&mut open.tokens);
             let after = std::mem::take(&mut open.after);
             self.sealed.push_back(Sealed { seq, bytes, tokens, after });
             self.writer.push(batch);
@@ -520,61 +545,6 @@ impl StepWorker {
                 self.host.apply[worker].push(tasks);
             }
         }
-    }
-
-    // ---- snapshots ----------------------------------------------------------------------------------------------
-
-    /// A save has ended (life of a snapshot, steps 4 and 5): its record is made durable, then the log is truncated.
-    fn snapshot_saved(&mut self, slot: u32, outcome: crate::snapshot::SaveOutcome) {
-        let at = SlotRef { slot, generation: self.slots[slot as usize].generation };
-        let replica = self.replica(slot);
-        match outcome.result {
-            Err(reason) => {
-                // A save that fails puts the last request's index back, so that the next request is not ignored.
-                replica.last_request = outcome.previous;
-                tracing::warn!(group = %replica.config.group, replica = %replica.config.replica, reason, "snapshot save failed");
-                outcome.request.complete(Err(RequestError::Snapshot(reason)));
-            }
-            Ok(saved) => {
-                let meta = saved.meta.clone();
-                if replica.snapshot.as_ref().is_some_and(|s| s.meta.pos.index >= meta.pos.index) {
-                    // A leader's snapshot was installed meanwhile: this one is out of date, and its record would be too.
-                    let snapshots = Arc::clone(&self.snapshots);
-                    snapshots.discard(self.replica(slot), meta.pos.index);
-                    outcome.request.complete(Err(RequestError::Snapshot("overtaken by an install".to_owned())));
-                    return;
-                }
-                let mut update = replica.empty_update();
-                let compact_to = replica.compaction_point(meta.pos.index);
-                update.compact_to = compact_to;
-                update.record = Some(Box::new(Record::Snapshot(crate::snapshot::record_of(&saved, false))));
-                replica.snapshot = Some(crate::snapshot::record_of(&saved, false));
-                let request = outcome.request;
-                let after = AfterDurable::Saved { meta: Box::new(meta), compact_to, request };
-                self.push_update(update);
-                self.open.after.push((at, after));
-            }
-        }
-    }
-
-    fn after_durable(&mut self, at: SlotRef, after: AfterDurable) {
-        if let AfterDurable::Stopped(state) = after {
-            let mut stopped = self.host.stopped.lock();
-            self.host.groups.write().remove(&state.group);
-            stopped.insert(state.group, *state);
-            return;
-        }
-        let Some(replica) = Self::replica_of(&mut self.slots, at) else {
-            after.abandon();
-            return;
-        };
-        self.snapshots.after_durable(replica, after);
-        self.activate(at.slot);
-    }
-
-    fn replica_of(slots: &mut [Slot], at: SlotRef) -> Option<&mut Replica> {
-        let slot = &mut slots[at.slot as usize];
-        if slot.generation == at.generation { slot.replica.as_deref_mut() } else { None }
     }
 
     fn fetched(&mut self, slot: u32, ticket: u64, runs: Result<Vec<longboat_raft::Run>, longboat_logdb::ReadError>) {
@@ -593,9 +563,23 @@ impl StepWorker {
         for slot in 0..self.slots.len() as u32 {
             self.remove(slot, &error, &error);
         }
+        self.late.clear();
         for sealed in self.sealed.drain(..) {
             for (_, after) in sealed.after {
                 after.abandon();
+            }
+        }
+    }
+}
+
+impl StepWorker {
+    /// After a failure: a replica that is still on its way in is turned away. What other commands hold resolves by being dropped.
+    fn refuse_commands(&mut self) {
+        let error = RequestError::HostFailed(self.host.failed.lock().clone().unwrap_or_default());
+        for command in self.inbox().take_commands() {
+            if let Command::Start(mut replica) = command {
+                replica.shared.close(error.clone());
+                replica.fail_all(&error, &error);
             }
         }
     }
@@ -606,8 +590,9 @@ impl Worker for StepWorker {
         if self.host.has_failed.load(Ordering::SeqCst) {
             if !self.failed {
                 self.fail();
-                self.flush();
             }
+            self.refuse_commands();
+            self.flush();
             return Work::idle();
         }
         self.take_commands(now);
@@ -617,7 +602,7 @@ impl Worker for StepWorker {
         self.expire(now);
         let busy = !self.active.is_empty();
         self.visit_active(now);
-        self.reseal_pinned();
+        self.do_late();
         self.flush();
         Work { did: busy, again: more || !self.active.is_empty(), next: self.wheel.next() }
     }

@@ -242,11 +242,11 @@ impl SnapshotIo {
             self.answer(from, &key, 0, ChunkOutcome::Refused);
             return;
         };
-        if let Some(meta) = chunk.meta.take() {
-            if !self.begin(from, &key, shared, *meta, &chunk) {
-                self.answer(from, &key, 0, ChunkOutcome::Refused);
-                return;
-            }
+        if let Some(meta) = chunk.meta.take()
+            && !self.begin(from, &key, shared, *meta, &chunk)
+        {
+            self.answer(from, &key, 0, ChunkOutcome::Refused);
+            return;
         }
         let stream = self.receives.streams.lock().get(&chunk.group).cloned();
         let Some(stream) = stream.filter(|s| s.stream_id == chunk.stream_id) else {

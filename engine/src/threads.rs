@@ -6,11 +6,12 @@ use crate::host::{Host, Notifiers};
 use crate::log_writer::LogWriter;
 use crate::notify::Notifier;
 use crate::shared::HostShared;
-use crate::worker::Worker;
+use crate::worker::{Work, Worker};
 use longboat_io::Clock;
 use longboat_logdb::{LogDb, LogError};
 use longboat_transport::Transport;
 use parking_lot::Mutex;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -72,21 +73,22 @@ fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> std::io::Result<
 
 fn shell(
     name: String,
-    clock: Arc<dyn Clock>,
+    shared: &Arc<HostShared>,
     notifier: &Arc<Notifier>,
     transport: Option<Arc<dyn Transport>>,
     stop: &Arc<AtomicBool>,
     mut workers: Vec<Box<dyn Worker>>,
 ) -> std::io::Result<Shell> {
-    let (own, stop) = (Arc::clone(notifier), Arc::clone(stop));
+    let (own, stop, shared) = (Arc::clone(notifier), Arc::clone(stop), Arc::clone(shared));
     let handle = spawn(name, move || {
         own.attach(transport);
+        let clock = Arc::clone(&shared.clock);
         loop {
             own.take();
             let stopping = stop.load(Ordering::SeqCst);
             let (mut again, mut next) = (false, None);
             for worker in &mut workers {
-                let work = worker.run_round(clock.now());
+                let Some(work) = round(&shared, &mut **worker) else { return };
                 again |= work.again;
                 next = earlier(next, work.next);
             }
@@ -99,6 +101,17 @@ fn shell(
         }
     })?;
     Ok(Shell { handle, notifier: Arc::clone(notifier) })
+}
+
+/// One round. A panic that no group's boundary caught is the host's own failure: it serves no more, and says so.
+fn round(shared: &HostShared, worker: &mut dyn Worker) -> Option<Work> {
+    match std::panic::catch_unwind(AssertUnwindSafe(|| worker.run_round(shared.clock.now()))) {
+        Ok(work) => Some(work),
+        Err(panic) => {
+            shared.fail(&format!("a worker panicked: {}", crate::apply::panic_text(&*panic)));
+            None
+        }
+    }
 }
 
 fn earlier(a: Option<longboat_raft::Time>, b: Option<longboat_raft::Time>) -> Option<longboat_raft::Time> {
@@ -127,7 +140,7 @@ fn writer_shell<L: LogDb>(
         loop {
             own.take();
             let stopping = stop.load(Ordering::SeqCst);
-            let work = writer.run_round(clock.now());
+            let Some(work) = round(&shared, &mut writer) else { return };
             if stopping && !work.again {
                 *closed.lock() = Some(writer.close(clock.now()));
                 return;
@@ -153,7 +166,6 @@ impl Threads {
     ) -> std::io::Result<Self> {
         let Host { shared, steps, applies, writer, poller, .. } = host;
         let name = |role: &str| format!("lb{}-{role}", shared.config.host);
-        let clock = || Arc::clone(&shared.clock);
         let stop = Arc::new(AtomicBool::new(false));
         let stop_writer = Arc::new(AtomicBool::new(false));
         let closed = Arc::new(Mutex::new(None));
@@ -164,19 +176,19 @@ impl Threads {
                 workers.extend(steps.into_iter().map(|w| Box::new(w) as Box<dyn Worker>));
                 workers.extend(applies.into_iter().map(|w| Box::new(w) as Box<dyn Worker>));
                 let one = Arc::clone(&notifiers.step[0]);
-                shells.push(shell(name("core"), clock(), &one, Some(Arc::clone(&transport)), &stop, workers)?);
+                shells.push(shell(name("core"), &shared, &one, Some(Arc::clone(&transport)), &stop, workers)?);
             }
             ThreadLayout::Separate => {
                 for (i, w) in steps.into_iter().enumerate() {
                     let workers: Vec<Box<dyn Worker>> = vec![Box::new(w)];
-                    shells.push(shell(name(&format!("step{i}")), clock(), &notifiers.step[i], None, &stop, workers)?);
+                    shells.push(shell(name(&format!("step{i}")), &shared, &notifiers.step[i], None, &stop, workers)?);
                 }
                 for (i, w) in applies.into_iter().enumerate() {
                     let workers: Vec<Box<dyn Worker>> = vec![Box::new(w)];
-                    shells.push(shell(name(&format!("apply{i}")), clock(), &notifiers.apply[i], None, &stop, workers)?);
+                    shells.push(shell(name(&format!("apply{i}")), &shared, &notifiers.apply[i], None, &stop, workers)?);
                 }
                 let (workers, own): (Vec<Box<dyn Worker>>, _) = (vec![Box::new(poller)], Notifier::new());
-                shells.push(shell(name("poll"), clock(), &own, Some(Arc::clone(&transport)), &stop, workers)?);
+                shells.push(shell(name("poll"), &shared, &own, Some(Arc::clone(&transport)), &stop, workers)?);
             }
         }
         let inbox = Arc::clone(&closed);

@@ -9,6 +9,7 @@ use crate::queue::Deadlines;
 use longboat_raft::{Index, Origin, Run, Term, Time};
 use longboat_rsm::{AnyCompletion, RequestError, Stage};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Where the results of one handed-out run go.
@@ -48,6 +49,8 @@ impl Ticket {
 struct Local {
     term: Term,
     first: Index,
+    /// The slots before this one were handed to apply: what becomes of them is not known here any more.
+    next_slot: u32,
     ticket: Ticket,
 }
 
@@ -68,9 +71,10 @@ struct Forwarded {
 struct Handed {
     through: Index,
     results: Arc<dyn AnyCompletion>,
-    slots: std::ops::Range<u32>,
-    deadline: Time,
-    proposal: bool,
+    slots: Range<u32>,
+    deadlines: Deadlines,
+    /// For reads: how many chunks of reads were handed over up to this one.
+    reads: Option<u64>,
 }
 
 /// The requests of one replica that are under way.
@@ -79,6 +83,7 @@ pub struct Tracker {
     local: VecDeque<Local>,
     forwarded: VecDeque<Forwarded>,
     handed: VecDeque<Handed>,
+    reads_handed: u64,
     /// No deadline is earlier than this.
     deadline: Option<Time>,
 }
@@ -96,7 +101,7 @@ impl Tracker {
     /// The leader appended the chunk at this place.
     pub fn appended(&mut self, ticket: Ticket, term: Term, first: Index) {
         self.note(ticket.deadlines.earliest());
-        self.local.push_back(Local { term, first, ticket });
+        self.local.push_back(Local { term, first, next_slot: 0, ticket });
     }
 
     /// The chunk went to the leader.
@@ -118,8 +123,7 @@ impl Tracker {
     /// The log was reset to a snapshot at `through`: what it covers may or may not have been applied.
     pub fn skipped(&mut self, through: Index) {
         while self.local.front().is_some_and(|l| l.first <= through) {
-            let local = self.local.pop_front().expect("just seen");
-            local.ticket.fail(0, &RequestError::OutcomeUnknown);
+            self.pop_local(&RequestError::OutcomeUnknown);
         }
         for f in self.forwarded.drain(..) {
             f.ticket.fail(0, &RequestError::OutcomeUnknown);
@@ -129,26 +133,28 @@ impl Tracker {
     /// A committed run goes to the apply worker: finds who waits for it. `own` is this replica's origin.
     pub fn handed(&mut self, run: &Run, own: Origin) -> Option<Waiter> {
         let found = self.match_local(run).or_else(|| self.match_forwarded(run, own));
-        let (waiter, deadline) = found?;
+        let (waiter, deadlines) = found?;
         let slots = waiter.first_slot..waiter.first_slot + run.count() as u32;
         self.handed.push_back(Handed {
             through: run.last(),
             results: Arc::clone(&waiter.results),
             slots,
-            deadline,
-            proposal: true,
+            deadlines,
+            reads: None,
         });
         Some(waiter)
     }
 
     /// Reads go to the apply worker, behind the applies through `through`.
-    pub fn handed_reads(&mut self, results: Arc<dyn AnyCompletion>, count: u32, through: Index, deadline: Time) {
-        self.note(deadline);
-        self.handed.push_back(Handed { through, results, slots: 0..count, deadline, proposal: false });
+    pub fn handed_reads(&mut self, results: Arc<dyn AnyCompletion>, count: u32, through: Index, deadlines: Deadlines) {
+        self.note(deadlines.earliest());
+        self.reads_handed += 1;
+        let reads = Some(self.reads_handed);
+        self.handed.push_back(Handed { through, results, slots: 0..count, deadlines, reads });
     }
 
-    fn match_local(&mut self, run: &Run) -> Option<(Waiter, Time)> {
-        while let Some(front) = self.local.front() {
+    fn match_local(&mut self, run: &Run) -> Option<(Waiter, Deadlines)> {
+        while let Some(front) = self.local.front_mut() {
             if front.first > run.last() {
                 return None;
             }
@@ -167,11 +173,12 @@ impl Tracker {
                 );
                 let first_slot = (run.first().0 - front.first.0) as u32;
                 let waiter = Waiter { results: Arc::clone(&front.ticket.results), first_slot };
-                let deadline = front.ticket.deadlines.earliest();
+                let deadlines = front.ticket.deadlines.clone();
+                front.next_slot = first_slot + run.count() as u32;
                 if run.last() == front.last() {
                     self.local.pop_front();
                 }
-                return Some((waiter, deadline));
+                return Some((waiter, deadlines));
             }
         }
         None
@@ -179,10 +186,10 @@ impl Tracker {
 
     fn pop_local(&mut self, error: &RequestError) {
         let local = self.local.pop_front().expect("the caller looked at the front");
-        local.ticket.fail(0, error);
+        local.ticket.fail(local.next_slot, error);
     }
 
-    fn match_forwarded(&mut self, run: &Run, own: Origin) -> Option<(Waiter, Time)> {
+    fn match_forwarded(&mut self, run: &Run, own: Origin) -> Option<(Waiter, Deadlines)> {
         if self.forwarded.is_empty() || run.origin() != own {
             return None;
         }
@@ -191,10 +198,10 @@ impl Tracker {
         let f = &mut self.forwarded[at];
         let first_slot = (sequence - f.ticket.first_sequence) as u32;
         let waiter = Waiter { results: Arc::clone(&f.ticket.results), first_slot };
-        let deadline = f.ticket.deadlines.earliest();
+        let deadlines = f.ticket.deadlines.clone();
         f.open = f.open.saturating_sub(run.count() as u32);
         self.drop_closed();
-        Some((waiter, deadline))
+        Some((waiter, deadlines))
     }
 
     fn find_forwarded(&self, sequence: u64) -> Result<usize, usize> {
@@ -215,13 +222,20 @@ impl Tracker {
         }
     }
 
-    /// The state machine has applied through `applied`.
-    pub fn applied(&mut self, applied: Index) {
-        // Reads are answered right behind the applies of their index: they are let go once something later was applied.
-        let over = |h: &Handed| if h.proposal { h.through <= applied } else { h.through < applied };
+    /// The state machine has applied through `applied`, and answered so many chunks of reads.
+    pub fn applied(&mut self, applied: Index, reads_done: u64) {
+        let over = |h: &Handed| match h.reads {
+            None => h.through <= applied,
+            Some(number) => number <= reads_done,
+        };
         while self.handed.front().is_some_and(over) {
             self.handed.pop_front();
         }
+    }
+
+    /// Requests under way, in chunks.
+    pub fn under_way(&self) -> usize {
+        self.local.len() + self.forwarded.len() + self.handed.len()
     }
 
     /// Resolves what has waited too long.
@@ -238,22 +252,19 @@ impl Tracker {
         }
         // A forwarded chunk that all clients gave up on is forgotten; its entries may still be applied, unseen.
         self.forwarded.retain(|f| f.ticket.deadlines.earliest() != Time(u64::MAX));
-        for h in &self.handed {
-            if h.deadline <= now {
-                let error = RequestError::Timeout { stage: Stage::Apply, may_have_applied: h.proposal };
-                h.results.fail(h.slots.start, h.slots.end - h.slots.start, &error);
-            }
+        for h in &mut self.handed {
+            let error = RequestError::Timeout { stage: Stage::Apply, may_have_applied: h.reads.is_none() };
+            h.deadlines.expire_within(now, h.slots.clone(), &*h.results, &error);
         }
-        self.handed.retain(|h| h.deadline > now);
         let deadlines = self.local.iter().map(|l| l.ticket.deadlines.earliest());
         let deadlines = deadlines.chain(self.forwarded.iter().map(|f| f.ticket.deadlines.earliest()));
-        self.deadline = deadlines.chain(self.handed.iter().map(|h| h.deadline)).min();
+        self.deadline = deadlines.chain(self.handed.iter().map(|h| h.deadlines.earliest())).min();
     }
 
     /// Ends everything: the replica stops.
     pub fn fail_all(&mut self, error: &RequestError) {
         for local in self.local.drain(..) {
-            local.ticket.fail(0, error);
+            local.ticket.fail(local.next_slot, error);
         }
         for f in self.forwarded.drain(..) {
             f.ticket.fail(0, error);
@@ -272,7 +283,7 @@ mod tests {
 
     const OWN: Origin = Origin { replica: ReplicaId(1), start: 77 };
 
-    fn run(term: u64, first: u64, sequences: std::ops::Range<u64>, origin: Origin) -> Run {
+    fn run(term: u64, first: u64, sequences: Range<u64>, origin: Origin) -> Run {
         let mut chunk = RunBuilder::new();
         sequences.for_each(|s| chunk.push(EntryKind::Command, s, b"x"));
         chunk.seal(Term(term), Index(first), origin)
@@ -311,6 +322,17 @@ mod tests {
         for slot in 0..2 {
             assert_eq!(outcome(&results, slot), Some(Err(RequestError::Dropped)));
         }
+    }
+
+    #[test]
+    fn what_was_handed_over_is_not_said_to_be_dropped_with_the_rest_of_its_chunk() {
+        let mut tracker = Tracker::default();
+        let (old, results) = ticket(1, 2, 1000);
+        tracker.appended(old, Term(2), Index(10));
+        assert!(tracker.handed(&run(2, 10, 1..2, OWN), OWN).is_some());
+        assert!(tracker.handed(&run(3, 11, 1..2, Origin { start: 5, ..OWN }), OWN).is_none());
+        assert_eq!(outcome(&results, 0), None, "its result comes from the state machine");
+        assert_eq!(outcome(&results, 1), Some(Err(RequestError::Dropped)));
     }
 
     #[test]

@@ -131,7 +131,11 @@ impl<S: StateMachine> Group<S> {
         if let Some(error) = self.shared.refusal() {
             return Err(error);
         }
-        if self.shared.host.closing.load(Ordering::Relaxed) { Err(RequestError::Stopped) } else { Ok(()) }
+        let host = &self.shared.host;
+        if host.has_failed.load(Ordering::Relaxed) {
+            return Err(RequestError::HostFailed(host.failed.lock().clone().unwrap_or_default()));
+        }
+        if host.closing.load(Ordering::Relaxed) { Err(RequestError::Stopped) } else { Ok(()) }
     }
 
     /// The moment at which a request that is made now gives up: on the next full millisecond, so that requests that
@@ -197,13 +201,11 @@ impl<S: StateMachine> Group<S> {
         }
         let chunk = inbox.chunks.back_mut().expect("just made sure");
         let slot = chunk.builder.count() as u32;
-        let before = chunk.builder.payload_bytes();
-        chunk.builder.push_with(EntryKind::Command, sequence, |out| command.encode(out));
-        let bytes = chunk.builder.payload_bytes() - before;
         let limit = self.shared.host.config.payload_bytes_max;
-        if bytes > limit {
-            return Err(RequestError::PayloadTooLarge { bytes, limit });
-        }
+        let bytes = chunk
+            .builder
+            .push_with(EntryKind::Command, sequence, limit, |out| command.encode(out))
+            .map_err(|bytes| RequestError::PayloadTooLarge { bytes, limit })?;
         chunk.deadlines.note(slot, deadline);
         inbox.entries += 1;
         inbox.bytes += bytes;

@@ -13,6 +13,7 @@ use longboat_rsm::snapshot::SnapshotStore;
 use longboat_rsm::{RequestError, StateMachine, Typed};
 use longboat_transport::{StaticRegistry, TcpConfig, TcpTransport, Transport, TransportStats};
 use parking_lot::Mutex;
+use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -200,18 +201,28 @@ impl NodeHost {
                 ReplicaStart::Join => Start::Join,
                 ReplicaStart::Restart => Start::Restart,
             };
-            specs.push(StartSpec { start, config: config.engine(), machine: Box::new(Typed::new(machine)) });
+            specs.push(StartSpec {
+                start,
+                config: config.engine(),
+                machine: Box::new(Typed::new(machine)),
+                machine_type: TypeId::of::<S>(),
+            });
         }
         let starter = self.inner.starter().ok_or_else(|| StartError::Closed("it is closed".to_owned()))?;
         Ok(starter.start(specs)?.into_iter().map(Group::new).collect())
     }
 
-    /// The group's replica on this host. `S` must be the type that it was started with.
+    /// The group's replica on this host.
     ///
     /// # Errors
-    /// [`RequestError::NotHere`] when no replica of the group runs here.
+    /// [`RequestError::NotHere`] when no replica of the group runs here, [`RequestError::OtherMachine`] when it was started
+    /// with another state machine than `S`.
     pub fn group<S: StateMachine>(&self, group: GroupId) -> Result<Group<S>, RequestError> {
-        self.shared(group).map(Group::new)
+        let shared = self.shared(group)?;
+        if shared.machine_type != TypeId::of::<S>() {
+            return Err(RequestError::OtherMachine { group, asked: std::any::type_name::<S>() });
+        }
+        Ok(Group::new(shared))
     }
 
     fn shared(&self, group: GroupId) -> Result<Arc<GroupShared>, RequestError> {
@@ -300,12 +311,12 @@ impl Inner {
         threads.close(deadline.max(Instant::now()) + Duration::from_secs(1))
     }
 
-    /// Nothing is queued, and all that is in the logs here and can be applied is.
+    /// Nothing waits and nothing is under way.
     fn drained(&self) -> bool {
         self.shared.has_failed.load(Ordering::SeqCst)
             || self.shared.groups.read().values().all(|g| {
-                let applied = g.published.applied.load(Ordering::Acquire);
-                g.inbox.lock().is_none() && applied >= g.published.commit.load(Ordering::Acquire)
+                let queued = g.inbox.lock().as_deref().is_some_and(|inbox| !inbox.is_empty());
+                !queued && g.published.under_way.load(Ordering::Acquire) == 0
             })
     }
 }

@@ -47,6 +47,14 @@ pub enum RequestError {
     /// The group has no replica on this host.
     #[error("group {0} has no replica on this host")]
     NotHere(GroupId),
+    /// The group's replica was started with another state machine.
+    #[error("group {group} runs another state machine than {asked}")]
+    OtherMachine {
+        /// The group.
+        group: GroupId,
+        /// The type that was asked for.
+        asked: &'static str,
+    },
     /// There is no leader that could take the request. It was not applied.
     #[error("the group has no leader, try again later")]
     NoLeader,

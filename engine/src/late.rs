@@ -1,0 +1,127 @@
+//! What a step worker does for a group after its visit in the round: records and requests that go behind all that the core has accepted.
+//!
+//! Invariant: when one of these runs, everything in the group's log is sealed, and everything that was handed out is on its way to
+//! apply. So a commit index that is written here never points past what the journal holds before it, an entry is never
+//! written by two hands, and a save task stands behind the recovery and the applies that precede it.
+
+use crate::apply::ApplyTask;
+use crate::replica::Replica;
+use crate::shared::SlotRef;
+use crate::snapshot::{AfterDurable, SaveOutcome, SnapshotRequest, record_of};
+use crate::step::StepWorker;
+use longboat_logdb::Record;
+use longboat_raft::Index;
+use longboat_rsm::RequestError;
+use std::sync::Arc;
+
+/// Something to do for a group after its visit.
+pub(crate) enum Late {
+    /// A snapshot request.
+    Request(SnapshotRequest),
+    /// A save has ended.
+    Saved(Box<SaveOutcome>),
+    /// The store wants to let go of the segment that holds this group's newest words.
+    Reseal,
+}
+
+impl StepWorker {
+    /// Does what is due; a group that is still active waits for its next visit.
+    pub(crate) fn do_late(&mut self) {
+        for (at, late) in std::mem::take(&mut self.late) {
+            // What a late task of a replica that has gone holds resolves by being dropped.
+            if self.replica_at(at).is_none() {
+                continue;
+            }
+            if self.is_active(at.slot) {
+                self.late.push((at, late));
+                continue;
+            }
+            match late {
+                Late::Request(request) => self.queue_snapshot(at.slot, request),
+                Late::Saved(outcome) => self.snapshot_saved(at, *outcome),
+                Late::Reseal => self.reseal(at.slot),
+            }
+        }
+    }
+
+    fn queue_snapshot(&mut self, slot: u32, request: SnapshotRequest) {
+        let replica = self.replica(slot);
+        let mut items = Vec::new();
+        replica.request_snapshot(request, &mut items);
+        if !items.is_empty() {
+            let shared = Arc::clone(&replica.shared);
+            self.apply[shared.apply_worker].push(ApplyTask { shared, items });
+        }
+    }
+
+    fn reseal(&mut self, slot: u32) {
+        let replica = self.replica(slot);
+        let mut update = replica.empty_update();
+        // With nothing durable beyond the commit index, what is still in flight is in a younger segment anyway.
+        let (first, last) = (replica.core.commit().next(), replica.core.durable());
+        if first <= last
+            && let Some(runs) = replica.core.tail_from(first)
+        {
+            update.cut_tail = Some(first);
+            update.runs = runs.into_iter().collect();
+        }
+        self.push_update(update);
+    }
+
+    /// A save has ended (life of a snapshot, steps 4 and 5): its record is made durable, then the log is truncated.
+    fn snapshot_saved(&mut self, at: SlotRef, outcome: SaveOutcome) {
+        let snapshots = Arc::clone(&self.snapshots);
+        let replica = self.replica(at.slot);
+        let (group, id) = (replica.config.group, replica.config.replica);
+        match outcome.result {
+            Err(reason) => {
+                // A save that fails puts the last request's index back, so that the next request is not ignored.
+                replica.last_request = outcome.previous;
+                tracing::warn!(%group, replica = %id, reason, "snapshot save failed");
+                outcome.request.complete(Err(RequestError::Snapshot(reason)));
+            }
+            Ok(saved) => {
+                let meta = saved.meta.clone();
+                if replica.snapshot.as_ref().is_some_and(|s| s.meta.pos.index >= meta.pos.index) {
+                    // A leader's snapshot was installed meanwhile: this one is out of date, and its record would be too.
+                    snapshots.discard(replica, meta.pos.index);
+                    outcome.request.complete(Err(RequestError::Snapshot("overtaken by an install".to_owned())));
+                    return;
+                }
+                let mut update = replica.empty_update();
+                let compact_to = replica.compaction_point(meta.pos.index);
+                update.compact_to = compact_to;
+                let record = record_of(&saved, false);
+                update.record = Some(Box::new(Record::Snapshot(record.clone())));
+                replica.snapshot = Some(record);
+                let after = AfterDurable::Saved { meta: Box::new(meta), compact_to, request: outcome.request };
+                self.push_update(update);
+                self.open.after.push((at, after));
+            }
+        }
+    }
+
+    /// The state machine stands at an installed or restored snapshot: older files are needed by nobody, once its record is durable.
+    pub(crate) fn recovered(&mut self, slot: u32, index: Index) {
+        let snapshots = Arc::clone(&self.snapshots);
+        let replica: &mut Replica = self.replica(slot);
+        replica.recovered = replica.recovered.max(index);
+        snapshots.remove_unneeded(replica);
+    }
+
+    pub(crate) fn after_durable(&mut self, at: SlotRef, after: AfterDurable) {
+        if let AfterDurable::Stopped(state) = after {
+            let mut stopped = self.host.stopped.lock();
+            self.host.groups.write().remove(&state.group);
+            stopped.insert(state.group, *state);
+            return;
+        }
+        let snapshots = Arc::clone(&self.snapshots);
+        let Some(replica) = self.replica_at(at) else {
+            after.abandon();
+            return;
+        };
+        snapshots.after_durable(replica, after);
+        self.activate(at.slot);
+    }
+}
