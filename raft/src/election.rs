@@ -107,7 +107,14 @@ impl Core {
 
     /// Campaigns, if that is allowed. `transfer`: the leader asked for it, so nobody has to be asked first.
     fn hup(&mut self, transfer: bool) {
-        if self.role == Role::Leader || !self.may_campaign() {
+        if self.role == Role::Leader {
+            return;
+        }
+        if !self.may_campaign() {
+            // A candidate that is no voter any more, or that helped out and was not answered, goes back to waiting.
+            if self.role != Role::Follower && !self.is_voter {
+                self.become_follower(self.term, None);
+            }
             return;
         }
         // A replica that helps out does not ask first: it was asked.
@@ -124,12 +131,12 @@ impl Core {
     /// what the entries are, wait.
     fn may_campaign(&self) -> bool {
         let waiting = self.log.may_have_config(self.handout.handed.next(), self.commit);
-        self.may_time_out() && !waiting && self.outbox.install.is_none()
+        (self.is_voter || self.asked_to_help) && !waiting && self.outbox.install.is_none()
     }
 
     /// Whether silence concerns this replica.
     fn may_time_out(&self) -> bool {
-        self.is_voter || self.asked_to_help
+        self.is_voter || self.asked_to_help || self.role != Role::Follower
     }
 
     fn become_pre_candidate(&mut self) {
