@@ -162,6 +162,7 @@ impl SimHost {
                 start: Start::Bootstrap(Membership::from_voters(hosts.iter().map(member))),
                 config: swarm.replica(*group, ReplicaId(self.id.0)),
                 machine: Box::new(Watched::new(oracle, *group, self.id, swarm.ballast)),
+                machine_type: std::any::TypeId::of::<Watched>(),
             }
         })
         .collect()

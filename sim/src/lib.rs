@@ -24,4 +24,4 @@ pub mod timeline;
 pub mod world;
 
 pub use report::{Report, Totals, run};
-pub use world::World;
+pub use world::{Trace, World};

@@ -1,8 +1,8 @@
 //! `longboat-sim`: runs seeds, replays one, plants bugs.
 
 use clap::Parser;
-use longboat_raft::plant;
-use longboat_sim::{Totals, run};
+use longboat_raft::{GroupId, plant};
+use longboat_sim::{Totals, Trace, run};
 use std::ops::Range;
 use std::process::ExitCode;
 
@@ -19,6 +19,9 @@ struct Arguments {
     /// Print what happens, as a timeline.
     #[arg(long, requires = "seed")]
     trace: bool,
+    /// With --trace: also the messages of this group.
+    #[arg(long, requires = "trace")]
+    group: Option<u64>,
     /// Print one line of JSON at the end.
     #[arg(long)]
     json: bool,
@@ -83,7 +86,7 @@ fn run_all(arguments: &Arguments) -> Totals {
     let mut totals = Totals::default();
     let seeds = arguments.seed.map_or(arguments.seeds.clone(), |seed| seed..seed + 1);
     for seed in seeds {
-        let report = run(seed, arguments.trace);
+        let report = run(seed, Trace { on: arguments.trace, group: arguments.group.map(GroupId) });
         totals.add(&report);
         if arguments.seed.is_some() {
             eprintln!("seed {seed}: hash {:016x}, {:?}", report.hash, report.counts);

@@ -74,7 +74,7 @@ pub struct Network {
 }
 
 /// A frame that has arrived.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Delivery {
     /// Who sent it.
     pub from: HostId,
@@ -82,8 +82,8 @@ pub struct Delivery {
     pub to: HostId,
     /// The lane.
     pub lane: Lane,
-    /// Its length.
-    pub bytes: usize,
+    /// The frame.
+    pub frame: Bytes,
 }
 
 impl Network {
@@ -160,9 +160,8 @@ impl Network {
             self.oracle.note(&[flight.at.0, flight.from.0, flight.to.0, u64::from(flight.lane)]);
             self.oracle.note_bytes(&flight.frame);
             let lane = Lane::ALL[usize::from(flight.lane)];
-            let bytes = flight.frame.len();
-            port.arrived.lock().push_back((flight.from, lane, flight.frame));
-            delivered.push(Delivery { from: flight.from, to: flight.to, lane, bytes });
+            port.arrived.lock().push_back((flight.from, lane, flight.frame.clone()));
+            delivered.push(Delivery { from: flight.from, to: flight.to, lane, frame: flight.frame });
         }
         delivered
     }

@@ -1,6 +1,6 @@
 //! Running a seed from its first step to its verdict, and adding up what many seeds came to.
 
-use crate::world::{Counts, World};
+use crate::world::{Counts, Trace, World};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub struct Report {
 }
 
 /// Lives through the world of a seed. A panic of the code under test is a violation.
-pub fn run(seed: u64, trace: bool) -> Report {
+pub fn run(seed: u64, trace: Trace) -> Report {
     let mut world = World::new(seed, trace);
     let oracle = Arc::clone(&world.around.oracle);
     let lived = std::panic::catch_unwind(AssertUnwindSafe(|| world.live()));

@@ -7,7 +7,7 @@ use crate::client::{Clients, Outcomes};
 use crate::clock::SimClock;
 use crate::faults::FaultPlan;
 use crate::host::{Role, SimHost, Surroundings};
-use crate::network::Network;
+use crate::network::{Delivery, Network};
 use crate::oracle::Oracle;
 use crate::rng::Rng;
 use crate::swarm::Swarm;
@@ -15,6 +15,7 @@ use crate::timeline;
 use longboat_engine::GroupShared;
 use longboat_io::Clock;
 use longboat_raft::{GroupId, HostId, Time};
+use longboat_transport::wire;
 use std::sync::Arc;
 
 /// The longest that a round takes, in nanoseconds.
@@ -44,6 +45,15 @@ pub struct Counts {
     pub nanos: u64,
 }
 
+/// What is shown while a world lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trace {
+    /// Whether anything is.
+    pub on: bool,
+    /// The group whose messages are.
+    pub group: Option<GroupId>,
+}
+
 /// A simulated world.
 pub struct World {
     /// What all hosts share.
@@ -62,19 +72,19 @@ pub struct World {
     steps: u64,
     runnable: Vec<(usize, Role)>,
     roles: Vec<Role>,
-    trace: bool,
+    trace: Trace,
 }
 
 impl World {
     /// The world of a seed.
-    pub fn new(seed: u64, trace: bool) -> Self {
+    pub fn new(seed: u64, trace: Trace) -> Self {
         let mut rng = Rng::new(seed);
         let swarm = Swarm::draw(&mut rng);
         Self::with(rng, swarm, trace)
     }
 
     /// A world with these settings.
-    pub fn with(mut rng: Rng, swarm: Swarm, trace: bool) -> Self {
+    pub fn with(mut rng: Rng, swarm: Swarm, trace: Trace) -> Self {
         let (clock, oracle) = (SimClock::new(), Arc::new(Oracle::default()));
         let network = Network::new(rng.fork(), swarm.network, Arc::clone(&clock), Arc::clone(&oracle));
         for (group, hosts) in &swarm.groups {
@@ -123,8 +133,15 @@ impl World {
 
     /// Writes a line of the timeline.
     pub(crate) fn say(&mut self, line: impl FnOnce(&Self) -> String) {
-        if self.trace {
+        if self.trace.on {
             println!("{:>12.6} {}", self.now().nanos_since(self.started) as f64 / 1e9, line(self));
+        }
+    }
+
+    fn say_messages(&mut self, delivery: &Delivery, group: GroupId) {
+        for incoming in wire::messages(delivery.frame.clone()).flatten().filter(|m| m.group == group) {
+            let (from, to, message) = (delivery.from, delivery.to, incoming.message);
+            self.say(|_| format!("{from} -> {to} in term {}: {:?}", message.term, message.body));
         }
     }
 
@@ -253,7 +270,7 @@ impl World {
     fn turn(&mut self, until: Time) {
         self.due();
         let now = self.now();
-        if self.trace {
+        if self.trace.on {
             timeline::set_now(Time(now.nanos_since(self.started)));
         }
         self.runnable.clear();
@@ -317,6 +334,9 @@ impl World {
     fn due(&mut self) {
         let now = self.now();
         for delivery in self.around.network.deliver(now) {
+            if let Some(group) = self.trace.group {
+                self.say_messages(&delivery, group);
+            }
             if let Some(life) = &mut self.hosts[delivery.to.0 as usize - 1].life {
                 life.arrived();
             }
