@@ -102,6 +102,7 @@ impl<L: LogDb> Host<L> {
             quarantined: Mutex::new(AHashSet::new()),
             stopped: Mutex::new(AHashMap::new()),
             unsynced_bytes: AtomicU64::new(0),
+            log_overfull: AtomicBool::new(false),
             failed: Mutex::new(None),
             has_failed: AtomicBool::new(false),
             closing: AtomicBool::new(false),

@@ -13,6 +13,7 @@ pub mod outbox;
 pub mod poller;
 pub mod queue;
 pub mod replica;
+mod reseal;
 pub mod shared;
 pub mod snapshot;
 pub mod start;

@@ -8,6 +8,7 @@
 use crate::config::HOUSEKEEPING_NANOS;
 use crate::notify::Notifier;
 use crate::outbox::OutFrame;
+use crate::reseal::ResealJob;
 use crate::shared::{HostShared, reason};
 use crate::worker::{Work, Worker};
 use longboat_io::Spawner;
@@ -21,6 +22,10 @@ use std::sync::atomic::Ordering;
 
 /// Nanoseconds without a batch after which the store states what is durable.
 const IDLE_NANOS: u64 = 10_000_000;
+
+/// Percent of its bound beyond which the journal takes no proposals, until settling has caught up. The bound itself is a
+/// goal: a burst may pass it.
+const PRESSURE_PERCENT_MAX: u32 = 300;
 
 /// What one round of one worker wants durable, and what may leave then.
 #[derive(Debug, Default)]
@@ -167,11 +172,25 @@ impl<L: LogDb> LogWriter<L> {
             self.spawner.spawn(job);
         }
         for group in self.log.pinned() {
-            if let Some(group) = self.host.group(group) {
-                group.ready(reason::RESEAL);
+            match self.host.group(group) {
+                Some(group) => group.ready(reason::RESEAL),
+                None => self.spawner.spawn(Box::new(ResealJob {
+                    host: Arc::clone(&self.host),
+                    writer: Arc::clone(&self.inbox),
+                    reader: self.log.reader(),
+                    group,
+                })),
             }
         }
-        *self.inbox.stats.lock() = self.log.stats();
+        let stats = self.log.stats();
+        *self.inbox.stats.lock() = stats;
+        let overfull = stats.pressure_percent >= PRESSURE_PERCENT_MAX;
+        if self.host.log_overfull.swap(overfull, Ordering::Relaxed) && !overfull {
+            // Workers have put proposals aside: they may go on.
+            for worker in &self.host.workers {
+                worker.notifier.notify();
+            }
+        }
         if !self.stated && !in_flight && now.nanos_since(self.last_submit) >= IDLE_NANOS {
             self.log.idle()?;
             self.stated = true;

@@ -2,7 +2,7 @@
 //!
 //! Raft state is in none of these: it belongs to one step worker outright.
 
-use crate::config::{EngineConfig, INBOX_BYTES_MAX};
+use crate::config::{EngineConfig, INBOX_BYTES_MAX, UNSYNCED_BYTES_MAX};
 use crate::notify::Notifier;
 use crate::queue::Inbox;
 use crate::replica::Replica;
@@ -383,6 +383,8 @@ pub struct HostShared {
     pub stopped: Mutex<AHashMap<GroupId, GroupState>>,
     /// Bytes that were sealed and are not durable yet.
     pub unsynced_bytes: AtomicU64,
+    /// The journal is far beyond its bound.
+    pub log_overfull: AtomicBool,
     /// Set when the log store failed: nothing is released any more.
     pub failed: Mutex<Option<String>>,
     /// Set together with `failed`; checked without a lock.
@@ -397,6 +399,11 @@ impl HostShared {
     /// The group's replica on this host.
     pub fn group(&self, group: GroupId) -> Option<Arc<GroupShared>> {
         self.groups.read().get(&group).cloned()
+    }
+
+    /// Whether workers may take proposals: the disk keeps up.
+    pub fn takes_proposals(&self) -> bool {
+        self.unsynced_bytes.load(Ordering::Relaxed) < UNSYNCED_BYTES_MAX && !self.log_overfull.load(Ordering::Relaxed)
     }
 
     /// The log store failed: no message that depends on it leaves, requests end, nothing is retried.

@@ -10,7 +10,7 @@
 //! - A token, message or command for an older generation of a slot finds no replica and is dropped.
 
 use crate::apply::ApplyTask;
-use crate::config::{ROUND_NANOS_MAX, UNSYNCED_BYTES_MAX};
+use crate::config::ROUND_NANOS_MAX;
 use crate::late::Late;
 use crate::log_writer::{SealedBatch, WriterInbox};
 use crate::outbox::Outbox;
@@ -289,7 +289,7 @@ impl StepWorker {
                 self.after_durable(at, after);
             }
         }
-        if !self.starved.is_empty() && self.host.unsynced_bytes.load(Ordering::Relaxed) < UNSYNCED_BYTES_MAX {
+        if !self.starved.is_empty() && self.host.takes_proposals() {
             for at in std::mem::take(&mut self.starved) {
                 if let Some(replica) = self.replica_at(at) {
                     replica.starved = false;
@@ -390,7 +390,7 @@ impl StepWorker {
     fn take_ready(&mut self, now: Time) {
         let mut ready = std::mem::take(&mut self.ready);
         ready.append(&mut self.inbox().ready.lock());
-        let take_proposals = self.host.unsynced_bytes.load(Ordering::Relaxed) < UNSYNCED_BYTES_MAX;
+        let take_proposals = self.host.takes_proposals();
         for at in ready.drain(..) {
             if self.replica_at(at).is_none() {
                 continue;

@@ -1,6 +1,7 @@
 //! Background jobs: resumable structs, run in small steps on a pool or by the simulator.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// What a step of a job came to.
@@ -33,6 +34,8 @@ pub const STEP_BYTES: usize = 1 << 20;
 #[derive(Clone)]
 pub struct RayonSpawner {
     pool: Arc<rayon::ThreadPool>,
+    /// Jobs that were spawned and are not done.
+    running: Arc<AtomicUsize>,
 }
 
 impl RayonSpawner {
@@ -47,30 +50,35 @@ impl RayonSpawner {
             .thread_name(move |i| format!("{name}-{i}"))
             .build()
             .map_err(std::io::Error::other)?;
-        Ok(Self { pool: Arc::new(pool) })
+        Ok(Self { pool: Arc::new(pool), running: Arc::default() })
     }
 
-    fn run(pool: Arc<rayon::ThreadPool>, mut job: Box<dyn Job>) {
+    /// Jobs that were spawned and are not done.
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::Acquire)
+    }
+
+    fn run(self, mut job: Box<dyn Job>) {
         match job.step(STEP_BYTES) {
-            JobState::Done => {}
-            JobState::Again => {
-                let next = Arc::clone(&pool);
-                pool.spawn_fifo(move || Self::run(next, job));
+            JobState::Done => {
+                drop(job);
+                self.running.fetch_sub(1, Ordering::AcqRel);
+                return;
             }
-            JobState::Blocked => {
-                // The pool has few jobs and they wait for disks and sockets: a short nap is cheaper than a wake list.
-                std::thread::sleep(Duration::from_micros(500));
-                let next = Arc::clone(&pool);
-                pool.spawn_fifo(move || Self::run(next, job));
-            }
+            JobState::Again => {}
+            // The pool has few jobs and they wait for disks and sockets: a short nap is cheaper than a wake list.
+            JobState::Blocked => std::thread::sleep(Duration::from_micros(500)),
         }
+        let pool = Arc::clone(&self.pool);
+        pool.spawn_fifo(move || self.run(job));
     }
 }
 
 impl Spawner for RayonSpawner {
     fn spawn(&self, job: Box<dyn Job>) {
-        let pool = Arc::clone(&self.pool);
-        self.pool.spawn_fifo(move || Self::run(pool, job));
+        self.running.fetch_add(1, Ordering::AcqRel);
+        let own = self.clone();
+        self.pool.spawn_fifo(move || own.run(job));
     }
 }
 

@@ -96,6 +96,7 @@ struct Inner {
     transport: Arc<TcpTransport>,
     registry: Arc<StaticRegistry>,
     store: StoreId,
+    spawner: RayonSpawner,
     threads: Mutex<Option<Threads>>,
 }
 
@@ -148,12 +149,13 @@ impl NodeHost {
         let layout = layout(&config);
         let notifiers = layout.notifiers(&engine);
         let snapshot_threads = if config.snapshot_workers > 0 { config.snapshot_workers } else { 2 };
+        let spawner = RayonSpawner::new(&format!("lb{}-snap", config.host_id), snapshot_threads)?;
         let parts = HostParts {
             config: engine,
             clock,
             log,
             snapshots: SnapshotStore::new(disk, config.data_dir.join("snapshots")),
-            spawner: Arc::new(RayonSpawner::new(&format!("lb{}-snap", config.host_id), snapshot_threads)?),
+            spawner: Arc::new(spawner.clone()),
             transport: transport.clone(),
         };
         let host = Host::new(parts, &notifiers);
@@ -165,7 +167,7 @@ impl NodeHost {
         }
         tracing::info!(host = %config.host_id, address = %transport.local_address(), "host opened");
         let (threads, starter) = (Mutex::new(Some(threads)), Mutex::new(Some(starter)));
-        Ok(Self { inner: Arc::new(Inner { shared, starter, writer, transport, registry, store, threads }) })
+        Ok(Self { inner: Arc::new(Inner { shared, starter, writer, transport, registry, store, spawner, threads }) })
     }
 
     /// Starts one replica.
@@ -308,7 +310,13 @@ impl Inner {
             }
         }
         // Threads are given a moment of their own beyond the requests' deadline.
-        threads.close(deadline.max(Instant::now()) + Duration::from_secs(1))
+        let deadline = deadline.max(Instant::now()) + Duration::from_secs(1);
+        let closed = threads.close(deadline);
+        // Jobs hold the log store, and so the directory's lock. They end at their next step.
+        while self.spawner.running() > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        closed
     }
 
     /// Nothing waits and nothing is under way.
