@@ -209,7 +209,7 @@ impl Replica {
                 let ticket = Ticket { results: completion, first_sequence, count, deadlines };
                 match proposed {
                     Proposed::Appended { term, first, .. } => self.tracker.appended(ticket, term, first),
-                    Proposed::Forwarded { .. } => self.tracker.forwarded(ticket),
+                    Proposed::Forwarded { .. } => self.tracker.forwarded(ticket, self.core.term()),
                 }
             }
             Err(refused) => {

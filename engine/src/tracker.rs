@@ -62,7 +62,11 @@ impl Local {
 
 #[derive(Debug)]
 struct Forwarded {
+    /// The term of the leader that it was sent to.
+    term: Term,
     ticket: Ticket,
+    /// The slots before this one were handed to apply.
+    next_slot: u32,
     open: u32,
 }
 
@@ -104,18 +108,19 @@ impl Tracker {
         self.local.push_back(Local { term, first, next_slot: 0, ticket });
     }
 
-    /// The chunk went to the leader.
-    pub fn forwarded(&mut self, ticket: Ticket) {
+    /// The chunk went to the leader of this term.
+    pub fn forwarded(&mut self, ticket: Ticket, term: Term) {
         self.note(ticket.deadlines.earliest());
         let open = ticket.count;
-        self.forwarded.push_back(Forwarded { ticket, open });
+        self.forwarded.push_back(Forwarded { term, ticket, next_slot: 0, open });
     }
 
     /// The leader refused a forwarded chunk: it was not applied.
     pub fn refused(&mut self, first_sequence: u64, error: &RequestError) {
         if let Ok(at) = self.find_forwarded(first_sequence) {
-            self.forwarded[at].ticket.fail(0, error);
-            self.forwarded[at].open = 0;
+            let f = &mut self.forwarded[at];
+            f.ticket.fail(f.next_slot, error);
+            f.open = 0;
             self.drop_closed();
         }
     }
@@ -126,12 +131,13 @@ impl Tracker {
             self.pop_local(&RequestError::OutcomeUnknown);
         }
         for f in self.forwarded.drain(..) {
-            f.ticket.fail(0, &RequestError::OutcomeUnknown);
+            f.ticket.fail(f.next_slot, &RequestError::OutcomeUnknown);
         }
     }
 
     /// A committed run goes to the apply worker: finds who waits for it. `own` is this replica's origin.
     pub fn handed(&mut self, run: &Run, own: Origin) -> Option<Waiter> {
+        self.drop_forwarded_before(run.term());
         let found = self.match_local(run).or_else(|| self.match_forwarded(run, own));
         let (waiter, deadlines) = found?;
         let slots = waiter.first_slot..waiter.first_slot + run.count() as u32;
@@ -199,9 +205,19 @@ impl Tracker {
         let first_slot = (sequence - f.ticket.first_sequence) as u32;
         let waiter = Waiter { results: Arc::clone(&f.ticket.results), first_slot };
         let deadlines = f.ticket.deadlines.clone();
+        f.next_slot = first_slot + run.count() as u32;
         f.open = f.open.saturating_sub(run.count() as u32);
         self.drop_closed();
         Some((waiter, deadlines))
+    }
+
+    /// An entry of `term` is committed. A forwarded chunk is appended only by the leader of the term in which it was sent,
+    /// before any entry of a later term: one of an earlier term that has not come by now never will.
+    fn drop_forwarded_before(&mut self, term: Term) {
+        while self.forwarded.front().is_some_and(|f| f.term < term) {
+            let f = self.forwarded.pop_front().expect("just seen");
+            f.ticket.fail(f.next_slot, &RequestError::Dropped);
+        }
     }
 
     fn find_forwarded(&self, sequence: u64) -> Result<usize, usize> {
@@ -267,7 +283,7 @@ impl Tracker {
             local.ticket.fail(local.next_slot, error);
         }
         for f in self.forwarded.drain(..) {
-            f.ticket.fail(0, error);
+            f.ticket.fail(f.next_slot, error);
         }
         for h in self.handed.drain(..) {
             h.results.fail(h.slots.start, h.slots.end - h.slots.start, error);
@@ -341,7 +357,7 @@ mod tests {
         let (local, l) = ticket(1, 1, 1000);
         let (forwarded, f) = ticket(2, 1, 1000);
         tracker.appended(local, Term(2), Index(10));
-        tracker.forwarded(forwarded);
+        tracker.forwarded(forwarded, Term(5));
         tracker.skipped(Index(10));
         assert_eq!(outcome(&l, 0), Some(Err(RequestError::OutcomeUnknown)));
         assert_eq!(outcome(&f, 0), Some(Err(RequestError::OutcomeUnknown)));
@@ -352,14 +368,29 @@ mod tests {
         let mut tracker = Tracker::default();
         let (first, f) = ticket(1, 2, 1000);
         let (second, _) = ticket(3, 2, 1000);
-        tracker.forwarded(first);
-        tracker.forwarded(second);
+        tracker.forwarded(first, Term(5));
+        tracker.forwarded(second, Term(5));
         let waiter = tracker.handed(&run(5, 20, 3..5, OWN), OWN).expect("waited for");
         assert_eq!(waiter.first_slot, 0);
         assert_eq!(outcome(&f, 0), None, "an earlier chunk may still be applied");
         assert!(tracker.handed(&run(5, 22, 1..3, Origin { start: 78, ..OWN }), OWN).is_none(), "another life's");
         tracker.refused(1, &RequestError::Dropped);
         assert_eq!(outcome(&f, 1), Some(Err(RequestError::Dropped)));
+    }
+
+    #[test]
+    fn a_forwarded_chunk_was_not_applied_when_a_later_term_commits_without_it() {
+        let mut tracker = Tracker::default();
+        let (old, o) = ticket(1, 2, 1000);
+        let (new, n) = ticket(3, 1, 1000);
+        tracker.forwarded(old, Term(5));
+        tracker.forwarded(new, Term(6));
+        assert!(tracker.handed(&run(5, 20, 1..2, OWN), OWN).is_some(), "its first entry came");
+        let other = Origin { replica: ReplicaId(2), start: 5 };
+        assert!(tracker.handed(&run(6, 21, 1..2, other), OWN).is_none());
+        assert_eq!(outcome(&o, 0), None, "its result comes from the state machine");
+        assert_eq!(outcome(&o, 1), Some(Err(RequestError::Dropped)));
+        assert_eq!(outcome(&n, 0), None);
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub enum Body {
         /// The index that a read must have applied; `None` when the addressee can't serve reads: ask again, under a new number.
         index: Option<Index>,
     },
-    /// Proposals made at a follower, for the leader to append. The run has term and index zero.
+    /// Proposals made at a follower, for the leader of the run's term to append, and for no other. The run's index is zero.
     Forward(Run),
     /// The leader did not append a forwarded run, and never will.
     ForwardRefused {

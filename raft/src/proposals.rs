@@ -34,7 +34,8 @@ impl Core {
         }
         match self.leader {
             Some(to) => {
-                let run = chunk.seal(Term::ZERO, Index::ZERO, origin);
+                // The term tells which leader it is meant for; the place in the log is that leader's to give.
+                let run = chunk.seal(self.term, Index::ZERO, origin);
                 self.send_early(to, Term::ZERO, Body::Forward(run));
                 Ok(Proposed::Forwarded { to })
             }
@@ -120,7 +121,9 @@ impl Core {
     }
 
     fn refuses_forward(&mut self, run: &Run) -> Option<RefusedReason> {
-        if self.role != Role::Leader {
+        // Appended only by the leader of the very term in which it was sent: so, once an entry of a later term is committed,
+        // whoever sent it knows that it never will be.
+        if self.role != Role::Leader || run.term() != self.term {
             return Some(RefusedReason::NotLeader);
         }
         match self.refuses_entries() {

@@ -61,9 +61,22 @@ fn a_stranger_forwards_nothing() {
     let mut c = Cluster::new(&[1, 2, 3]);
     c.elect(1);
     let last = c.core(1).last();
-    let run = commands(&["a"]).seal(Term(0), Index(0), Origin::default());
+    let run = commands(&["a"]).seal(c.core(1).term(), Index(0), Origin::default());
     c.give(message(9, 1, 0, Body::Forward(run)));
     assert_eq!(c.core(1).last(), last);
+}
+
+#[test]
+fn what_was_forwarded_in_an_earlier_term_is_refused_also_by_the_same_leader() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    let run = commands(&["late"]).seal(c.core(1).term(), Index(0), Origin::default());
+    c.elect(2);
+    c.elect(1);
+    c.give(message(3, 1, 0, Body::Forward(run)));
+    c.settle();
+    assert_eq!(c.node(3).refused[0].reason, RefusedReason::NotLeader);
+    assert!(c.node(1).payloads().is_empty());
 }
 
 #[test]
@@ -72,7 +85,7 @@ fn a_change_hidden_among_commands_is_refused() {
     c.elect(1);
     let mut chunk = commands(&["a"]);
     chunk.push(EntryKind::Config, 9, &ConfigChange::remove(id(3)).encode());
-    let run = chunk.seal(Term(0), Index(0), Origin::default());
+    let run = chunk.seal(c.core(1).term(), Index(0), Origin::default());
     c.give(message(2, 1, 0, Body::Forward(run)));
     c.settle();
     assert_eq!(c.node(2).refused[0].reason, RefusedReason::ConfigChange);
