@@ -8,6 +8,7 @@
 
 mod codec;
 mod config;
+mod fill;
 mod fold;
 mod format;
 mod frame;

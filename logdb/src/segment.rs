@@ -16,6 +16,8 @@ pub(crate) struct SegmentFile {
     pub(crate) path: PathBuf,
     /// The file's length in bytes: those with one huge entry are longer than the others.
     pub(crate) capacity: u64,
+    /// Its blocks were written once, or are not worth writing ahead.
+    pub(crate) filled: bool,
     file: Box<dyn DiskFile>,
 }
 
@@ -30,14 +32,31 @@ impl SegmentFile {
         file.allocate(capacity)?;
         file.sync_data()?;
         disk.sync_dir(dir)?;
-        Ok(Self { path, capacity, file })
+        Ok(Self { path, capacity, filled: false, file })
+    }
+
+    /// Writes zeros from `position` on, about `budget` bytes, and makes them durable at the end of the file. Returns where it
+    /// is. For files without a use only.
+    pub(crate) fn fill(&mut self, mut position: u64, budget: u64) -> io::Result<u64> {
+        const ZEROS: &[u8] = &[0; 256 << 10];
+        let until = position.saturating_add(budget.max(1)).min(self.capacity);
+        while position < until {
+            let bytes = (self.capacity - position).min(ZEROS.len() as u64);
+            self.file.write_all_at(&ZEROS[..bytes as usize], position)?;
+            position += bytes;
+        }
+        if position == self.capacity {
+            self.file.sync_data()?;
+            self.filled = true;
+        }
+        Ok(position)
     }
 
     /// Opens a file of before.
     pub(crate) fn open(disk: &SharedDisk, path: &Path) -> io::Result<Self> {
         let file = disk.open(path)?;
         let capacity = file.len()? / BLOCK * BLOCK;
-        Ok(Self { path: path.to_path_buf(), capacity, file })
+        Ok(Self { path: path.to_path_buf(), capacity, filled: true, file })
     }
 
     /// Reserves what a crash between making and reserving a file left out. For files without a use only.

@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     /// What a background job failed with.
     pub(crate) failure: Mutex<Option<LogError>>,
     pub(crate) job_running: AtomicBool,
+    /// The last record when somebody last looked whether the host is idle.
+    pub(crate) looked_at: AtomicU64,
     pub(crate) closed: AtomicBool,
     pub(crate) pins: Mutex<Pins>,
     /// Held until the last handle is gone: a job that still runs must not meet another host.
@@ -96,6 +98,19 @@ impl Shared {
         files.count += 1;
         files.bytes += file.capacity;
         Ok(file)
+    }
+
+    /// A free file whose blocks were never written, out of the list.
+    pub(crate) fn take_unfilled(&self) -> Option<SegmentFile> {
+        let mut files = self.files.lock();
+        let at = files.free.iter_mut().position(|f| !f.filled && Arc::get_mut(f).is_some())?;
+        let file = files.free.remove(at);
+        Some(Arc::into_inner(file).expect("nobody else holds it, and the list is locked"))
+    }
+
+    /// Puts a file that was taken out back into the list.
+    pub(crate) fn give_back(&self, file: SegmentFile) {
+        self.files.lock().free.push(Arc::new(file));
     }
 
     /// Takes back files whose segments are settled; removes what is beyond the bound.

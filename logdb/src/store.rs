@@ -10,7 +10,8 @@ use crate::segment::SegmentFile;
 use crate::shared::{Files, Pins, Shared};
 use crate::writer::{Active, Writer, open_active};
 use crate::{
-    KeyValue, LogDb, LogError, LogReader, LogStats, OpenError, Opened, Progress, Seq, SharedLogConfig, Update, settle,
+    KeyValue, LogDb, LogError, LogReader, LogStats, OpenError, Opened, Progress, Seq, SharedLogConfig, Update, fill,
+    settle,
 };
 use longboat_io::{DiskLock, Job, SharedDisk};
 use longboat_raft::{GroupId, StoreId, plant};
@@ -85,7 +86,11 @@ impl LogDb for SharedLog {
         if self.check().is_err() {
             return None;
         }
-        settle::job(&self.shared, self.writer.last_seq).map(|job| Box::new(job) as Box<dyn Job>)
+        let last_seq = self.writer.last_seq;
+        if let Some(job) = settle::job(&self.shared, last_seq) {
+            return Some(Box::new(job));
+        }
+        fill::job(&self.shared, last_seq).map(|job| Box::new(job) as Box<dyn Job>)
     }
 
     fn pinned(&mut self) -> Vec<GroupId> {
@@ -189,7 +194,9 @@ fn make_journal(disk: &SharedDisk, config: &SharedLogConfig, ids: Ids, store: St
     let mut block = Vec::new();
     header.encode(&mut block);
     for number in 1..=2 {
-        let file = SegmentFile::create(disk, &dir, number, config.segment_bytes)?;
+        let mut file = SegmentFile::create(disk, &dir, number, config.segment_bytes)?;
+        // A new store has the time: what is written to them later is written over.
+        file.fill(0, u64::MAX)?;
         if number == use_number {
             let mut file = disk.open(&file.path)?;
             file.write_all_at(&block, 0)?;
@@ -258,6 +265,7 @@ fn share(
         settled_entries: AtomicU64::new(0),
         failure: Mutex::new(None),
         job_running: AtomicBool::new(false),
+        looked_at: AtomicU64::new(0),
         closed: AtomicBool::new(false),
         pins: Mutex::new(Pins::default()),
         _lock: lock,
