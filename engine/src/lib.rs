@@ -12,6 +12,7 @@ pub mod notify;
 pub mod outbox;
 pub mod poller;
 pub mod queue;
+mod receive;
 pub mod replica;
 mod reseal;
 pub mod shared;

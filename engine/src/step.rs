@@ -10,7 +10,6 @@
 //! - A token, message or command for an older generation of a slot finds no replica and is dropped.
 
 use crate::apply::ApplyTask;
-use crate::config::ROUND_NANOS_MAX;
 use crate::late::Late;
 use crate::log_writer::{SealedBatch, WriterInbox};
 use crate::outbox::Outbox;
@@ -21,9 +20,9 @@ use crate::wheel::TimingWheel;
 use crate::worker::{Work, Worker};
 use ahash::AHashMap;
 use longboat_logdb::{Record, Update};
-use longboat_raft::{Body, GroupEpoch, GroupId, HostId, Message, Output, PersistToken, Time, Violation};
+use longboat_raft::{GroupId, Output, PersistToken, Time, Violation};
 use longboat_rsm::RequestError;
-use longboat_transport::{Lane, Transport, wire};
+use longboat_transport::Transport;
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -76,7 +75,7 @@ pub struct StepWorker {
     pub(crate) snapshots: Arc<SnapshotIo>,
     slots: Vec<Slot>,
     free: Vec<u32>,
-    by_group: AHashMap<GroupId, u32>,
+    pub(crate) by_group: AHashMap<GroupId, u32>,
     wheel: TimingWheel,
     /// Slots to visit in this round, each once.
     active: Vec<u32>,
@@ -85,9 +84,9 @@ pub struct StepWorker {
     pub(crate) open: Open,
     sealed: VecDeque<Sealed>,
     next_seq: u64,
-    control: VecDeque<InFrame>,
-    bulk: VecDeque<InFrame>,
-    taken: Vec<InFrame>,
+    pub(crate) control: VecDeque<InFrame>,
+    pub(crate) bulk: VecDeque<InFrame>,
+    pub(crate) taken: Vec<InFrame>,
     ready: Vec<SlotRef>,
     expired: Vec<u32>,
     pub(crate) apply: Vec<Vec<ApplyTask>>,
@@ -137,7 +136,7 @@ impl StepWorker {
         }
     }
 
-    fn inbox(&self) -> &WorkerInbox {
+    pub(crate) fn inbox(&self) -> &WorkerInbox {
         &self.host.workers[self.index]
     }
 
@@ -300,7 +299,7 @@ impl StepWorker {
     }
 
     /// A contradiction stops the replica; else it is visited at the end of the round.
-    fn after_step(&mut self, slot: u32, stepped: Result<(), Violation>) {
+    pub(crate) fn after_step(&mut self, slot: u32, stepped: Result<(), Violation>) {
         match stepped {
             Ok(()) => self.activate(slot),
             Err(violation) => self.quarantine(slot, &violation.to_string()),
@@ -319,72 +318,13 @@ impl StepWorker {
     }
 
     /// Runs what concerns one group; a panic there (a broken assertion over its own state) stops that group only.
-    fn guarded(&mut self, slot: u32, act: impl FnOnce(&mut Self)) {
+    pub(crate) fn guarded(&mut self, slot: u32, act: impl FnOnce(&mut Self)) {
         if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| act(self))) {
             let text = crate::apply::panic_text(&*panic);
             if self.slots[slot as usize].replica.is_some() {
                 self.quarantine(slot, &text);
             }
         }
-    }
-
-    /// Steps received frames, those of the control lane first, until the round's time is up. Returns whether some are left.
-    fn take_frames(&mut self, now: Time) -> bool {
-        let mut taken = std::mem::take(&mut self.taken);
-        self.inbox().take_frames(&mut taken);
-        for frame in taken.drain(..) {
-            let queue = if frame.lane == Lane::Control { &mut self.control } else { &mut self.bulk };
-            queue.push_back(frame);
-        }
-        self.taken = taken;
-        while let Some(frame) = self.control.pop_front().or_else(|| self.bulk.pop_front()) {
-            self.inbox().frame_done(&frame);
-            self.step_frame(now, frame);
-            let left = !(self.control.is_empty() && self.bulk.is_empty());
-            if left && self.host.clock.now().nanos_since(now) > ROUND_NANOS_MAX {
-                return true;
-            }
-        }
-        false
-    }
-
-    fn step_frame(&mut self, now: Time, frame: InFrame) {
-        for incoming in wire::messages(frame.frame) {
-            let Ok(incoming) = incoming else {
-                self.host.counters.bad_frames.fetch_add(1, Ordering::Relaxed);
-                return;
-            };
-            match self.by_group.get(&incoming.group) {
-                // A snapshot comes in chunks, and is told to raft when its files are durable; never like this.
-                Some(_) if matches!(incoming.message.body, Body::Snapshot(_)) => {
-                    self.host.counters.bad_frames.fetch_add(1, Ordering::Relaxed);
-                }
-                Some(&slot) => {
-                    self.guarded(slot, |w| w.deliver(now, slot, incoming.epoch, frame.from, incoming.message));
-                }
-                None if self.host.workers.len() == 1 => {
-                    self.host.counters.dropped_unknown.fetch_add(1, Ordering::Relaxed);
-                }
-                None => {}
-            }
-        }
-    }
-
-    fn deliver(&mut self, now: Time, slot: u32, epoch: GroupEpoch, from: HostId, message: Message) {
-        let replica = self.replica(slot);
-        if epoch != replica.shared.epoch {
-            self.host.counters.dropped_epoch.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        if message.to != replica.config.replica || !replica.accepts_from(message.from, from) {
-            self.host.counters.dropped_unknown.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        if let Body::Snapshot(meta) = &message.body {
-            replica.delivered = Some(meta.pos.index);
-        }
-        let stepped = replica.core.step(now, message);
-        self.after_step(slot, stepped);
     }
 
     fn take_ready(&mut self, now: Time) {
