@@ -59,6 +59,14 @@ pub struct SendJob {
     seen: u64,
     moved: Time,
     all_sent: bool,
+    ended: bool,
+}
+
+impl Drop for SendJob {
+    /// A transfer that was not finished, because its job panicked or the pool ended, has failed.
+    fn drop(&mut self) {
+        let _ = self.finish(false);
+    }
 }
 
 impl SendJob {
@@ -89,11 +97,15 @@ impl SendJob {
             seen: 0,
             moved: io.host.clock.now(),
             all_sent: false,
+            ended: false,
         }));
         true
     }
 
     fn finish(&mut self, ok: bool) -> JobState {
+        if std::mem::replace(&mut self.ended, true) {
+            return JobState::Done;
+        }
         self.io.sends.answers.lock().remove(&self.stream_id);
         self.io.sends.running.fetch_sub(1, Ordering::Relaxed);
         let command = Command::SnapshotSent { shared: Arc::clone(&self.shared), to: self.to, ok };
@@ -301,6 +313,7 @@ impl SnapshotIo {
             file: None,
             moved: self.host.clock.now(),
             finishing: false,
+            ended: false,
         }));
         true
     }
@@ -334,10 +347,21 @@ struct ReceiveJob {
     file: Option<IncomingSnapshot>,
     moved: Time,
     finishing: bool,
+    ended: bool,
+}
+
+impl Drop for ReceiveJob {
+    /// A transfer that was not finished, because its job panicked or the pool ended, is refused.
+    fn drop(&mut self) {
+        let _ = self.end(ChunkOutcome::Refused);
+    }
 }
 
 impl ReceiveJob {
     fn end(&mut self, outcome: ChunkOutcome) -> JobState {
+        if std::mem::replace(&mut self.ended, true) {
+            return JobState::Done;
+        }
         let mut streams = self.io.receives.streams.lock();
         if streams.get(&self.key.group).is_some_and(|s| s.stream_id == self.key.stream_id) {
             streams.remove(&self.key.group);

@@ -1,5 +1,6 @@
 //! Background jobs: resumable structs, run in small steps on a pool or by the simulator.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,7 +16,8 @@ pub enum JobState {
     Done,
 }
 
-/// Work that is done in steps. A job reports its outcome itself, through whatever it was built with.
+/// Work that is done in steps. A job reports its outcome itself, through whatever it was built with; one that is dropped
+/// before it is done, because it panicked or the pool ended, must report that too.
 pub trait Job: Send + 'static {
     /// Does about `budget` bytes of work. Must return; must not wait for other jobs.
     fn step(&mut self, budget: usize) -> JobState;
@@ -59,7 +61,9 @@ impl RayonSpawner {
     }
 
     fn run(self, mut job: Box<dyn Job>) {
-        match job.step(STEP_BYTES) {
+        // A job that panics ends like one that is dropped: it tells its owner in its `drop`, and the pool goes on.
+        let state = std::panic::catch_unwind(AssertUnwindSafe(|| job.step(STEP_BYTES)));
+        match state.unwrap_or(JobState::Done) {
             JobState::Done => {
                 drop(job);
                 self.running.fetch_sub(1, Ordering::AcqRel);
@@ -85,5 +89,40 @@ impl Spawner for RayonSpawner {
 impl std::fmt::Debug for RayonSpawner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RayonSpawner").field("threads", &self.pool.current_num_threads()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Panics(Arc<AtomicUsize>);
+
+    impl Job for Panics {
+        fn step(&mut self, _budget: usize) -> JobState {
+            panic!("planned");
+        }
+    }
+
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_job_that_panics_is_dropped_and_the_pool_goes_on() {
+        let spawner = RayonSpawner::new("test", 1).expect("a thread");
+        let dropped = Arc::new(AtomicUsize::new(0));
+        for _ in 0..3 {
+            spawner.spawn(Box::new(Panics(Arc::clone(&dropped))));
+        }
+        for _ in 0..10_000 {
+            if spawner.running() == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!((spawner.running(), dropped.load(Ordering::SeqCst)), (0, 3));
     }
 }
