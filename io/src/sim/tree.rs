@@ -51,6 +51,14 @@ impl Change {
         }
     }
 
+    /// Whether the change removed what had this path, or a directory above it. A directory that is there now was made later.
+    fn takes_away(&self, dir: &Path) -> bool {
+        match self {
+            Self::Make(..) => false,
+            Self::Remove(path) | Self::Rename(path, ..) => dir.starts_with(path),
+        }
+    }
+
     /// Whether syncing this directory makes the change durable.
     fn is_of(&self, dir: &Path) -> bool {
         match self {
@@ -149,6 +157,11 @@ impl Tree {
         if !self.is_dir(dir) {
             return Err(io::ErrorKind::NotFound.into());
         }
+        // What went by this directory's name before it was made is not this directory: it must not take the names with it
+        // that are made durable now.
+        for change in self.pending.extract_if(.., |c| c.takes_away(dir)) {
+            change.apply(&mut self.durable);
+        }
         for change in self.pending.extract_if(.., |c| c.is_of(dir)) {
             change.apply(&mut self.durable);
         }
@@ -181,5 +194,27 @@ impl Tree {
 
     pub(super) fn file_names(&self) -> Vec<PathBuf> {
         self.names.iter().filter(|(_, n)| matches!(n, Node::File(_))).map(|(p, _)| p.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_removal_does_not_take_newer_durable_names_with_it() {
+        let mut tree = Tree::default();
+        let (dir, file, done) = (Path::new("a/x.tmp"), Path::new("a/x.tmp/f"), Path::new("a/x"));
+        tree.make_dirs(dir).expect("made");
+        tree.sync(Path::new("")).expect("synced");
+        tree.sync(Path::new("a")).expect("synced");
+        tree.remove_dir(dir);
+        tree.make_dirs(dir).expect("made");
+        tree.make_file(file, 1).expect("made");
+        tree.sync(dir).expect("synced");
+        tree.rename(dir, done).expect("renamed");
+        tree.sync(Path::new("a")).expect("synced");
+        tree.power_loss(&mut Rng(1), 0);
+        assert_eq!(tree.file(Path::new("a/x/f")).expect("it was synced before it got its name"), 1);
     }
 }

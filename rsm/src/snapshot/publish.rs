@@ -154,18 +154,20 @@ impl Publication {
         Ok(())
     }
 
-    /// Makes the name durable, and those of the directories above it unless an earlier snapshot did that.
+    /// Makes the name durable, and those of the directories above it unless this process has done that for an earlier
+    /// snapshot. That one is there says nothing: its maker may have died between its name and the last sync.
     fn sync_dirs(&self) -> Result<(), SnapshotError> {
         let Place { store, group, replica, .. } = &self.place;
         let replica_dir = store.replica_dir(*group, *replica);
         store.disk.sync_dir(&replica_dir)?;
-        if store.list(*group, *replica)?.len() == 1 {
+        if !store.is_anchored(*group, *replica) {
             let group_dir = store.group_dir(*group);
             store.disk.sync_dir(&group_dir)?;
             store.disk.sync_dir(&store.root)?;
             if let Some(parent) = store.root.parent().filter(|p| !p.as_os_str().is_empty()) {
                 store.disk.sync_dir(parent)?;
             }
+            store.anchored(*group, *replica);
         }
         Ok(())
     }

@@ -10,6 +10,8 @@ use super::writer::SnapshotWriter;
 use longboat_io::DiskFile;
 use longboat_io::disk::SharedDisk;
 use longboat_raft::{GroupId, Index, ReplicaId};
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,12 +28,14 @@ pub struct SnapshotStore {
     pub(crate) root: PathBuf,
     /// Numbers temporary directories, so that a job that is still stopping can't touch its successor's.
     attempts: Arc<AtomicU64>,
+    /// Replicas whose directories were synced all the way up by this process.
+    anchored: Arc<Mutex<BTreeSet<(GroupId, ReplicaId)>>>,
 }
 
 impl SnapshotStore {
     /// The store under `root`. Makes no directory.
     pub fn new(disk: SharedDisk, root: PathBuf) -> Self {
-        Self { disk, root, attempts: Arc::new(AtomicU64::new(0)) }
+        Self { disk, root, attempts: Arc::default(), anchored: Arc::default() }
     }
 
     /// Begins a snapshot file. Once `stop` is set, its writes fail from the next block on.
@@ -79,6 +83,15 @@ impl SnapshotStore {
         let mut reader = self.open(group, replica, index)?;
         reader.drain()?;
         Ok(reader.header().clone())
+    }
+
+    /// Whether the names of the replica's directories are known to be durable.
+    pub(crate) fn is_anchored(&self, group: GroupId, replica: ReplicaId) -> bool {
+        self.anchored.lock().contains(&(group, replica))
+    }
+
+    pub(crate) fn anchored(&self, group: GroupId, replica: ReplicaId) {
+        self.anchored.lock().insert((group, replica));
     }
 
     pub(crate) fn open_file(
@@ -149,6 +162,7 @@ impl SnapshotStore {
     /// # Errors
     /// When the files can't be removed.
     pub fn remove_group(&self, group: GroupId) -> Result<(), SnapshotError> {
+        self.anchored.lock().retain(|(g, _)| *g != group);
         Ok(self.disk.remove_dir_all(&self.group_dir(group))?)
     }
 
