@@ -199,7 +199,9 @@ impl Group {
         match self.writes.get(&serial) {
             None => return Err(format!("write {serial} is applied, and nobody proposed it")),
             Some(Fate::Refused(error)) => {
-                return Err(format!("write {serial} is applied, and its client was told that it never will be: {error}"));
+                return Err(format!(
+                    "write {serial} is applied, and its client was told that it never will be: {error}"
+                ));
             }
             Some(Fate::Open) => {}
         }
@@ -215,12 +217,10 @@ impl Group {
 
     fn observe_leader(&mut self, replica: &Replica) -> Result<(), String> {
         let (id, term) = (replica.config.replica, replica.core.term());
-        if !self.leaders.contains_key(&term) {
-            self.leaders.insert(term, id);
-            self.check_complete(replica)?;
-        }
-        if self.leaders[&term] != id {
-            return Err(format!("two leaders in term {term}: replicas {} and {id}", self.leaders[&term]));
+        match self.leaders.insert(term, id) {
+            None => self.check_complete(replica)?,
+            Some(known) if known == id => {}
+            Some(known) => return Err(format!("two leaders in term {term}: replicas {known} and {id}")),
         }
         let commit = replica.core.commit();
         let known = self.commits.values().map(|c| c.index).max().unwrap_or_default();
