@@ -65,6 +65,8 @@ pub(crate) struct Replayed {
     pub(crate) use_number_max: u64,
     /// What must be written again before anything else.
     pub(crate) last_written: Vec<LastWritten>,
+    /// The block at `position` holds the header of a torn footer.
+    pub(crate) torn_footer: bool,
 }
 
 /// Blocks that may be in the page cache only.
@@ -172,8 +174,8 @@ pub(crate) fn replay(
         files.bytes += file.capacity;
         files.free.push(Arc::new(file));
     }
-    let Replay { index, groups, position, last_seq, last_written, .. } = replay;
-    Ok(Replayed { index, groups, files, header, position, last_seq, use_number_max, last_written })
+    let Replay { index, groups, position, last_seq, last_written, torn_footer, .. } = replay;
+    Ok(Replayed { index, groups, files, header, position, last_seq, use_number_max, last_written, torn_footer })
 }
 
 /// The replay as far as it has come.
@@ -185,6 +187,8 @@ struct Replay {
     oldest_needed: u64,
     position: u64,
     last_written: Vec<LastWritten>,
+    /// The header of a footer is at `position`, but not all of its list.
+    torn_footer: bool,
 }
 
 /// A record that passed every check.
@@ -199,7 +203,8 @@ impl Replay {
         for folded in groups.values() {
             index.load(&folded.state, folded.rows);
         }
-        Self { index, groups, last_seq: settled, oldest_needed: 0, position: BLOCK, last_written: Vec::new() }
+        let (last_written, torn_footer) = (Vec::new(), false);
+        Self { index, groups, last_seq: settled, oldest_needed: 0, position: BLOCK, last_written, torn_footer }
     }
 
     /// Replays one segment. Returns the use in which the journal goes on, if this one is sealed.
@@ -247,7 +252,8 @@ impl Replay {
         Ok(())
     }
 
-    /// The footer at the current position, if there is one; then the segment is sealed.
+    /// The footer at the current position, if there is one; then the segment is sealed. One whose list is torn is none:
+    /// header and list are one write, and only what comes after it says whether it was the one under way.
     fn footer(&mut self, window: &mut Window<'_>, segment: &Segment) -> Result<Option<FooterHeader>, OpenError> {
         let Some(front) = window.bytes(self.position, FOOTER_HEADER_BYTES as u64)? else { return Ok(None) };
         let Some(footer) = FooterHeader::decode(&front, segment.seed) else { return Ok(None) };
@@ -259,9 +265,11 @@ impl Replay {
         let body = self.index.footer();
         let mut expected = Vec::new();
         body.encode(&mut expected);
-        if footer.body_crc != crc(segment.seed, &bytes[FOOTER_HEADER_BYTES..])
-            || bytes[FOOTER_HEADER_BYTES..] != expected
-        {
+        if footer.body_crc != crc(segment.seed, &bytes[FOOTER_HEADER_BYTES..]) {
+            self.torn_footer = true;
+            return Ok(None);
+        }
+        if bytes[FOOTER_HEADER_BYTES..] != expected {
             return Err(damaged("it does not list what the records hold"));
         }
         segment.sealed.set(Sealed { offset: self.position, footer }).expect("a segment is replayed once");

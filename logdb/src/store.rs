@@ -1,7 +1,7 @@
 //! The shared store: opening it, and its face as a [`LogDb`].
 
 use crate::fold::Folded;
-use crate::format::SegmentHeader;
+use crate::format::{BLOCK, SegmentHeader};
 use crate::identity::{self, Ids};
 use crate::kv::{KEY_IDENTITY, KEY_SETTLED, KEY_SETTLING, Kv, KvBatch, MemKv, RocksKv, Table, group_of_key};
 use crate::reader::SharedReader;
@@ -13,7 +13,7 @@ use crate::{
     KeyValue, LogDb, LogError, LogReader, LogStats, OpenError, Opened, Progress, Seq, SharedLogConfig, Update, fill,
     settle,
 };
-use longboat_io::{DiskLock, Job, SharedDisk};
+use longboat_io::{DiskFile, DiskLock, Job, SharedDisk};
 use longboat_raft::{GroupId, StoreId, plant};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
@@ -225,7 +225,8 @@ fn recover_store(
         settle::sweep(&*kv, &rows)?;
     }
     let replayed = recover::replay(found, rows, settled, config.segment_bytes)?;
-    let Replayed { index, groups, files, header, position, last_seq, use_number_max, last_written } = replayed;
+    let Replayed { index, groups, files, header, position, last_seq, use_number_max, last_written, torn_footer } =
+        replayed;
     if !plant::is("reopen-without-rewrite") {
         write_again(&disk, &last_written)?;
     }
@@ -233,7 +234,11 @@ fn recover_store(
     let segment = index.segments.back().map(Arc::clone).expect("a journal has a segment that is written");
     let shared = Arc::new(share(disk, config, kv, lock, Recovered { index, files, settled }));
     let active = open_active(&shared, Arc::clone(&segment.file), header)?;
-    let active = Active { segment, position, ..active };
+    let mut active = Active { segment, position, ..active };
+    if torn_footer {
+        // A later footer here has the same list, perhaps, but goes on elsewhere: the old header must not come back.
+        erase(&mut *active.file, position)?;
+    }
     let writer = Writer::new(Arc::clone(&shared), ids, active, last_seq, use_number_max);
     let log = SharedLog { writer, shared, failed: None };
     Ok(Opened { log, store, groups: recover::states(groups) })
@@ -295,6 +300,12 @@ fn load_rows(kv: &dyn Kv) -> Result<(BTreeMap<GroupId, Folded>, u64), OpenError>
     let settled = kv.get(Table::State, KEY_SETTLED)?.and_then(|v| Some(u64::from_le_bytes(v.try_into().ok()?)));
     let settled = settled.ok_or_else(|| OpenError::Corrupt("the key-value store has no settled sequence".into()))?;
     Ok((groups, settled))
+}
+
+/// Makes a block durably say nothing.
+fn erase(file: &mut dyn DiskFile, offset: u64) -> io::Result<()> {
+    file.write_all_at(&[0; BLOCK as usize], offset)?;
+    file.sync_data()
 }
 
 /// Writes blocks again with the bytes that they have, and syncs them: what was read may be in the page cache only, and

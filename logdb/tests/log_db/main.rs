@@ -1,7 +1,8 @@
 //! One suite for every log store: the shared store over real and simulated disks, and a model in memory.
 //!
 //! `conformance` says what any store must do; `random` holds stores against the model over random operations and
-//! reopenings; `crash` kills, cuts the power and fails syncs at every write; `refusals` are the directories that
+//! reopenings; `crash` kills, cuts the power and fails syncs at every write; `recovery`
+//! holds single crashes that are rarer than that; `refusals` are the directories that
 //! must not be opened; `recycling` goes round the journal many times.
 
 mod conformance;
@@ -9,6 +10,7 @@ mod crash;
 mod driver;
 mod model;
 mod random;
+mod recovery;
 mod recycling;
 mod refusals;
 mod scenarios;
