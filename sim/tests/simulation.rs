@@ -90,3 +90,13 @@ fn what_waits_behind_a_chunk_without_a_leader_is_not_forgotten_when_that_times_o
 fn a_tail_that_is_written_again_is_not_written_twice_in_one_batch() {
     live(66);
 }
+
+#[test]
+fn a_footer_that_a_power_loss_tore_does_not_refuse_the_host() {
+    live(2112);
+}
+
+#[test]
+fn a_published_snapshot_is_there_after_a_power_loss() {
+    live(999);
+}
