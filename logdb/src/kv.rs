@@ -78,8 +78,28 @@ pub(crate) trait Kv: Send + Sync + std::fmt::Debug {
 
 /// The store id, so that another host's key-value store is noticed.
 pub(crate) const KEY_IDENTITY: &[u8] = b"\0identity";
-/// The last record of the journal that is settled.
+/// Through where the journal is settled: a [`Settled`].
 pub(crate) const KEY_SETTLED: &[u8] = b"\0settled";
+/// How far the key-value store is the fold of the journal, and where the rest of the journal starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Settled {
+    /// The last record that is settled.
+    pub(crate) seq: u64,
+    /// The segment's use with the record after it. Sequences don't tell: a use that was prepared before a crash and
+    /// never written to starts where the one starts that was written after it.
+    pub(crate) next_use_id: u64,
+}
+
+impl Settled {
+    pub(crate) fn encode(self) -> Vec<u8> {
+        [self.seq.to_le_bytes(), self.next_use_id.to_le_bytes()].concat()
+    }
+
+    pub(crate) fn decode(mut bytes: &[u8]) -> Option<Self> {
+        (bytes.len() == 16).then(|| Self { seq: bytes.get_u64_le(), next_use_id: bytes.get_u64_le() })
+    }
+}
+
 /// Present while a pass has written rows but not yet what refers to them.
 pub(crate) const KEY_SETTLING: &[u8] = b"\0settling";
 /// What the keys of group rows begin with.

@@ -16,6 +16,7 @@ use crate::format::{
 use crate::frame::{self, Frame};
 use crate::identity::LOST_AND_FOUND;
 use crate::index::LogIndex;
+use crate::kv::Settled;
 use crate::segment::{Sealed, Segment, SegmentFile, Window};
 use crate::shared::Files;
 use crate::{GroupState, OpenError};
@@ -67,6 +68,8 @@ pub(crate) struct Replayed {
     pub(crate) last_written: Vec<LastWritten>,
     /// The block at `position` holds the header of a torn footer.
     pub(crate) torn_footer: bool,
+    /// Free files that were given a use after the one that is being written, before the crash.
+    pub(crate) prepared: Vec<PathBuf>,
 }
 
 /// Blocks that may be in the page cache only.
@@ -137,15 +140,19 @@ pub(crate) fn holds_records(disk: &SharedDisk, dir: &Path) -> Result<bool, OpenE
 pub(crate) fn replay(
     found: Found,
     rows: BTreeMap<GroupId, Folded>,
-    settled: u64,
+    settled: Settled,
     segment_bytes: u64,
 ) -> Result<Replayed, OpenError> {
-    let mut replay = Replay::new(rows, settled);
+    let mut replay = Replay::new(rows, settled.seq);
     let mut unused: BTreeMap<u64, Candidate> = found.candidates.into_iter().map(|c| (c.header.use_number, c)).collect();
     let use_number_max = unused.last_key_value().map_or(0, |(n, _)| *n);
-    let first = unused.values().rev().find(|c| c.header.first_seq == settled + 1).map(|c| c.header.use_number);
+    let is_first = |c: &&Candidate| (c.header.use_id, c.header.first_seq) == (settled.next_use_id, settled.seq + 1);
+    let first = unused.values().find(is_first).map(|c| c.header.use_number);
     let Some(first) = first else {
-        return Err(OpenError::Corrupt(format!("no segment starts at record {}, the first one needed", settled + 1)));
+        return Err(OpenError::Corrupt(format!(
+            "no segment starts at record {}, the first one needed",
+            settled.seq + 1
+        )));
     };
     let mut candidate = unused.remove(&first).expect("just found");
     let mut count = 0;
@@ -165,8 +172,10 @@ pub(crate) fn replay(
         }
     };
     replay.check_later(&header, unused.values())?;
-    replay.check_settled(settled)?;
+    replay.check_settled(settled.seq)?;
     replay.index.check().map_err(OpenError::Corrupt)?;
+    let later = unused.values().filter(|c| c.header.use_number > header.use_number);
+    let prepared = later.map(|c| c.file.path.clone()).collect();
     let mut files = Files { next_number: found.next_number, count, bytes, ..Files::default() };
     for mut file in found.blank.into_iter().chain(unused.into_values().map(|c| c.file)) {
         file.reserve(segment_bytes)?;
@@ -175,7 +184,18 @@ pub(crate) fn replay(
         files.free.push(Arc::new(file));
     }
     let Replay { index, groups, position, last_seq, last_written, torn_footer, .. } = replay;
-    Ok(Replayed { index, groups, files, header, position, last_seq, use_number_max, last_written, torn_footer })
+    Ok(Replayed {
+        index,
+        groups,
+        files,
+        header,
+        position,
+        last_seq,
+        use_number_max,
+        last_written,
+        torn_footer,
+        prepared,
+    })
 }
 
 /// The replay as far as it has come.

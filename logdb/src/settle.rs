@@ -11,7 +11,9 @@
 use crate::codec::{Rows, group_row};
 use crate::fold::Folded;
 use crate::format::{BLOCK, FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterGroup};
-use crate::kv::{KEY_SETTLED, KEY_SETTLING, KvBatch, KvError, LogRow, Table, group_key, log_key, take_log_key};
+use crate::kv::{
+    KEY_SETTLED, KEY_SETTLING, KvBatch, KvError, LogRow, Settled, Table, group_key, log_key, take_log_key,
+};
 use crate::reader::{Gather, read_footer};
 use crate::recover::SegmentFrames;
 use crate::segment::Segment;
@@ -296,7 +298,8 @@ impl SettleJob {
 
     fn finish(&mut self) -> Result<JobState, Failed> {
         let last = self.segments.last().expect("a pass has segments");
-        let (through, settled) = (last.use_number, last.sealed.get().expect("sealed").footer.last_seq);
+        let footer = last.sealed.get().expect("sealed").footer;
+        let (through, settled) = (last.use_number, footer.last_seq);
         let mut batch = KvBatch::default();
         for (group, folded) in &self.groups {
             let mut state = folded.state.clone();
@@ -305,7 +308,8 @@ impl SettleJob {
             }
             batch.put(Table::State, group_key(*group), group_row(&state, folded.rows));
         }
-        batch.put(Table::State, KEY_SETTLED.to_vec(), settled.to_le_bytes().to_vec());
+        let row = Settled { seq: settled, next_use_id: footer.next_use_id };
+        batch.put(Table::State, KEY_SETTLED.to_vec(), row.encode());
         batch.delete(Table::State, KEY_SETTLING.to_vec());
         self.shared.kv.write(batch)?;
         self.shared.kv.flush()?;

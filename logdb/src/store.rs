@@ -3,7 +3,7 @@
 use crate::fold::Folded;
 use crate::format::{BLOCK, SegmentHeader};
 use crate::identity::{self, Ids};
-use crate::kv::{KEY_IDENTITY, KEY_SETTLED, KEY_SETTLING, Kv, KvBatch, MemKv, RocksKv, Table, group_of_key};
+use crate::kv::{KEY_IDENTITY, KEY_SETTLED, KEY_SETTLING, Kv, KvBatch, MemKv, RocksKv, Settled, Table, group_of_key};
 use crate::reader::SharedReader;
 use crate::recover::{self, LastWritten, Owner, Replayed};
 use crate::segment::SegmentFile;
@@ -167,10 +167,12 @@ fn make(disk: &SharedDisk, config: &SharedLogConfig, ids: Ids) -> Result<(StoreI
     let store = ids.store()?;
     let mut batch = KvBatch::default();
     batch.put(Table::State, KEY_IDENTITY.to_vec(), store.0.to_le_bytes().to_vec());
-    batch.put(Table::State, KEY_SETTLED.to_vec(), 0u64.to_le_bytes().to_vec());
+    let use_number = 1;
+    let use_id = ids.segment_use(use_number)?;
+    batch.put(Table::State, KEY_SETTLED.to_vec(), Settled { seq: 0, next_use_id: use_id }.encode());
     kv.write(batch)?;
     kv.flush()?;
-    make_journal(disk, config, ids, store)?;
+    make_journal(disk, config, SegmentHeader { store, host: config.host_id, use_number, use_id, first_seq: 1 })?;
     for dir in [Some(journal.as_path()), journal.parent(), dir.parent()].into_iter().flatten() {
         if !dir.as_os_str().is_empty() {
             disk.sync_dir(dir)?;
@@ -183,21 +185,18 @@ fn make(disk: &SharedDisk, config: &SharedLogConfig, ids: Ids) -> Result<(StoreI
 }
 
 /// Two segments, the first one in use, after whatever an interrupted attempt left was removed.
-fn make_journal(disk: &SharedDisk, config: &SharedLogConfig, ids: Ids, store: StoreId) -> Result<(), OpenError> {
+fn make_journal(disk: &SharedDisk, config: &SharedLogConfig, header: SegmentHeader) -> Result<(), OpenError> {
     let dir = config.journal_dir();
     for name in recover::names(disk, &dir)? {
         disk.remove_file(&dir.join(name))?;
     }
-    let use_number = 1;
-    let header =
-        SegmentHeader { store, host: config.host_id, use_number, use_id: ids.segment_use(use_number)?, first_seq: 1 };
     let mut block = Vec::new();
     header.encode(&mut block);
     for number in 1..=2 {
         let mut file = SegmentFile::create(disk, &dir, number, config.segment_bytes)?;
         // A new store has the time: what is written to them later is written over.
         file.fill(0, u64::MAX)?;
-        if number == use_number {
+        if number == 1 {
             let mut file = disk.open(&file.path)?;
             file.write_all_at(&block, 0)?;
             file.sync_data()?;
@@ -225,19 +224,39 @@ fn recover_store(
         settle::sweep(&*kv, &rows)?;
     }
     let replayed = recover::replay(found, rows, settled, config.segment_bytes)?;
-    let Replayed { index, groups, files, header, position, last_seq, use_number_max, last_written, torn_footer } =
-        replayed;
+    let Replayed {
+        index,
+        groups,
+        files,
+        header,
+        position,
+        last_seq,
+        use_number_max,
+        last_written,
+        torn_footer,
+        prepared,
+    } = replayed;
     if !plant::is("reopen-without-rewrite") {
         write_again(&disk, &last_written)?;
     }
-    tracing::info!(groups = groups.len(), settled, last_seq, segments = index.segments.len(), "opened a log store");
+    tracing::info!(
+        groups = groups.len(),
+        settled = settled.seq,
+        last_seq,
+        segments = index.segments.len(),
+        "opened a log store"
+    );
     let segment = index.segments.back().map(Arc::clone).expect("a journal has a segment that is written");
-    let shared = Arc::new(share(disk, config, kv, lock, Recovered { index, files, settled }));
+    let shared = Arc::new(share(disk, config, kv, lock, Recovered { index, files, settled: settled.seq }));
     let active = open_active(&shared, Arc::clone(&segment.file), header)?;
     let mut active = Active { segment, position, ..active };
     if torn_footer {
         // A later footer here has the same list, perhaps, but goes on elsewhere: the old header must not come back.
         erase(&mut *active.file, position)?;
+    }
+    for path in prepared {
+        // Nothing was written under that use. The journal goes on without it, so nobody must ever go on in it.
+        erase(&mut *shared.disk.open(&path)?, 0)?;
     }
     let writer = Writer::new(Arc::clone(&shared), ids, active, last_seq, use_number_max);
     let log = SharedLog { writer, shared, failed: None };
@@ -278,7 +297,7 @@ fn share(
 }
 
 /// Every group's row, and the last record that they are the fold of.
-fn load_rows(kv: &dyn Kv) -> Result<(BTreeMap<GroupId, Folded>, u64), OpenError> {
+fn load_rows(kv: &dyn Kv) -> Result<(BTreeMap<GroupId, Folded>, Settled), OpenError> {
     let mut groups = BTreeMap::new();
     let mut malformed = None;
     kv.scan(Table::State, &[], &mut |key, value| {
@@ -297,7 +316,7 @@ fn load_rows(kv: &dyn Kv) -> Result<(BTreeMap<GroupId, Folded>, u64), OpenError>
     if let Some(e) = malformed {
         return Err(e);
     }
-    let settled = kv.get(Table::State, KEY_SETTLED)?.and_then(|v| Some(u64::from_le_bytes(v.try_into().ok()?)));
+    let settled = kv.get(Table::State, KEY_SETTLED)?.and_then(|v| Settled::decode(&v));
     let settled = settled.ok_or_else(|| OpenError::Corrupt("the key-value store has no settled sequence".into()))?;
     Ok((groups, settled))
 }

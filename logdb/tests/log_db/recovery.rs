@@ -2,6 +2,7 @@
 
 use crate::support::*;
 use longboat_io::sim::SimDisk;
+use std::path::PathBuf;
 
 /// Groups with an entry in every batch: their footer is more than a page long.
 const MANY_GROUPS: u64 = 200;
@@ -62,4 +63,74 @@ fn goes_on(mut host: SimHost, i: u64) {
     disk.power_loss();
     let (_log, _, groups) = host.open().unwrap_or_else(|e| panic!("batch {i}, at the end: {e}"));
     assert!(groups.iter().all(|g| g.last.index.0 == last + 3));
+}
+
+/// The files whose header block says that they have a use, by use number, and whether a record follows.
+fn uses(disk: &SimDisk) -> Vec<(u64, PathBuf, bool)> {
+    let mut uses: Vec<_> = disk
+        .files()
+        .into_iter()
+        .map(|path| (disk.contents(&path).expect("there"), path))
+        .filter(|(bytes, _)| bytes.starts_with(b"LONGBJNL"))
+        .map(|(bytes, path)| {
+            let number = u64::from_le_bytes(bytes[40..48].try_into().expect("eight bytes"));
+            (number, path, bytes[4096..].starts_with(b"LBRC"))
+        })
+        .collect();
+    uses.sort();
+    uses
+}
+
+/// Submits one entry and stops the machine after some of its changes, the first time that `wanted` holds.
+fn stop_while_writing(host: &mut SimHost, next: u64, payload: &[u8], wanted: impl Fn(&SimDisk) -> bool) {
+    for (changes, seed) in (0..40).flat_map(|changes| (0..8).map(move |seed| (changes, seed))) {
+        let disk = host.disk.fork();
+        disk.reseed(seed);
+        let mut there = SimHost { disk: disk.clone(), config: host.config.clone() };
+        let (mut log, _, _) = there.open().expect("opens");
+        disk.stop_after(changes);
+        log.submit(vec![append(1, hard(next, next, next), next, &[payload])]);
+        let _ = drain(&mut there, &mut *log);
+        drop(log);
+        disk.kill();
+        if wanted(&disk) {
+            host.disk = disk;
+            return;
+        }
+    }
+    panic!("it never looks like that");
+}
+
+/// A use was prepared and never written to; the journal went on without it, and is settled to where that use starts.
+#[test]
+fn a_use_that_was_prepared_before_a_crash_is_not_where_the_journal_starts() {
+    let mut host = SimHost::tiny(1);
+    host.config.journal_bytes_max = 2 * host.config.segment_bytes;
+    let (mut log, _, _) = host.open().expect("opens");
+    let small = vec![1; 3000];
+    for next in 1..=5 {
+        write(&mut host, &mut *log, vec![append(1, hard(next, next, next), next, &[&small])]);
+    }
+    drop(log);
+    host.disk.kill();
+    stop_while_writing(&mut host, 6, &[1; 30_000], |disk| {
+        matches!(&uses(disk)[..], [(1, _, true), (2, _, false)]) && footers(disk) == 1
+    });
+    stop_while_writing(&mut host, 6, &[1; 60_000], |disk| {
+        matches!(&uses(disk)[..], [(1, _, true), (2, _, false), (3, _, false)]) && footers(disk) == 1
+    });
+    let prepared = uses(&host.disk)[2].1.clone();
+    let header = host.disk.contents(&prepared).expect("there")[..4096].to_vec();
+    let disk = host.disk.clone();
+    let (mut log, _, _) = host.open().expect("opens");
+    assert_eq!(uses(&disk).len(), 2, "the prepared use is gone before anything is written");
+    disk.damage(&prepared, |bytes| bytes[..4096].copy_from_slice(&header)).expect("there");
+    write(&mut host, &mut *log, vec![append(1, hard(6, 6, 6), 6, &[b"acknowledged"])]);
+    while housekeep(&mut *log) {}
+    assert!(log.stats().settled_entries > 0);
+    let groups_at = |host: &mut SimHost| host.open().expect("opens").2;
+    drop(log);
+    disk.kill();
+    let groups = groups_at(&mut host);
+    assert_eq!((groups[0].hard_state, groups[0].last), (hard(6, 6, 6), pos(6, 6)), "even if it came back");
 }
