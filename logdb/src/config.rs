@@ -17,6 +17,9 @@ pub const SEGMENT_BYTES_MAX: u64 = 2 << 30;
 /// after a crash.
 const SETTLE_SEGMENTS_DEFAULT: usize = 4;
 
+/// The journal's directory in the host's, unless it is set apart.
+pub(crate) const JOURNAL: &str = "journal";
+
 /// Where rows go that outlive the journal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeyValue {
@@ -66,7 +69,7 @@ impl SharedLogConfig {
     }
 
     pub(crate) fn journal_dir(&self) -> PathBuf {
-        self.journal_dir.clone().unwrap_or_else(|| self.data_dir.join("journal"))
+        self.journal_dir.clone().unwrap_or_else(|| self.data_dir.join(JOURNAL))
     }
 
     pub(crate) fn validate(&self) -> Result<(), OpenError> {

@@ -18,7 +18,9 @@ const BYTES: usize = 40;
 
 /// What a directory may hold before it has an identity: what an interrupted first opening leaves, and what a file system
 /// puts at its root.
-pub(crate) const LEFTOVERS: [&str; 5] = ["LOCK", FILE_NEXT, "journal", "kv", LOST_AND_FOUND];
+pub(crate) const LEFTOVERS: [&str; 5] = [LOCK, FILE_NEXT, "journal", "kv", LOST_AND_FOUND];
+/// The file that the real disk locks for its directory.
+pub(crate) const LOCK: &str = "LOCK";
 /// Where file systems put what they repaired. A directory may be the root of one.
 pub(crate) const LOST_AND_FOUND: &str = "lost+found";
 

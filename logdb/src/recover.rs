@@ -14,7 +14,7 @@ use crate::format::{
     RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader, crc, padded,
 };
 use crate::frame::{self, Frame};
-use crate::identity::LOST_AND_FOUND;
+use crate::identity::{LOCK, LOST_AND_FOUND};
 use crate::index::LogIndex;
 use crate::kv::Settled;
 use crate::segment::{Sealed, Segment, SegmentFile, Window};
@@ -80,39 +80,58 @@ pub(crate) struct LastWritten {
     pub(crate) length: u64,
 }
 
-/// The names in a journal's directory, but for the file system's own.
-pub(crate) fn names(disk: &SharedDisk, dir: &Path) -> Result<Vec<PathBuf>, OpenError> {
-    let mut names = disk.list(dir)?;
-    names.retain(|n| n != Path::new(LOST_AND_FOUND));
-    Ok(names)
+/// The names in a journal's directory and their numbers, but for the lock and what is the file system's own.
+///
+/// # Errors
+/// When any name is not a segment's: the directory is somebody else's, too.
+fn names(disk: &SharedDisk, dir: &Path) -> Result<Vec<(PathBuf, u64)>, OpenError> {
+    let ours = |name: &PathBuf| ![LOST_AND_FOUND, LOCK].iter().any(|other| Path::new(other) == name);
+    let numbered = |name: PathBuf| match SegmentFile::number(&name) {
+        Some(number) => Ok((dir.join(name), number)),
+        None => Err(OpenError::Format(format!("{} is not a journal segment", dir.join(name).display()))),
+    };
+    disk.list(dir)?.into_iter().filter(ours).map(numbered).collect()
+}
+
+/// The header of a file; `None` when it was given to no use, or that can't be read any more.
+fn header(file: &SegmentFile, owner: Owner) -> Result<Option<SegmentHeader>, OpenError> {
+    let mut front = [0; SEGMENT_HEADER_BYTES];
+    if file.capacity >= BLOCK {
+        file.read_into(&mut front, 0)?;
+    }
+    let path = file.path.display();
+    match SegmentHeader::decode(&front) {
+        Ok(header) if (header.store, header.host) == (owner.store, owner.host) => Ok(Some(header)),
+        Ok(header) => {
+            let why = format!("{path} belongs to store {} of host {}", header.store, header.host);
+            Err(OpenError::Format(why))
+        }
+        Err(HeaderFault::Version(v)) => Err(OpenError::Format(format!("{path} has format version {v}"))),
+        Err(HeaderFault::Invalid) => Ok(None),
+    }
+}
+
+/// Removes what an interrupted first opening left; nothing at all if anything there is not its own.
+pub(crate) fn remove_leftovers(disk: &SharedDisk, dir: &Path, owner: Owner) -> Result<(), OpenError> {
+    let names = names(disk, dir)?;
+    for (path, _) in &names {
+        header(&SegmentFile::open(disk, path)?, owner)?;
+    }
+    for (path, _) in &names {
+        disk.remove_file(path)?;
+    }
+    Ok(())
 }
 
 /// Looks at every file's header block.
 pub(crate) fn find(disk: &SharedDisk, dir: &Path, owner: Owner) -> Result<Found, OpenError> {
     let mut found = Found { next_number: 1, ..Found::default() };
-    for name in names(disk, dir)? {
-        let path = dir.join(&name);
-        let Some(number) = SegmentFile::number(&name) else {
-            return Err(OpenError::Format(format!("{} is not a journal segment", path.display())));
-        };
+    for (path, number) in names(disk, dir)? {
         found.next_number = found.next_number.max(number + 1);
         let file = SegmentFile::open(disk, &path)?;
-        let mut front = [0; SEGMENT_HEADER_BYTES];
-        if file.capacity >= BLOCK {
-            file.read_into(&mut front, 0)?;
-        }
-        match SegmentHeader::decode(&front) {
-            Ok(header) if (header.store, header.host) == (owner.store, owner.host) => {
-                found.candidates.push(Candidate { header, file });
-            }
-            Ok(header) => {
-                let why = format!("{} belongs to store {} of host {}", path.display(), header.store, header.host);
-                return Err(OpenError::Format(why));
-            }
-            Err(HeaderFault::Version(v)) => {
-                return Err(OpenError::Format(format!("{} has format version {v}", path.display())));
-            }
-            Err(HeaderFault::Invalid) => found.blank.push(file),
+        match header(&file, owner)? {
+            Some(header) => found.candidates.push(Candidate { header, file }),
+            None => found.blank.push(file),
         }
     }
     found.candidates.sort_by_key(|c| c.header.use_number);
@@ -121,8 +140,8 @@ pub(crate) fn find(disk: &SharedDisk, dir: &Path, owner: Owner) -> Result<Found,
 
 /// Whether any file in `dir` was ever given to a segment with a record in it, whoever owns it.
 pub(crate) fn holds_records(disk: &SharedDisk, dir: &Path) -> Result<bool, OpenError> {
-    for name in names(disk, dir)? {
-        let file = SegmentFile::open(disk, &dir.join(name))?;
+    for (path, _) in names(disk, dir)? {
+        let file = SegmentFile::open(disk, &path)?;
         let mut front = vec![0; BLOCK as usize + RECORD_HEADER_BYTES];
         if file.capacity < 2 * BLOCK {
             continue;

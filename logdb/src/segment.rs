@@ -27,7 +27,7 @@ const EXTENSION: &str = "seg";
 impl SegmentFile {
     /// Makes a file with its blocks reserved, durable but for its contents.
     pub(crate) fn create(disk: &SharedDisk, dir: &Path, number: u64, capacity: u64) -> io::Result<Self> {
-        let path = dir.join(format!("{number:08}.{EXTENSION}"));
+        let path = dir.join(Self::name(number));
         let mut file = disk.create(&path)?;
         file.allocate(capacity)?;
         file.sync_data()?;
@@ -69,10 +69,14 @@ impl SegmentFile {
         Ok(())
     }
 
-    /// The number in the name of a segment's file; `None` for anything else.
+    fn name(number: u64) -> String {
+        format!("{number:08}.{EXTENSION}")
+    }
+
+    /// The number in the name of a segment's file; `None` for any name that a segment is never given.
     pub(crate) fn number(name: &Path) -> Option<u64> {
-        let stem = name.file_stem()?.to_str()?;
-        (name.extension()?.to_str()? == EXTENSION).then(|| stem.parse().ok())?
+        let number = name.file_stem()?.to_str()?.parse().ok()?;
+        (Path::new(&Self::name(number)) == name).then_some(number)
     }
 
     pub(crate) fn read(&self, offset: u64, len: usize) -> io::Result<Bytes> {

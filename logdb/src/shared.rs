@@ -39,7 +39,7 @@ pub(crate) struct Shared {
     pub(crate) closed: AtomicBool,
     pub(crate) pins: Mutex<Pins>,
     /// Held until the last handle is gone: a job that still runs must not meet another host.
-    pub(crate) _lock: Box<dyn DiskLock>,
+    pub(crate) _locks: Vec<Box<dyn DiskLock>>,
 }
 
 /// The files of the journal.

@@ -1,5 +1,6 @@
 //! The shared store: opening it, and its face as a [`LogDb`].
 
+use crate::config::JOURNAL;
 use crate::fold::Folded;
 use crate::format::{BLOCK, SegmentHeader};
 use crate::identity::{self, Ids};
@@ -40,18 +41,18 @@ impl SharedLog {
         let ids = config.seed.map_or(Ids::Random, Ids::Seeded);
         let dir = &config.data_dir;
         disk.create_dir_all(dir)?;
-        let lock = disk.lock_dir(dir).map_err(|e| match e.kind() {
-            io::ErrorKind::WouldBlock => OpenError::Locked(dir.clone()),
-            _ => OpenError::Io(e),
-        })?;
+        let mut locks = vec![lock(&disk, dir)?];
         let (store, kv) = match identity::read(&disk, dir, config.host_id)? {
-            Some(store) => (store, open_kv(&disk, &config)?),
-            None => make(&disk, &config, ids)?,
+            Some(store) => {
+                lock_journal(&disk, &config, &mut locks)?;
+                (store, open_kv(&disk, &config)?)
+            }
+            None => make(&disk, &config, ids, &mut locks)?,
         };
         if kv.get(Table::State, KEY_IDENTITY)?.as_deref() != Some(&store.0.to_le_bytes()[..]) {
             return Err(OpenError::Corrupt(format!("the key-value store under {} is another store's", dir.display())));
         }
-        recover_store(disk, &config, ids, store, kv, lock)
+        recover_store(disk, &config, ids, store, kv, locks)
     }
 
     fn check(&mut self) -> Result<(), LogError> {
@@ -135,6 +136,26 @@ impl LogDb for SharedLog {
     }
 }
 
+fn lock(disk: &SharedDisk, dir: &Path) -> Result<Box<dyn DiskLock>, OpenError> {
+    disk.lock_dir(dir).map_err(|e| match e.kind() {
+        io::ErrorKind::WouldBlock => OpenError::Locked(dir.to_path_buf()),
+        _ => OpenError::Io(e),
+    })
+}
+
+/// A journal's directory that is set apart is in nobody's data directory, so it needs a lock of its own.
+fn lock_journal(
+    disk: &SharedDisk,
+    config: &SharedLogConfig,
+    locks: &mut Vec<Box<dyn DiskLock>>,
+) -> Result<(), OpenError> {
+    let journal = config.journal_dir();
+    if journal != config.data_dir.join(JOURNAL) {
+        locks.push(lock(disk, &journal)?);
+    }
+    Ok(())
+}
+
 fn open_kv(disk: &SharedDisk, config: &SharedLogConfig) -> Result<Box<dyn Kv>, OpenError> {
     let dir = config.data_dir.join("kv");
     Ok(match config.key_value {
@@ -144,7 +165,12 @@ fn open_kv(disk: &SharedDisk, config: &SharedLogConfig) -> Result<Box<dyn Kv>, O
 }
 
 /// Makes a store in a directory without one. The identity comes last: what is there without it is not yet a store.
-fn make(disk: &SharedDisk, config: &SharedLogConfig, ids: Ids) -> Result<(StoreId, Box<dyn Kv>), OpenError> {
+fn make(
+    disk: &SharedDisk,
+    config: &SharedLogConfig,
+    ids: Ids,
+    locks: &mut Vec<Box<dyn DiskLock>>,
+) -> Result<(StoreId, Box<dyn Kv>), OpenError> {
     let (dir, journal) = (&config.data_dir, config.journal_dir());
     for name in disk.list(dir)? {
         if !identity::LEFTOVERS.iter().any(|l| Path::new(l) == name) {
@@ -152,6 +178,7 @@ fn make(disk: &SharedDisk, config: &SharedLogConfig, ids: Ids) -> Result<(StoreI
         }
     }
     disk.create_dir_all(&journal)?;
+    lock_journal(disk, config, locks)?;
     if recover::holds_records(disk, &journal)? {
         return Err(OpenError::Corrupt(format!("{} holds a journal, but its identity is gone", dir.display())));
     }
@@ -164,7 +191,9 @@ fn make(disk: &SharedDisk, config: &SharedLogConfig, ids: Ids) -> Result<(StoreI
     if rows > 0 {
         return Err(OpenError::Corrupt(format!("{} holds groups, but its identity is gone", dir.display())));
     }
-    let store = ids.store()?;
+    // An interrupted attempt has its identity there before it makes a segment: by it we know those that are its own.
+    let begun = kv.get(Table::State, KEY_IDENTITY)?.and_then(|id| Some(u128::from_le_bytes(id.try_into().ok()?)));
+    let store = begun.map_or_else(|| ids.store(), |id| Ok(StoreId(id)))?;
     let mut batch = KvBatch::default();
     batch.put(Table::State, KEY_IDENTITY.to_vec(), store.0.to_le_bytes().to_vec());
     let use_number = 1;
@@ -187,9 +216,7 @@ fn make(disk: &SharedDisk, config: &SharedLogConfig, ids: Ids) -> Result<(StoreI
 /// Two segments, the first one in use, after whatever an interrupted attempt left was removed.
 fn make_journal(disk: &SharedDisk, config: &SharedLogConfig, header: SegmentHeader) -> Result<(), OpenError> {
     let dir = config.journal_dir();
-    for name in recover::names(disk, &dir)? {
-        disk.remove_file(&dir.join(name))?;
-    }
+    recover::remove_leftovers(disk, &dir, Owner { store: header.store, host: header.host })?;
     let mut block = Vec::new();
     header.encode(&mut block);
     for number in 1..=2 {
@@ -212,7 +239,7 @@ fn recover_store(
     ids: Ids,
     store: StoreId,
     kv: Box<dyn Kv>,
-    lock: Box<dyn DiskLock>,
+    locks: Vec<Box<dyn DiskLock>>,
 ) -> Result<Opened<SharedLog>, OpenError> {
     let journal = config.journal_dir();
     let owner = Owner { store, host: config.host_id };
@@ -247,7 +274,7 @@ fn recover_store(
         "opened a log store"
     );
     let segment = index.segments.back().map(Arc::clone).expect("a journal has a segment that is written");
-    let shared = Arc::new(share(disk, config, kv, lock, Recovered { index, files, settled: settled.seq }));
+    let shared = Arc::new(share(disk, config, kv, locks, Recovered { index, files, settled: settled.seq }));
     let active = open_active(&shared, Arc::clone(&segment.file), header)?;
     let mut active = Active { segment, position, ..active };
     if torn_footer {
@@ -273,7 +300,7 @@ fn share(
     disk: SharedDisk,
     config: &SharedLogConfig,
     kv: Box<dyn Kv>,
-    lock: Box<dyn DiskLock>,
+    locks: Vec<Box<dyn DiskLock>>,
     recovered: Recovered,
 ) -> Shared {
     Shared {
@@ -292,7 +319,7 @@ fn share(
         looked_at: AtomicU64::new(0),
         closed: AtomicBool::new(false),
         pins: Mutex::new(Pins::default()),
-        _lock: lock,
+        _locks: locks,
     }
 }
 

@@ -239,3 +239,52 @@ fn a_segment_of_another_store_is_refused() {
     let e = refused(&mut host);
     assert!(matches!(&e, OpenError::Format(why) if why.contains("another") || why.contains("belongs")), "{e}");
 }
+
+/// A configuration with its journal set apart, and what opening comes to.
+fn apart(data_dir: &str, seed: u64) -> SharedLogConfig {
+    let journal_dir = Some(PathBuf::from("/fast"));
+    SharedLogConfig { journal_dir, seed: Some(seed), ..small(Path::new(data_dir), KeyValue::Memory) }
+}
+
+#[test]
+fn a_journal_set_apart_is_refused_while_it_holds_anything_that_is_not_its_own() {
+    for name in ["notes", "1.seg", "backup.seg", "00000009.seg.old"] {
+        let disk = SimDisk::new(1, Default::default());
+        let (process, path) = (disk.process(), Path::new("/fast").join(name));
+        process.create_dir_all(Path::new("/fast")).expect("made");
+        process.create(&path).and_then(|mut f| f.write_all_at(b"precious", 0)).expect("written");
+        let e = SharedLog::open(disk.process(), apart("/one", 1)).map(|_| ()).expect_err("foreign");
+        assert!(matches!(&e, OpenError::Format(why) if why.contains(name)), "{e}");
+        assert_eq!(disk.contents(&path).expect("still there"), b"precious");
+    }
+}
+
+#[test]
+fn a_new_store_takes_no_journal_of_another_and_removes_none_of_it() {
+    let disk = SimDisk::new(1, Default::default());
+    let first = SharedLog::open(disk.process(), apart("/one", 1)).map_err(|e| e.to_string()).expect("opens");
+    let e = SharedLog::open(disk.process(), apart("/two", 2)).map(|_| ()).expect_err("taken");
+    assert!(matches!(&e, OpenError::Locked(path) if path == Path::new("/fast")), "{e}");
+    drop(first);
+    let files = disk.files();
+    let e = SharedLog::open(disk.process(), apart("/two", 2)).map(|_| ()).expect_err("not its own");
+    assert!(matches!(&e, OpenError::Format(why) if why.contains("belongs")), "{e}");
+    assert!(files.iter().all(|path| disk.files().contains(path)), "nothing was removed");
+    SharedLog::open(disk.process(), apart("/one", 1)).map(|_| ()).expect("opens as before");
+}
+
+#[test]
+fn a_real_journal_set_apart_is_locked_and_opens_again() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let config = SharedLogConfig {
+        journal_dir: Some(dir.path().join("fast")),
+        ..small(&dir.path().join("data"), KeyValue::Memory)
+    };
+    for _ in 0..2 {
+        let first = SharedLog::open(Arc::new(RealDisk), config.clone()).map_err(|e| e.to_string()).expect("opens");
+        let other = SharedLogConfig { data_dir: dir.path().join("other"), ..config.clone() };
+        let e = SharedLog::open(Arc::new(RealDisk), other).map(|_| ()).expect_err("taken");
+        assert!(matches!(e, OpenError::Locked(_)), "{e}");
+        drop(first);
+    }
+}
