@@ -70,6 +70,8 @@ pub(crate) struct Replayed {
     pub(crate) torn_footer: bool,
     /// Free files that were given a use after the one that is being written, before the crash.
     pub(crate) prepared: Vec<PathBuf>,
+    /// Files that the journal has no use for.
+    pub(crate) surplus: Vec<PathBuf>,
 }
 
 /// Blocks that may be in the page cache only.
@@ -196,8 +198,8 @@ pub(crate) fn replay(
     let later = unused.values().filter(|c| c.header.use_number > header.use_number);
     let prepared = later.map(|c| c.file.path.clone()).collect();
     let mut files = Files { next_number: found.next_number, count, bytes, ..Files::default() };
-    for mut file in found.blank.into_iter().chain(unused.into_values().map(|c| c.file)) {
-        file.reserve(segment_bytes)?;
+    let (blank, surplus) = keep_one(found.blank, segment_bytes);
+    for file in blank.into_iter().chain(unused.into_values().map(|c| c.file)) {
         files.count += 1;
         files.bytes += file.capacity;
         files.free.push(Arc::new(file));
@@ -214,7 +216,16 @@ pub(crate) fn replay(
         last_written,
         torn_footer,
         prepared,
+        surplus,
     })
+}
+
+/// Of files that were never used, one of full length is worth keeping. The others are what crashes and full disks left,
+/// and to reserve their space now could fail, too.
+fn keep_one(mut blank: Vec<SegmentFile>, segment_bytes: u64) -> (Option<SegmentFile>, Vec<PathBuf>) {
+    let whole = blank.iter().position(|f| f.capacity >= segment_bytes);
+    let kept = whole.map(|at| blank.remove(at));
+    (kept, blank.into_iter().map(|f| f.path).collect())
 }
 
 /// The replay as far as it has come.

@@ -29,9 +29,14 @@ impl SegmentFile {
     pub(crate) fn create(disk: &SharedDisk, dir: &Path, number: u64, capacity: u64) -> io::Result<Self> {
         let path = dir.join(Self::name(number));
         let mut file = disk.create(&path)?;
-        file.allocate(capacity)?;
-        file.sync_data()?;
-        disk.sync_dir(dir)?;
+        let reserved = file.allocate(capacity).and_then(|()| file.sync_data()).and_then(|()| disk.sync_dir(dir));
+        if let Err(e) = reserved {
+            // On a full disk every attempt would leave one more.
+            if let Err(error) = disk.remove_file(&path) {
+                tracing::warn!(%error, path = %path.display(), "a journal segment without its space stays behind");
+            }
+            return Err(e);
+        }
         Ok(Self { path, capacity, filled: false, file })
     }
 
@@ -57,16 +62,6 @@ impl SegmentFile {
         let file = disk.open(path)?;
         let capacity = file.len()? / BLOCK * BLOCK;
         Ok(Self { path: path.to_path_buf(), capacity, filled: true, file })
-    }
-
-    /// Reserves what a crash between making and reserving a file left out. For files without a use only.
-    pub(crate) fn reserve(&mut self, capacity: u64) -> io::Result<()> {
-        if self.capacity < capacity {
-            self.file.allocate(capacity)?;
-            self.file.sync_data()?;
-            self.capacity = capacity;
-        }
-        Ok(())
     }
 
     fn name(number: u64) -> String {

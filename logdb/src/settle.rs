@@ -17,7 +17,7 @@ use crate::kv::{
 use crate::reader::{Gather, read_footer};
 use crate::recover::SegmentFrames;
 use crate::segment::Segment;
-use crate::shared::Shared;
+use crate::shared::{LOOKS_UNTIL_PREPARE, Shared};
 use crate::{LogError, OpenError, ReadError};
 use longboat_io::{Job, JobState};
 use longboat_raft::{GroupId, Index, plant};
@@ -83,6 +83,8 @@ pub(crate) struct SettleJob {
     entries: u64,
     /// The last durable record when the pass was made.
     last_seq: u64,
+    /// A file should be made ahead of its use.
+    prepare: bool,
 }
 
 impl Drop for SettleJob {
@@ -108,14 +110,14 @@ impl Job for SettleJob {
 
 /// A pass over the oldest segments, if enough of them wait for one and no other is running.
 pub(crate) fn job(shared: &Arc<Shared>, last_seq: u64) -> Option<SettleJob> {
-    let wants_file = shared.wants_file(&shared.files.lock());
+    let prepare = shared.may_prepare() && shared.wants_file(&shared.files.lock());
     let due = !candidates(shared).is_empty() && !is_pinned(shared, last_seq);
-    if !(wants_file || due) || shared.job_running.swap(true, Ordering::AcqRel) {
+    if !(prepare || due) || shared.job_running.swap(true, Ordering::AcqRel) {
         return None;
     }
     let (phase, segments, groups) = (Phase::Plan, Vec::new(), BTreeMap::new());
     let shared = Arc::clone(shared);
-    Some(SettleJob { shared, phase, segments, groups, batch: KvBatch::default(), entries: 0, last_seq })
+    Some(SettleJob { shared, phase, segments, groups, batch: KvBatch::default(), entries: 0, last_seq, prepare })
 }
 
 /// The sealed segments that are due: there are more than half of what the journal may have.
@@ -143,7 +145,10 @@ impl SettleJob {
     fn try_step(&mut self, budget: usize) -> Result<JobState, Failed> {
         match self.phase {
             Phase::Plan => {
-                if let Err(error) = self.shared.prepare_file() {
+                if self.prepare
+                    && let Err(error) = self.shared.prepare_file()
+                {
+                    self.shared.looks_until_prepare.store(LOOKS_UNTIL_PREPARE, Ordering::Relaxed);
                     // Not needed yet: when it is, and there is still no room, the writer fails with the reason.
                     tracing::warn!(%error, "no journal segment could be prepared");
                 }

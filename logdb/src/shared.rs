@@ -12,10 +12,14 @@ use parking_lot::{Mutex, RwLock};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Free files that are kept though the journal is over its bound, so that it need not make one right away again.
 const FREE_FILES_KEPT: usize = 2;
+
+/// Looks for housekeeping that pass after a file could not be made, until the next attempt: about a second of a busy
+/// host's. A full disk stays full for longer than that.
+pub(crate) const LOOKS_UNTIL_PREPARE: u32 = 100;
 
 /// The store behind all its handles.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub(crate) struct Shared {
     /// What a background job failed with.
     pub(crate) failure: Mutex<Option<LogError>>,
     pub(crate) job_running: AtomicBool,
+    /// Looks to let pass before the next attempt to prepare a file, after one that failed.
+    pub(crate) looks_until_prepare: AtomicU32,
     /// The last record when somebody last looked whether the host is idle.
     pub(crate) looked_at: AtomicU64,
     pub(crate) closed: AtomicBool,
@@ -85,6 +91,12 @@ impl Shared {
             files.free.push(Arc::new(file));
         }
         Ok(())
+    }
+
+    /// Whether a look for housekeeping may come to a new file: not for a while after one could not be made.
+    pub(crate) fn may_prepare(&self) -> bool {
+        let passed = |left: u32| left.checked_sub(1);
+        self.looks_until_prepare.fetch_update(Ordering::Relaxed, Ordering::Relaxed, passed).is_err()
     }
 
     pub(crate) fn wants_file(&self, files: &Files) -> bool {

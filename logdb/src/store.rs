@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// One log store for all groups of a host: a journal in front of a key-value store.
 #[derive(Debug)]
@@ -262,6 +262,7 @@ fn recover_store(
         last_written,
         torn_footer,
         prepared,
+        surplus,
     } = replayed;
     if !plant::is("reopen-without-rewrite") {
         write_again(&disk, &last_written)?;
@@ -276,6 +277,11 @@ fn recover_store(
     let segment = index.segments.back().map(Arc::clone).expect("a journal has a segment that is written");
     let shared = Arc::new(share(disk, config, kv, locks, Recovered { index, files, settled: settled.seq }));
     let active = open_active(&shared, Arc::clone(&segment.file), header)?;
+    for path in surplus {
+        if let Err(error) = shared.disk.remove_file(&path) {
+            tracing::warn!(%error, path = %path.display(), "a journal file without a use stays behind");
+        }
+    }
     let mut active = Active { segment, position, ..active };
     if torn_footer {
         // A later footer here has the same list, perhaps, but goes on elsewhere: the old header must not come back.
@@ -316,6 +322,7 @@ fn share(
         settled_entries: AtomicU64::new(0),
         failure: Mutex::new(None),
         job_running: AtomicBool::new(false),
+        looks_until_prepare: AtomicU32::new(0),
         looked_at: AtomicU64::new(0),
         closed: AtomicBool::new(false),
         pins: Mutex::new(Pins::default()),

@@ -84,6 +84,43 @@ fn a_full_disk_fails_the_store_with_its_reason_when_a_segment_can_not_be_made() 
 }
 
 #[test]
+fn a_full_disk_gathers_no_files_and_is_not_asked_at_every_look() {
+    let mut host = SimHost::new(1);
+    let disk = host.disk.clone();
+    let (mut log, _, _) = host.open().expect("opens");
+    for i in 1..=2 {
+        write(&mut host, &mut *log, vec![append(1, hard(1, 0, 0), i, &[&[1; 40_000]])]);
+    }
+    disk.set_capacity(0);
+    let (files, changes) = (disk.files(), disk.changes());
+    let looks = (0..1000).filter(|_| housekeep(&mut *log)).count();
+    assert!((5..=10).contains(&looks), "{looks} attempts");
+    assert!(disk.changes() > changes);
+    assert_eq!(disk.files(), files);
+    disk.set_capacity(u64::MAX);
+    for _ in 0..200 {
+        housekeep(&mut *log);
+    }
+    assert_eq!(disk.files().len(), files.len() + 1, "once there is room, a file is made ahead");
+}
+
+#[test]
+fn files_that_were_never_used_are_removed_at_opening_and_not_given_space() {
+    let mut host = SimHost::new(1);
+    let disk = host.disk.clone();
+    drop(host.open().expect("opens"));
+    let process = disk.process();
+    for number in 10..60 {
+        process.create(std::path::Path::new(&format!("/host/journal/{number:08}.seg"))).expect("made");
+    }
+    disk.set_capacity(0);
+    let (log, _, _) = host.open().expect("opens on a full disk");
+    assert_eq!(log.stats().free_segments, 1);
+    let left = disk.files().into_iter().filter(|p| p.extension().is_some_and(|e| e == "seg")).count();
+    assert_eq!(left, 2, "the one in use, and one ahead");
+}
+
+#[test]
 fn batches_wait_through_a_stall_and_are_durable_after_it() {
     let mut host = SimHost::new(1);
     let disk = host.disk.clone();
