@@ -215,6 +215,11 @@ impl FooterHeader {
             body_crc: b.get_u32_le(),
         })
     }
+
+    /// Bytes of the header and of as many items as it says.
+    pub(crate) fn bytes(&self) -> u64 {
+        FOOTER_HEADER_BYTES as u64 + (u64::from(self.groups) + u64::from(self.frames)) * FOOTER_ITEM_BYTES as u64
+    }
 }
 
 /// A group in a footer: its items in the footer's list of frames.

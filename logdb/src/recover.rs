@@ -311,6 +311,9 @@ impl Replay {
         if footer.last_seq != self.last_seq {
             return Err(damaged("it names another last record"));
         }
+        if footer.length != footer.bytes() {
+            return Err(damaged("its length is not that of its list"));
+        }
         let bytes = window.bytes(self.position, footer.length)?.ok_or_else(|| damaged("it reaches beyond its file"))?;
         let body = self.index.footer();
         let mut expected = Vec::new();

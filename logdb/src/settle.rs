@@ -324,20 +324,20 @@ impl SettleJob {
         for some in groups.chunks(GROUPS_AT_ONCE) {
             self.shared.index.write().settle(some, through);
         }
-        self.give_back(through)?;
+        self.give_back(through);
         tracing::debug!(settled, segments = self.segments.len(), groups = groups.len(), "settled");
         Ok(JobState::Done)
     }
 
-    fn give_back(&mut self, through: u64) -> Result<(), Failed> {
+    fn give_back(&mut self, through: u64) {
         self.segments.clear();
         let gone: Vec<Arc<Segment>> = {
             let mut index = self.shared.index.write();
             let count = index.segments.partition_point(|s| s.use_number <= through);
             index.segments.drain(..count).collect()
         };
-        self.shared.recycle(gone.iter().map(|s| Arc::clone(&s.file)).collect())?;
-        Ok(())
+        // Each segment goes before its file is free: a file that somebody else holds can't be used again.
+        self.shared.recycle(gone.into_iter().map(|s| Arc::clone(&s.file)).collect());
     }
 }
 

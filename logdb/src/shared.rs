@@ -126,16 +126,20 @@ impl Shared {
     }
 
     /// Takes back files whose segments are settled; removes what is beyond the bound.
-    pub(crate) fn recycle(&self, freed: Vec<Arc<SegmentFile>>) -> io::Result<()> {
+    pub(crate) fn recycle(&self, freed: Vec<Arc<SegmentFile>>) {
         let mut files = self.files.lock();
         files.free.extend(freed);
         while files.bytes > self.journal_bytes_max && files.free.len() > FREE_FILES_KEPT {
             let file = files.free.pop().expect("longer than what is kept");
-            self.disk.remove_file(&file.path)?;
+            if let Err(error) = self.disk.remove_file(&file.path) {
+                // Settling went well and the file is still good: one more look at the next pass.
+                tracing::warn!(%error, path = %file.path.display(), "a journal file beyond the bound stays");
+                files.free.push(file);
+                break;
+            }
             files.count -= 1;
             files.bytes -= file.capacity;
         }
-        Ok(())
     }
 
     /// Latches the first failure of a background job; the writer reports it.

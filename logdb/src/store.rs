@@ -106,7 +106,11 @@ impl LogDb for SharedLog {
     }
 
     fn close(&mut self) -> Result<(), LogError> {
-        self.check()?;
+        if let Err(e) = self.check() {
+            // Jobs that still run must end all the same.
+            self.shared.closed.store(true, Ordering::Release);
+            return Err(e);
+        }
         let mut drained = self.writer.drain();
         if drained.is_ok() {
             self.writer.want_seal();

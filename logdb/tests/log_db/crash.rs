@@ -121,6 +121,54 @@ fn files_that_were_never_used_are_removed_at_opening_and_not_given_space() {
 }
 
 #[test]
+fn closing_a_store_that_failed_still_ends_its_jobs() {
+    let mut host = SimHost::new(1);
+    let disk = host.disk.clone();
+    let (mut log, _, _) = host.open().expect("opens");
+    for i in 1..=20 {
+        write(&mut host, &mut *log, vec![append(1, hard(1, 0, i), i, &[&[1; 20_000]])]);
+    }
+    let mut job = log.background_job().expect("a pass is due");
+    assert_eq!(job.step(1), longboat_io::JobState::Again);
+    disk.inject(SimOp::Sync, 0, io::ErrorKind::Other);
+    log.submit(vec![append(1, hard(1, 0, 0), 21, &[b"fails"])]);
+    drain(&mut host, &mut *log).expect_err("the sync fails");
+    log.close().expect_err("latched");
+    let changes = disk.changes();
+    assert_eq!(job.step(1 << 20), longboat_io::JobState::Done);
+    assert_eq!(disk.changes(), changes);
+}
+
+#[test]
+fn a_file_beyond_the_bound_that_can_not_be_removed_fails_nobody() {
+    let mut host = SimHost::new(4);
+    let disk = host.disk.clone();
+    let (mut log, _, _) = host.open().expect("opens");
+    for i in 1..=20 {
+        write(&mut host, &mut *log, vec![append(1, hard(1, 0, i), i, &[&[1; 40_000]])]);
+    }
+    // One pass after the other; each names the rows' file anew first, which are changes that must not fail.
+    let mut failed = 0;
+    while log.stats().pressure_percent > 50 {
+        let mut job = log.background_job().expect("a pass is due");
+        loop {
+            let fork = log.stats().settled_entries;
+            disk.clear_faults();
+            disk.inject(SimOp::Metadata, 3, io::ErrorKind::Other);
+            let state = job.step(1 << 20);
+            failed += u64::from(disk.has_faulted() && log.stats().settled_entries > fork);
+            if state == longboat_io::JobState::Done {
+                break;
+            }
+        }
+    }
+    disk.clear_faults();
+    assert!(failed > 0, "the fault struck no removal");
+    log.poll().expect("nothing failed");
+    assert_eq!(read(&*log.reader(), 1, 1, 20, 1000).expect("kept").len(), 20);
+}
+
+#[test]
 fn batches_wait_through_a_stall_and_are_durable_after_it() {
     let mut host = SimHost::new(1);
     let disk = host.disk.clone();

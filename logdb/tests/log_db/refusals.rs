@@ -196,6 +196,32 @@ fn a_damaged_footer_is_refused() {
     host.open().expect("whole again");
 }
 
+/// Gives the `length` bytes at `at` the checksum that they should have, at `sum` from there: what is in them is meant.
+fn seal_again(bytes: &mut [u8], at: usize, sum: usize, from: usize, length: usize) {
+    let mut hasher = crc32fast::Hasher::new_with_initial(crc32fast::hash(&bytes[48..56]));
+    hasher.update(&bytes[at + from..at + length]);
+    bytes[at + sum..at + sum + 4].copy_from_slice(&hasher.finalize().to_le_bytes());
+}
+
+#[test]
+fn a_footer_with_a_length_that_can_not_be_is_refused() {
+    for length in [0u64, 63, 64, 1 << 40, u64::MAX] {
+        let (mut host, disk, segment) = three_records();
+        disk.damage(&segment, |bytes| {
+            let at = 4 * 4096;
+            bytes[at..at + 64].fill(0);
+            bytes[at..at + 4].copy_from_slice(b"LBFT");
+            bytes[at + 8] = 3;
+            bytes[at + 16..at + 24].copy_from_slice(&length.to_le_bytes());
+            bytes[at + 32] = 1;
+            seal_again(bytes, at, 4, 8, 64);
+        })
+        .expect("there");
+        let e = refused(&mut host);
+        assert!(matches!(&e, OpenError::Corrupt(why) if why.contains("length")), "{length}: {e}");
+    }
+}
+
 #[test]
 fn rows_older_than_the_journal_are_refused() {
     let mut host = SimHost::new(4);
