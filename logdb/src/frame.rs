@@ -10,7 +10,7 @@
 use crate::codec::{Malformed, put_record, take_record};
 use crate::{Record, Update};
 use bytes::{Buf, Bytes};
-use longboat_raft::run::RUN_HEADER_BYTES;
+use longboat_raft::run::{DESCRIPTOR_BYTES, RUN_HEADER_BYTES, RunError};
 use longboat_raft::{GroupId, HardState, Index, LogPos, ReplicaId, Run, Term};
 use smallvec::SmallVec;
 
@@ -29,6 +29,23 @@ pub(crate) struct Frame {
     pub(crate) compact_to: Option<LogPos>,
     pub(crate) record: Option<Record>,
     pub(crate) runs: SmallVec<[RunAt; 1]>,
+}
+
+/// Why a frame was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum FrameFault {
+    /// A checksum does not match, or there is no telling where it is: torn or damaged.
+    #[error("{0}")]
+    Damaged(&'static str),
+    /// The checksums are right: somebody wrote this, and meant what this build does not know. Never a torn tail.
+    #[error("{0}")]
+    NotUnderstood(&'static str),
+}
+
+impl From<Malformed> for FrameFault {
+    fn from(e: Malformed) -> Self {
+        Self::NotUnderstood(e.0)
+    }
 }
 
 /// A run inside of a frame.
@@ -97,9 +114,9 @@ pub(crate) fn encode(update: &Update, seed: u32, out: &mut Vec<u8>) {
 
 impl Frame {
     /// Reads the frame that `bytes` are, all of them, and checks its own checksum; the runs' bytes are not looked at.
-    pub(crate) fn decode(bytes: &[u8], seed: u32) -> Result<Self, Malformed> {
+    pub(crate) fn decode(bytes: &[u8], seed: u32) -> Result<Self, FrameFault> {
         if bytes.len() < FRAME_HEADER_BYTES {
-            return Err(Malformed("frame: too short"));
+            return Err(FrameFault::Damaged("frame: too short"));
         }
         let mut b = bytes;
         let (sum, flags) = (b.get_u32_le(), b.get_u32_le());
@@ -110,14 +127,24 @@ impl Frame {
         let front = [8 * usize::from(flags & CUT != 0), 16 * usize::from(flags & COMPACT != 0)];
         let record_at = FRAME_HEADER_BYTES + front[0] + front[1];
         let runs_at = record_at.saturating_add(record_len.next_multiple_of(8));
-        if flags & !KNOWN_FLAGS != 0 || runs_at > bytes.len() || run_count > bytes.len() / RUN_HEADER_BYTES {
-            return Err(Malformed("frame: its lengths do not fit"));
+        if runs_at > bytes.len() || run_count > bytes.len() / RUN_HEADER_BYTES {
+            return Err(FrameFault::Damaged("frame: its lengths do not fit"));
         }
         let mut hasher = crc32fast::Hasher::new_with_initial(seed);
         hasher.update(&bytes[4..runs_at]);
         let runs = walk_runs(bytes, runs_at, run_count, &mut hasher)?;
         if hasher.finalize() != sum {
-            return Err(Malformed("frame: checksum mismatch"));
+            return Err(FrameFault::Damaged("frame: checksum mismatch"));
+        }
+        if flags & !KNOWN_FLAGS != 0 {
+            return Err(FrameFault::NotUnderstood("frame: unknown flags"));
+        }
+        let end = runs.last().map_or(runs_at, |r| (r.offset + r.length) as usize);
+        if end != bytes.len() {
+            return Err(FrameFault::NotUnderstood("frame: bytes left over"));
+        }
+        if runs.iter().any(|r| Run::measure(&bytes[r.offset as usize..]).is_err()) {
+            return Err(FrameFault::NotUnderstood("frame: a run of an unknown kind"));
         }
         let cut_tail = (flags & CUT != 0).then(|| Index(b.get_u64_le()));
         let compact_to = (flags & COMPACT != 0).then(|| LogPos::new(Term(b.get_u64_le()), Index(b.get_u64_le())));
@@ -133,40 +160,45 @@ impl Frame {
 }
 
 /// Takes the runs out of a frame, checksums of their contents included.
-pub(crate) fn runs(frame: &Frame, bytes: &Bytes) -> Result<SmallVec<[Run; 1]>, Malformed> {
+pub(crate) fn runs(frame: &Frame, bytes: &Bytes) -> Result<SmallVec<[Run; 1]>, FrameFault> {
     frame
         .runs
         .iter()
         .map(|at| {
             let mut input = bytes.slice(at.offset as usize..(at.offset + at.length) as usize);
-            Run::decode(&mut input).map_err(|_| Malformed("run: checksum mismatch or unknown contents"))
+            Run::decode(&mut input).map_err(|e| match e {
+                RunError::Checksum(_) => FrameFault::Damaged("run: checksum mismatch"),
+                _ => FrameFault::NotUnderstood("run: unknown contents"),
+            })
         })
         .collect()
 }
 
+/// Finds the runs by the lengths in their headers and sums those. Says nothing of what is in them.
 fn walk_runs(
     bytes: &[u8],
     mut at: usize,
     count: usize,
     sum: &mut crc32fast::Hasher,
-) -> Result<SmallVec<[RunAt; 1]>, Malformed> {
+) -> Result<SmallVec<[RunAt; 1]>, FrameFault> {
+    const BEYOND: FrameFault = FrameFault::Damaged("frame: a run reaches beyond it");
     let mut runs = SmallVec::new();
     for _ in 0..count {
-        let (head, payload) = Run::measure(&bytes[at..]).map_err(|_| Malformed("frame: not a run in it"))?;
-        let length = head + payload;
-        if length > bytes.len() - at {
-            return Err(Malformed("frame: a run reaches beyond it"));
-        }
-        sum.update(&bytes[at..at + RUN_HEADER_BYTES]);
-        let mut b = &bytes[at + 4..];
+        let head = bytes[at..].get(..RUN_HEADER_BYTES).ok_or(BEYOND)?;
+        sum.update(head);
+        let mut b = &head[4..];
         let entries = u64::from(b.get_u32_le());
         let (term, first) = (Term(b.get_u64_le()), Index(b.get_u64_le()));
-        let last = Index(first.0.saturating_add(entries - 1));
+        let mut b = &head[40..];
+        let (payload, session) = (u64::from(b.get_u32_le()), u64::from(b.get_u32_le()));
+        let length = RUN_HEADER_BYTES as u64 + entries * DESCRIPTOR_BYTES as u64 + session + payload;
+        if length > (bytes.len() - at) as u64 {
+            return Err(BEYOND);
+        }
+        let length = length as usize;
+        let last = Index(first.0.saturating_add(entries.saturating_sub(1)));
         runs.push(RunAt { term, first, last, offset: at as u32, length: length as u32 });
         at += length;
-    }
-    if at != bytes.len() {
-        return Err(Malformed("frame: bytes left over"));
     }
     Ok(runs)
 }
@@ -228,6 +260,6 @@ mod tests {
     fn a_frame_of_another_use_is_refused() {
         let mut bytes = Vec::new();
         encode(&update(), 99, &mut bytes);
-        assert_eq!(Frame::decode(&bytes, 98), Err(Malformed("frame: checksum mismatch")));
+        assert_eq!(Frame::decode(&bytes, 98), Err(FrameFault::Damaged("frame: checksum mismatch")));
     }
 }

@@ -13,7 +13,7 @@ use crate::format::{
     BLOCK, DIRECTORY_ITEM_BYTES, DirectoryItem, FOOTER_HEADER_BYTES, FooterHeader, HeaderFault, RECORD_HEADER_BYTES,
     RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader, crc, padded,
 };
-use crate::frame::{self, Frame};
+use crate::frame::{self, Frame, FrameFault};
 use crate::identity::{LOCK, LOST_AND_FOUND};
 use crate::index::LogIndex;
 use crate::kv::Settled;
@@ -387,7 +387,8 @@ fn read_record(
     if header.seq != seq || header.front_bytes() > header.length {
         return Err(OpenError::Corrupt(format!("record {seq}: its header is one of record {}", header.seq)));
     }
-    let Some(bytes) = window.bytes(position, header.length)? else { return Ok(Err("it reaches beyond its file")) };
+    let corrupt = |why: &str| OpenError::Corrupt(format!("record {seq}: {why}"));
+    let bytes = window.bytes(position, header.length)?.ok_or_else(|| corrupt("it reaches beyond its file"))?;
     let directory = &bytes[RECORD_HEADER_BYTES..header.front_bytes() as usize];
     if crc(seed, directory) != header.directory_crc {
         return Ok(Err("directory checksum mismatch"));
@@ -396,20 +397,28 @@ fn read_record(
     for item in directory.chunks_exact(DIRECTORY_ITEM_BYTES).map(DirectoryItem::decode) {
         let end = u64::from(item.offset) + u64::from(item.length);
         if end > header.length {
-            return Ok(Err("a frame reaches beyond it"));
+            return Err(corrupt("a frame reaches beyond it"));
         }
         let bytes = bytes.slice(item.offset as usize..end as usize);
         let frame = match Frame::decode(&bytes, seed) {
             Ok(frame) if frame.group == item.group => frame,
-            Ok(_) => return Ok(Err("a frame of another group")),
-            Err(e) => return Ok(Err(e.0)),
+            Ok(_) => return Err(corrupt("a frame of another group")),
+            Err(fault) => return refusal(seq, fault).map(Err),
         };
-        if let Err(e) = frame::runs(&frame, &bytes) {
-            return Ok(Err(e.0));
+        if let Err(fault) = frame::runs(&frame, &bytes) {
+            return refusal(seq, fault).map(Err);
         }
         frames.push((item, frame));
     }
     Ok(Ok(Record { header, frames }))
+}
+
+/// What a frame that was not taken makes of its record: torn perhaps, or written by somebody who knows more.
+fn refusal(seq: u64, fault: FrameFault) -> Result<&'static str, OpenError> {
+    match fault {
+        FrameFault::Damaged(why) => Ok(why),
+        FrameFault::NotUnderstood(why) => Err(OpenError::Format(format!("record {seq}: {why}"))),
+    }
 }
 
 /// Walks the records of a sealed segment, for settling.

@@ -223,6 +223,26 @@ fn a_footer_with_a_length_that_can_not_be_is_refused() {
 }
 
 #[test]
+fn a_last_record_that_is_whole_and_not_understood_is_refused_and_not_dropped() {
+    // The flags of the frame, the version of its run and the count of its entries.
+    for byte in [5, 48, 48 + 4] {
+        let (mut host, disk, segment) = three_records();
+        disk.damage(&segment, |bytes| {
+            let frame = 3 * 4096 + 64 + 16;
+            bytes[frame + byte] ^= 1;
+            if byte == 52 {
+                // One entry less is told by a payload that is longer by its descriptor.
+                bytes[frame + 48 + 40] += 16;
+            }
+            seal_again(bytes, frame, 0, 4, 48 + 56);
+        })
+        .expect("there");
+        let e = refused(&mut host);
+        assert!(matches!(e, OpenError::Format(_)), "byte {byte}: {e}");
+    }
+}
+
+#[test]
 fn rows_older_than_the_journal_are_refused() {
     let mut host = SimHost::new(4);
     let disk = host.disk.clone();
