@@ -134,3 +134,18 @@ fn a_use_that_was_prepared_before_a_crash_is_not_where_the_journal_starts() {
     let groups = groups_at(&mut host);
     assert_eq!((groups[0].hard_state, groups[0].last), (hard(6, 6, 6), pos(6, 6)), "even if it came back");
 }
+
+#[test]
+fn a_new_store_is_durable_with_all_directories_that_lead_to_it() {
+    for seed in 0..20 {
+        let mut host = SimHost::new(seed);
+        host.config.data_dir = PathBuf::from("/made/on/the/way/host");
+        host.config.journal_dir = Some(PathBuf::from("/also/made/journal"));
+        let (mut log, store, _) = host.open().expect("opens");
+        write(&mut host, &mut *log, vec![append(1, hard(1, 0, 0), 1, &[b"1"])]);
+        drop(log);
+        host.disk.power_loss();
+        let (_log, found, groups) = host.open().expect("opens");
+        assert_eq!((found, groups.len()), (store, 1), "seed {seed}");
+    }
+}
