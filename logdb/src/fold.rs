@@ -45,6 +45,10 @@ impl Folded {
 
     fn apply_record(&mut self, record: &Record) {
         let state = &mut self.state;
+        if state.removed && matches!(record, Record::Snapshot(_)) {
+            // Frames of a removed group mean nothing until a bootstrap.
+            return;
+        }
         match record {
             Record::Bootstrap(b) => {
                 *state = GroupState { group: state.group, bootstrap: b.clone(), ..GroupState::default() };

@@ -209,6 +209,10 @@ impl LogIndex {
             (g.touched, g.newest) = (segment, NO_FRAME);
             self.touched.push(slot);
         }
+        if g.removed && !effect.forgets_commit && !effect.removed {
+            // Only a bootstrap brings a group back, no snapshot that was on its way.
+            return Ok(());
+        }
         if let Some(start) = effect.fresh {
             (g.start, g.last, g.settled, g.removed) = (start, start, Index::ZERO, effect.removed);
             if effect.forgets_commit || effect.removed {

@@ -2,6 +2,8 @@
 
 use crate::support::*;
 use longboat_io::sim::SimDisk;
+use longboat_logdb::{ReadError, Record, Update};
+use longboat_raft::ReplicaId;
 use std::path::PathBuf;
 
 /// Groups with an entry in every batch: their footer is more than a page long.
@@ -148,4 +150,19 @@ fn a_new_store_is_durable_with_all_directories_that_lead_to_it() {
         let (_log, found, groups) = host.open().expect("opens");
         assert_eq!((found, groups.len()), (store, 1), "seed {seed}");
     }
+}
+
+#[test]
+fn a_snapshot_that_arrives_after_a_removal_brings_nothing_back() {
+    let mut host = SimHost::new(1);
+    let (mut log, _, _) = host.open().expect("opens");
+    let removed = Record::Removed { replica: ReplicaId(11) };
+    write(&mut host, &mut *log, vec![bootstrap(1, 11)]);
+    write(&mut host, &mut *log, vec![Update { record: Some(Box::new(removed)), ..state(1, hard(1, 0, 0)) }]);
+    write(&mut host, &mut *log, vec![snapshot(1, hard(2, 0, 9), pos(2, 9), true)]);
+    write(&mut host, &mut *log, vec![append(1, hard(2, 0, 9), 10, &[b"late"])]);
+    assert!(matches!(read(&*log.reader(), 1, 10, 10, 99), Err(ReadError::Unavailable)));
+    drop(log);
+    let (_log, _, groups) = host.open().expect("opens");
+    assert!(groups[0].removed && groups[0].snapshot.is_none() && groups[0].last == pos(0, 0), "{groups:?}");
 }
