@@ -36,6 +36,8 @@ struct Rows {
 impl MemKv {
     pub(crate) fn open(disk: SharedDisk, dir: &Path) -> Result<Self, OpenError> {
         disk.create_dir_all(dir)?;
+        // What is seen may be renamed and not yet durable, and what it lets go is overwritten before the next flush.
+        disk.sync_dir(dir)?;
         let path = dir.join(FILE);
         let mut rows = Rows::default();
         if disk.exists(&path) {
