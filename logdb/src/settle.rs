@@ -10,7 +10,7 @@
 
 use crate::codec::{Rows, group_row};
 use crate::fold::Folded;
-use crate::format::{BLOCK, FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterGroup};
+use crate::format::{BLOCK, FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterGroup, crc};
 use crate::kv::{
     KEY_SETTLED, KEY_SETTLING, KvBatch, KvError, LogRow, Settled, Table, group_key, log_key, take_log_key,
 };
@@ -186,8 +186,14 @@ impl SettleJob {
     /// The groups with uncommitted entries in a sealed segment.
     fn pinned(&self, segment: &Segment) -> Result<Vec<GroupId>, Failed> {
         let sealed = segment.sealed.get().expect("only sealed segments are candidates");
-        let table = sealed.footer.groups as usize * FOOTER_ITEM_BYTES;
-        let bytes = segment.file.read(sealed.offset + FOOTER_HEADER_BYTES as u64, table)?;
+        let body = sealed.footer.length as usize - FOOTER_HEADER_BYTES;
+        let bytes = segment.file.read(sealed.offset + FOOTER_HEADER_BYTES as u64, body)?;
+        if crc(segment.seed, &bytes) != sealed.footer.body_crc {
+            // A group that is not recognised here would be settled with entries that are not committed.
+            let path = segment.file.path.display();
+            return Err(Failed(format!("settling: the footer of {path} is damaged")));
+        }
+        let bytes = &bytes[..sealed.footer.groups as usize * FOOTER_ITEM_BYTES];
         let index = self.shared.index.read();
         let ids = bytes.chunks_exact(FOOTER_ITEM_BYTES).map(|b| FooterGroup::decode(b).group);
         Ok(ids.filter(|id| index.group(*id).is_some_and(|g| g.pins(segment.use_number))).collect())

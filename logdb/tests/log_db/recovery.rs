@@ -166,3 +166,23 @@ fn a_snapshot_that_arrives_after_a_removal_brings_nothing_back() {
     let (_log, _, groups) = host.open().expect("opens");
     assert!(groups[0].removed && groups[0].snapshot.is_none() && groups[0].last == pos(0, 0), "{groups:?}");
 }
+
+#[test]
+fn a_damaged_footer_is_noticed_before_its_segment_is_settled() {
+    let mut host = SimHost::new(1);
+    let (mut log, _, _) = host.open().expect("opens");
+    let disk = host.disk.clone();
+    for i in 1..=3 {
+        write(&mut host, &mut *log, vec![append(1, hard(1, 0, 0), i, &[&[1; 40_000]])]);
+    }
+    let sealed = uses(&disk)[0].1.clone();
+    disk.damage(&sealed, |bytes| {
+        let footer = (0..bytes.len()).step_by(4096).find(|at| bytes[*at..].starts_with(b"LBFT")).expect("sealed");
+        bytes[footer + 64] ^= 2;
+    })
+    .expect("there");
+    while housekeep(&mut *log) {}
+    assert!(log.pinned().is_empty(), "the group is not recognised");
+    let e = log.poll().expect_err("damaged").to_string();
+    assert!(e.contains("footer"), "{e}");
+}
