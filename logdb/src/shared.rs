@@ -1,6 +1,6 @@
 //! What the writer, the readers and the settling job of one store share.
 //!
-//! Lock order: the index before the free files. Neither is held during any I/O but the making of a segment file.
+//! Lock order: the index before the free files. Neither is held during any I/O.
 
 use crate::LogError;
 use crate::index::LogIndex;
@@ -8,7 +8,7 @@ use crate::kv::Kv;
 use crate::segment::SegmentFile;
 use longboat_io::{DiskLock, SharedDisk};
 use longboat_raft::GroupId;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -79,16 +79,16 @@ impl Shared {
         if let Some(at) = files.free.iter_mut().position(usable) {
             return Ok(files.free.remove(at));
         }
-        let file = self.make_file(&mut files, capacity.max(self.segment_bytes))?;
+        let file = self.make_file(files, capacity.max(self.segment_bytes))?;
         Ok(Arc::new(file))
     }
 
     /// Makes one more free file, unless there is one or the bound is reached.
     pub(crate) fn prepare_file(&self) -> io::Result<()> {
-        let mut files = self.files.lock();
+        let files = self.files.lock();
         if self.wants_file(&files) {
-            let file = self.make_file(&mut files, self.segment_bytes)?;
-            files.free.push(Arc::new(file));
+            let file = self.make_file(files, self.segment_bytes)?;
+            self.files.lock().free.push(Arc::new(file));
         }
         Ok(())
     }
@@ -103,13 +103,25 @@ impl Shared {
         files.free.is_empty() && files.bytes + self.segment_bytes <= self.journal_bytes_max
     }
 
-    fn make_file(&self, files: &mut Files, capacity: u64) -> io::Result<SegmentFile> {
+    /// Counts a file and lets go of the list, then makes the file: nobody waits for the disk who only wants a free one.
+    fn make_file(&self, mut files: MutexGuard<'_, Files>, capacity: u64) -> io::Result<SegmentFile> {
         let number = files.next_number;
         files.next_number += 1;
-        let file = SegmentFile::create(&self.disk, &self.journal_dir, number, capacity)?;
         files.count += 1;
-        files.bytes += file.capacity;
-        Ok(file)
+        files.bytes += capacity;
+        drop(files);
+        let made = SegmentFile::create(&self.disk, &self.journal_dir, number, capacity);
+        if made.is_err() {
+            self.forget(capacity);
+        }
+        made
+    }
+
+    /// One file of that length less.
+    fn forget(&self, capacity: u64) {
+        let mut files = self.files.lock();
+        files.count -= 1;
+        files.bytes -= capacity;
     }
 
     /// A free file whose blocks were never written, out of the list.
@@ -127,19 +139,23 @@ impl Shared {
 
     /// Takes back files whose segments are settled; removes what is beyond the bound.
     pub(crate) fn recycle(&self, freed: Vec<Arc<SegmentFile>>) {
-        let mut files = self.files.lock();
-        files.free.extend(freed);
-        while files.bytes > self.journal_bytes_max && files.free.len() > FREE_FILES_KEPT {
-            let file = files.free.pop().expect("longer than what is kept");
+        self.files.lock().free.extend(freed);
+        while let Some(file) = self.take_surplus() {
             if let Err(error) = self.disk.remove_file(&file.path) {
                 // Settling went well and the file is still good: one more look at the next pass.
                 tracing::warn!(%error, path = %file.path.display(), "a journal file beyond the bound stays");
-                files.free.push(file);
+                self.files.lock().free.push(file);
                 break;
             }
-            files.count -= 1;
-            files.bytes -= file.capacity;
+            self.forget(file.capacity);
         }
+    }
+
+    /// A free file beyond the bound, out of the list.
+    fn take_surplus(&self) -> Option<Arc<SegmentFile>> {
+        let mut files = self.files.lock();
+        let beyond = files.bytes > self.journal_bytes_max && files.free.len() > FREE_FILES_KEPT;
+        if beyond { files.free.pop() } else { None }
     }
 
     /// Latches the first failure of a background job; the writer reports it.
