@@ -325,6 +325,7 @@ impl SettleJob {
         self.shared.kv.write(batch)?;
         self.shared.kv.flush()?;
         self.shared.settled.store(settled, Ordering::Release);
+        self.shared.row_bytes.store(self.shared.kv.bytes(), Ordering::Relaxed);
         self.shared.settled_entries.fetch_add(self.entries, Ordering::Relaxed);
         let groups: Vec<GroupId> = self.groups.keys().copied().collect();
         for some in groups.chunks(GROUPS_AT_ONCE) {

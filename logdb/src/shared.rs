@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     /// Every record up to this one is in the key-value store, durably.
     pub(crate) settled: AtomicU64,
     pub(crate) settled_entries: AtomicU64,
+    /// Bytes of rows as of the last pass: figures are asked for often, and the store adds this up over all its files.
+    pub(crate) row_bytes: AtomicU64,
     /// What a background job failed with.
     pub(crate) failure: Mutex<Option<LogError>>,
     pub(crate) job_running: AtomicBool,

@@ -132,7 +132,7 @@ impl LogDb for SharedLog {
             entries: written.entries,
             journal_bytes_written: written.bytes,
             segments,
-            log_bytes: live + self.shared.kv.bytes(),
+            log_bytes: live + self.shared.row_bytes.load(Ordering::Relaxed),
             settled_entries: self.shared.settled_entries.load(Ordering::Relaxed),
             free_segments: self.shared.files.lock().free.len() as u64,
             pressure_percent: (live * 100 / self.shared.journal_bytes_max) as u32,
@@ -327,7 +327,6 @@ fn share(
 ) -> Shared {
     Shared {
         index: RwLock::new(recovered.index),
-        kv,
         disk,
         journal_dir: config.journal_dir(),
         segment_bytes: config.segment_bytes,
@@ -336,6 +335,8 @@ fn share(
         files: Mutex::new(recovered.files),
         settled: AtomicU64::new(recovered.settled),
         settled_entries: AtomicU64::new(0),
+        row_bytes: AtomicU64::new(kv.bytes()),
+        kv,
         failure: Mutex::new(None),
         job_running: AtomicBool::new(false),
         looks_until_prepare: AtomicU32::new(0),
