@@ -12,5 +12,5 @@ pub mod snapshot;
 pub use codec::{Codec, CodecError, Payload};
 pub use completion::{AnyCompletion, Completion, Pending, PendingBatch};
 pub use error::{RequestError, Stage};
-pub use machine::{Applied, DynMachine, MachineError, StateMachine, Typed};
+pub use machine::{DynMachine, MachineError, StateMachine, Typed};
 pub use reads::{AnyReads, Reads};

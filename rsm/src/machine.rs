@@ -78,13 +78,6 @@ pub trait StateMachine: Send + 'static {
     }
 }
 
-/// An applied command, for the engine's listeners.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Applied {
-    /// The index through which the state machine has applied.
-    pub index: Index,
-}
-
 /// A state machine whose types the engine does not know.
 pub trait DynMachine: Send {
     /// Applies the commands of `run` in order. Their results go to the slots of `results` from the given one on, one slot an entry.
