@@ -118,7 +118,7 @@ pub(crate) struct Outbox {
 }
 
 /// Entries on the way to the state machine.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Handout {
     /// The last index that was handed out.
     pub(crate) handed: Index,

@@ -42,7 +42,7 @@ struct Batch {
 }
 
 /// A term, and who got this replica's vote in it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Ballot {
     pub(crate) term: Term,
     pub(crate) vote: ReplicaId,
@@ -147,6 +147,26 @@ impl Durability {
         assert!(durable >= self.durable, "durable index goes back from {} to {durable}", self.durable);
         self.durable = durable;
         batch.ballot
+    }
+}
+
+/// For the model checker, which copies cores with batches under way.
+#[cfg(feature = "model")]
+impl Durability {
+    /// Another token for the oldest batch under way.
+    pub(crate) fn oldest_token(&self) -> Option<PersistToken> {
+        self.flying.front().map(|b| PersistToken { sequence: b.sequence, last: b.last })
+    }
+
+    /// All of it but the numbers of batches, which only tell that they complete in order.
+    pub(crate) fn hash_without_numbers<H: std::hash::Hasher>(&self, state: &mut H) {
+        use std::hash::Hash as _;
+        let Self { sequence: _, flying, durable, sealed_last, sealed_ballot, cut, reset } = self;
+        state.write_usize(flying.len());
+        for Batch { sequence: _, last, cut, ballot } in flying {
+            (last, cut, ballot).hash(state);
+        }
+        (durable, sealed_last, sealed_ballot, cut, reset).hash(state);
     }
 }
 

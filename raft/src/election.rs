@@ -129,13 +129,13 @@ impl Core {
     /// membership change that it knows to be committed might win by a majority that is none any more: {1,2,3} grew by 4
     /// and 5, and 1 and 2 elect under the old three while {3,4,5} commit under the new five. Where memory does not say
     /// what the entries are, wait.
-    fn may_campaign(&self) -> bool {
+    pub(crate) fn may_campaign(&self) -> bool {
         let waiting = self.log.may_have_config(self.handout.handed.next(), self.commit);
         (self.is_voter || self.asked_to_help) && !waiting && self.outbox.install.is_none()
     }
 
     /// Whether silence concerns this replica.
-    fn may_time_out(&self) -> bool {
+    pub(crate) fn may_time_out(&self) -> bool {
         self.is_voter || self.asked_to_help || self.role != Role::Follower
     }
 

@@ -18,6 +18,8 @@ mod error;
 mod follower;
 mod handout;
 mod log;
+#[cfg(feature = "model")]
+mod model;
 mod output;
 mod pb;
 mod progress;

@@ -26,7 +26,7 @@ pub(crate) enum Slice {
 }
 
 /// The log of one replica.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Log {
     start: LogPos,
     last: LogPos,
@@ -210,6 +210,12 @@ impl Log {
             let run = self.runs.pop_front().expect("just looked at");
             self.bytes -= run.encoded_len();
         }
+    }
+
+    /// The runs in memory, for the model checker.
+    #[cfg(feature = "model")]
+    pub(crate) fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.runs.iter()
     }
 
     /// Contiguous runs from `lo` through `hi` at most, of `bytes_max` bytes but at least one entry.

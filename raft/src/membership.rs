@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 ///
 /// Invariants: a replica has one role; `outgoing` replicas that are not in `voters` may be in `learners_next`;
 /// ids in `removed` are in no other set and never come back.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Membership {
     /// The voters, or the incoming voters of a joint configuration.
     pub voters: BTreeSet<ReplicaId>,

@@ -9,7 +9,7 @@ use crate::run::Run;
 use smallvec::SmallVec;
 
 /// A message between two replicas of one group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Message {
     /// The replica that sent it.
     pub from: ReplicaId,
@@ -23,7 +23,7 @@ pub struct Message {
 }
 
 /// The kinds of message.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Body {
     /// AppendEntries (paper section 5.3). Empty `runs` probe.
     Append {
@@ -111,7 +111,7 @@ pub enum Body {
 }
 
 /// Why a forwarded proposal was not appended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum RefusedReason {
     /// The addressee is not the leader.
@@ -123,7 +123,7 @@ pub enum RefusedReason {
 }
 
 /// What a snapshot stands for: the log through `pos`, and the membership there.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SnapshotMeta {
     /// The last entry that the snapshot covers.
     pub pos: LogPos,

@@ -11,7 +11,7 @@ use crate::ids::{Index, ReplicaId};
 use std::collections::VecDeque;
 
 /// How entries are sent to a member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ProgressState {
     /// One append at a time, to find where the logs agree.
     Probe,
@@ -32,7 +32,7 @@ pub(crate) struct InflightBounds {
 }
 
 /// Appends that were sent and not yet acknowledged: the last index and the bytes of each, oldest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Inflights {
     sent: VecDeque<(Index, u32)>,
     bytes: u64,
@@ -66,7 +66,7 @@ impl Inflights {
 }
 
 /// A leader's view of one member.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Progress {
     pub(crate) id: ReplicaId,
     pub(crate) matched: Index,

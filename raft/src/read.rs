@@ -19,13 +19,13 @@ use std::collections::VecDeque;
 const READS_MAX: usize = 64 * 1024;
 
 /// Who asked: this replica or another one, and under which number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Asked {
     by: Option<ReplicaId>,
     context: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Round {
     number: u64,
     index: Index,
@@ -33,7 +33,7 @@ struct Round {
 }
 
 /// The reads of one replica that are not answered yet.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Reads {
     /// Leader: arrived since the last round started.
     gathered: Vec<Asked>,

@@ -292,6 +292,15 @@ impl Run {
     }
 }
 
+/// The head's checksum stands for all bytes of the head, and the payload's checksum is among them.
+impl std::hash::Hash for Run {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u64(self.term.0);
+        state.write_u64(self.first.0);
+        state.write_u64(le64(&self.head, 48));
+    }
+}
+
 impl fmt::Debug for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "run {}/{}..={} ({} B)", self.term, self.first, self.last(), self.payload.len())
