@@ -269,6 +269,7 @@ impl Starter {
             pre_vote: config.pre_vote,
             check_quorum: config.check_quorum,
             step_down_on_removal: true,
+            ..CoreConfig::default()
         }
     }
 

@@ -49,6 +49,12 @@ pub struct CoreConfig {
     pub check_quorum: bool,
     /// A leader steps down when a change that removes it, or makes it non-voting, takes effect.
     pub step_down_on_removal: bool,
+    /// The most bytes of committed entries that one [`Core::take_output`] hands out, and at least one entry; the rest
+    /// comes with the next ones.
+    pub handout_bytes_max: usize,
+    /// A leader proposes membership changes without asking whether they can be made now. For an owner that knows better,
+    /// and orders its changes by itself: what can't be made when it takes effect changes nothing then.
+    pub unchecked_changes: bool,
 }
 
 impl Default for CoreConfig {
@@ -65,6 +71,8 @@ impl Default for CoreConfig {
             pre_vote: true,
             check_quorum: true,
             step_down_on_removal: true,
+            handout_bytes_max: usize::MAX,
+            unchecked_changes: false,
         }
     }
 }

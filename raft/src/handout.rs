@@ -70,11 +70,13 @@ impl Core {
     }
 
     fn hand_out(&mut self, committed: &mut Vec<Run>) {
-        while self.handout.handed < self.may_hand_out() {
-            let Some(runs) = self.next_committed(self.handout.handed.next(), self.may_hand_out()) else {
+        let mut left = self.config.handout_bytes_max;
+        while left > 0 && self.handout.handed < self.may_hand_out() {
+            let Some(runs) = self.next_committed(self.handout.handed.next(), self.may_hand_out(), left) else {
                 break;
             };
             for run in runs {
+                left = left.saturating_sub(run.encoded_len());
                 self.hand_out_run(run, committed);
             }
         }
@@ -82,14 +84,15 @@ impl Core {
         self.end_round();
     }
 
-    /// The committed runs from `lo` on, from a cold read or from memory. `None` when they must be read first.
-    fn next_committed(&mut self, lo: Index, hi: Index) -> Option<SmallVec<[Run; 1]>> {
+    /// The committed runs from `lo` on, from a cold read, of which all are handed out, or from memory. `None` when they
+    /// must be read first.
+    fn next_committed(&mut self, lo: Index, hi: Index, bytes_max: usize) -> Option<SmallVec<[Run; 1]>> {
         let fetched = std::mem::take(&mut self.handout.fetched);
         if fetched.first().is_some_and(|r| r.first() <= lo && r.last() >= lo) {
             let within = fetched.iter().filter(|r| r.first() <= hi && r.last() >= lo);
             return Some(within.map(|r| r.slice(r.first().max(lo)..=r.last().min(hi))).collect());
         }
-        match self.log.entries(lo, hi, usize::MAX) {
+        match self.log.entries(lo, hi, bytes_max) {
             Slice::Runs(runs) => Some(runs),
             Slice::Cold { hi } => {
                 if self.handout.ticket.is_none() {

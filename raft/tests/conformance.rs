@@ -74,7 +74,9 @@ fn etcd_scripts_pass() {
     let (mut passed, mut waiting, mut wrong) = (0, 0, Vec::new());
     for family in ["interaction", "quorum", "confchange"] {
         for (name, text) in scripts_of(&dir, family) {
-            let outcome = run_script(family, &text);
+            // A panic fails its script, and does not keep the others from being run.
+            let outcome = std::panic::catch_unwind(|| run_script(family, &text))
+                .unwrap_or_else(|_| Err("panicked; the reason is above".to_owned()));
             let waits_for = NOT_REQUIRED_YET.iter().find(|(n, _)| *n == name).map(|(_, why)| *why);
             match (outcome, waits_for) {
                 (Ok(()), None) => passed += 1,

@@ -173,8 +173,8 @@ fn message(raw: &Raw) -> Result<Sent, String> {
     let (log_term, index) = log.ok_or_else(|| format!("no log position: {line}"))?;
     let hint = line.split("Rejected (Hint: ").nth(1).and_then(|h| h.split(')').next());
     Ok(Sent {
-        from: crate::datadriven::number(from)?,
-        to: crate::datadriven::number(to)?,
+        from: hexadecimal(from)?,
+        to: hexadecimal(to)?,
         kind,
         term: field(line, "Term:")?.unwrap_or(0),
         log_term: crate::datadriven::number(log_term)?,
@@ -184,6 +184,11 @@ fn message(raw: &Raw) -> Result<Sent, String> {
         entries: raw.entries.clone(),
         snapshot: raw.snapshot.clone(),
     })
+}
+
+/// The ends of a message are printed in hexadecimal.
+fn hexadecimal(text: &str) -> Result<u64, String> {
+    u64::from_str_radix(text, 16).map_err(|_| format!("{text:?} is no node"))
 }
 
 fn field(line: &str, name: &str) -> Result<Option<u64>, String> {

@@ -129,9 +129,17 @@ impl Node {
         Message { from: self.core.replica(), to, term: self.core.term(), body }
     }
 
-    pub fn compact(&mut self, to: Index) {
+    /// Forgets the log through `to`. Returns what remains, as it is printed.
+    pub fn compact(&mut self, to: Index) -> Result<String, String> {
+        if to <= self.start.index {
+            return Ok("requested index is unavailable due to compaction".to_owned());
+        }
+        if to > self.core.applied_index() {
+            return Err(format!("compacts through {to}, applied is {}", self.core.applied_index()));
+        }
         self.core.compact(to);
         self.start = self.core.start();
+        Ok(self.log_text())
     }
 
     /// The durable log, as the scripts print it.
