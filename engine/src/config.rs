@@ -28,6 +28,8 @@ pub struct EngineConfig {
     pub apply_workers: usize,
     /// The largest payload of a proposal, in bytes.
     pub payload_bytes_max: usize,
+    /// Entries of one chunk before the next is begun; at most [`longboat_raft::run::RUN_ENTRIES_MAX`].
+    pub chunk_entries_max: usize,
     /// Entries that may wait in the queue of one group.
     pub queue_entries_max: usize,
     /// Bytes that may wait in the queue of one group.

@@ -4,6 +4,7 @@
 //! simulator calls the same rounds from one thread. Must not know: sockets' and files' real forms, users' types.
 
 pub mod apply;
+pub mod client;
 pub mod config;
 pub mod host;
 mod late;

@@ -158,4 +158,17 @@ impl Inbox {
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty() && self.reads.is_none() && self.snapshot.is_none()
     }
+
+    /// Ends all that waits: none of it was proposed.
+    pub fn fail(self, error: &RequestError) {
+        for chunk in &self.chunks {
+            chunk.fail(error);
+        }
+        if let Some(r) = &self.reads {
+            r.reads.fail(error);
+        }
+        if let Some(request) = self.snapshot {
+            request.complete(Err(error.clone()));
+        }
+    }
 }

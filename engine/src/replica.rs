@@ -428,15 +428,7 @@ impl Replica {
             chunk.fail(error);
         }
         if let Some(inbox) = self.shared.inbox.lock().take() {
-            for chunk in &inbox.chunks {
-                chunk.fail(error);
-            }
-            if let Some(r) = &inbox.reads {
-                r.reads.fail(error);
-            }
-            if let Some(request) = inbox.snapshot {
-                request.complete(Err(error.clone()));
-            }
+            inbox.fail(error);
         }
     }
 

@@ -164,6 +164,7 @@ impl NodeHostConfig {
             step_workers: by_cores(self.step_workers),
             apply_workers: by_cores(self.apply_workers),
             payload_bytes_max: self.payload_bytes_max,
+            chunk_entries_max: longboat_raft::run::RUN_ENTRIES_MAX,
             queue_entries_max: self.queue_entries_max,
             queue_bytes_max: self.queue_bytes_max,
             queue_reads_max: self.queue_reads_max,

@@ -2,22 +2,15 @@
 
 use crate::machine::{Add, Ledger, Seen};
 use crate::oracle::Oracle;
-use bytes::BytesMut;
-use longboat_engine::queue::{Chunk, Deadlines, Inbox, ReadChunk};
-use longboat_engine::shared::reason;
-use longboat_engine::{GroupShared, SnapshotOutcome, SnapshotRequest};
-use longboat_raft::{EntryKind, GroupId, HostId, RunBuilder, Time};
-use longboat_rsm::{Codec, Completion, Pending, Reads, RequestError};
+use longboat_engine::{GroupShared, SnapshotOutcome};
+use longboat_raft::{GroupId, HostId, Time};
+use longboat_rsm::Pending;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Wake, Waker};
-
-/// Entries of a chunk at which the next is begun: few, so that queues hold several chunks.
-const CHUNK_ENTRIES_MAX: usize = 16;
 
 /// What a client waits for.
 #[derive(Debug)]
@@ -118,8 +111,12 @@ impl Clients {
         let serial = self.next_serial;
         self.next_serial += 1;
         let floor = self.oracle.write_begins(shared.group, serial);
-        match propose(shared, Add { serial, padding }, deadline) {
-            Ok(pending) => self.wait(host, shared.group, Request::Write { serial, floor, pending }),
+        match shared.enqueue::<Ledger>(std::iter::once(Add { serial, padding }), deadline) {
+            Ok(mut parts) => {
+                let (completion, slots) = parts.pop().expect("one command, one part");
+                let pending = Pending::new(completion, slots.start);
+                self.wait(host, shared.group, Request::Write { serial, floor, pending });
+            }
             Err(error) => {
                 self.outcomes.requests += 1;
                 self.outcomes.errors += 1;
@@ -132,23 +129,15 @@ impl Clients {
     /// Reads linearizably.
     pub fn read(&mut self, host: HostId, shared: &GroupShared, deadline: Time) {
         let floor = self.oracle.read_begins(shared.group);
-        if let Ok(pending) = read(shared, deadline) {
+        if let Ok((completion, slots)) = shared.enqueue_reads::<Ledger>(std::iter::once(()), deadline) {
+            let pending = Pending::new(completion, slots.start);
             self.wait(host, shared.group, Request::Read { floor, pending });
         }
     }
 
     /// Asks for a snapshot.
     pub fn snapshot(&mut self, host: HostId, shared: &GroupShared, deadline: Time) {
-        let (pending, completion) = Pending::single();
-        {
-            let mut slot = shared.inbox.lock();
-            let inbox = slot.get_or_insert_with(Box::default);
-            if inbox.snapshot.is_some() {
-                return;
-            }
-            inbox.snapshot = Some(SnapshotRequest::user(completion, deadline));
-        }
-        shared.ready(reason::QUEUE);
+        let Ok(pending) = shared.enqueue_snapshot(deadline) else { return };
         self.wait(host, shared.group, Request::Snapshot { pending });
     }
 
@@ -192,9 +181,6 @@ impl Clients {
                 Poll::Ready(Err(error)) => {
                     outcomes.errors += 1;
                     if !error.may_have_applied() {
-                        if std::env::var("DBG").is_ok() {
-                            println!("refused {serial} group {group} host {} : {error:?}", waiting.host);
-                        }
                         self.oracle.write_refused(group, *serial, &error);
                     }
                     false
@@ -228,68 +214,4 @@ impl Clients {
             self.waiting.insert(number, waiting);
         }
     }
-}
-
-/// Leaves a proposal in the group's queue.
-fn propose(shared: &GroupShared, command: Add, deadline: Time) -> Result<Pending<u64>, RequestError> {
-    if let Some(error) = shared.refusal() {
-        return Err(error);
-    }
-    let config = &shared.host.config;
-    let (completion, slot) = {
-        let mut guard = shared.inbox.lock();
-        let inbox = guard.get_or_insert_with(Box::default);
-        if inbox.entries >= config.queue_entries_max || inbox.bytes > config.queue_bytes_max {
-            return Err(RequestError::Busy);
-        }
-        add(shared, inbox, command, deadline)
-    };
-    shared.ready(reason::QUEUE);
-    Ok(Pending::new(completion, slot))
-}
-
-fn add(shared: &GroupShared, inbox: &mut Inbox, command: Add, deadline: Time) -> (Arc<Completion<u64>>, u32) {
-    let full = |c: &Chunk| {
-        c.builder.count() >= CHUNK_ENTRIES_MAX || c.builder.encoded_len() >= longboat_engine::config::CHUNK_BYTES_MAX
-    };
-    let sequence = shared.sequence.fetch_add(1, Ordering::Relaxed);
-    if inbox.chunks.back().is_none_or(full) {
-        inbox.chunks.push_back(Chunk {
-            builder: RunBuilder::new(),
-            completion: Completion::<u64>::new(),
-            first_sequence: sequence,
-            deadlines: Deadlines::default(),
-        });
-    }
-    let chunk = inbox.chunks.back_mut().expect("just made sure");
-    let (slot, before) = (chunk.builder.count() as u32, chunk.builder.payload_bytes());
-    let mut payload = BytesMut::new();
-    command.encode(&mut payload);
-    chunk.builder.push(EntryKind::Command, sequence, &payload);
-    chunk.deadlines.note(slot, deadline);
-    inbox.entries += 1;
-    inbox.bytes += chunk.builder.payload_bytes() - before;
-    let any = Arc::clone(&chunk.completion).into_any();
-    (any.downcast().expect("only this module makes chunks here"), slot)
-}
-
-fn read(shared: &GroupShared, deadline: Time) -> Result<Pending<Seen>, RequestError> {
-    if let Some(error) = shared.refusal() {
-        return Err(error);
-    }
-    let (completion, slot) = {
-        let mut guard = shared.inbox.lock();
-        let inbox = guard.get_or_insert_with(Box::default);
-        let chunk = inbox.reads.get_or_insert_with(|| ReadChunk {
-            reads: Box::new(Reads::<Ledger>::new()),
-            deadlines: Deadlines::default(),
-        });
-        let reads: &mut Reads<Ledger> =
-            chunk.reads.as_any_mut().downcast_mut().expect("only this module makes reads here");
-        let (completion, slot) = reads.add_many(std::iter::once(()));
-        chunk.deadlines.note(slot, deadline);
-        (completion, slot)
-    };
-    shared.ready(reason::QUEUE);
-    Ok(Pending::new(completion, slot))
 }

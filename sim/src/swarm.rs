@@ -178,6 +178,8 @@ impl Swarm {
             step_workers: self.step_workers,
             apply_workers: self.apply_workers,
             payload_bytes_max: 1 << 20,
+            // Few, so that queues hold several chunks.
+            chunk_entries_max: 16,
             queue_entries_max: 256,
             queue_bytes_max: 4 << 20,
             queue_reads_max: 256,

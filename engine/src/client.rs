@@ -1,0 +1,207 @@
+//! What a group's clients do, on their own threads: they leave requests in its queue and get what to wait on.
+//!
+//! One implementation for the public API and for the simulator's clients. Invariants: all of a call is taken or none; a
+//! request that is in the queue when the replica closes is resolved, by whoever comes second: the worker that empties the
+//! queue, or the client that finds the replica closed after it left something. Must not know: raft state.
+
+use crate::config::CHUNK_BYTES_MAX;
+use crate::queue::{Chunk, Deadlines, Inbox, ReadChunk};
+use crate::shared::{GroupShared, reason};
+use crate::snapshot::{SnapshotOutcome, SnapshotRequest};
+use longboat_raft::{EntryKind, RunBuilder, Time};
+use longboat_rsm::{AnyCompletion, Codec, Completion, Pending, Reads, RequestError, StateMachine};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Slots of one completion.
+pub type Part<T> = (Arc<Completion<T>>, Range<u32>);
+
+/// What a queue was like before a batch, to go back to when one of its commands is refused.
+struct Mark {
+    chunks: usize,
+    last: Option<(usize, usize)>,
+    entries: usize,
+    bytes: usize,
+    sequence: u64,
+}
+
+impl GroupShared {
+    /// Why a new request can't be taken, if so.
+    ///
+    /// # Errors
+    /// The replica is closed, or its host has failed or closes.
+    pub fn check_open(&self) -> Result<(), RequestError> {
+        if let Some(error) = self.refusal() {
+            return Err(error);
+        }
+        let host = &self.host;
+        if host.has_failed.load(Ordering::Relaxed) {
+            return Err(RequestError::HostFailed(host.failed.lock().clone().unwrap_or_default()));
+        }
+        if host.closing.load(Ordering::Relaxed) { Err(RequestError::Stopped) } else { Ok(()) }
+    }
+
+    /// The moment at which a request that is made now gives up: on the next full millisecond, so that requests that
+    /// arrive together share it.
+    pub fn deadline_after(&self, timeout: Duration) -> Time {
+        const TICK: u64 = 1_000_000;
+        let at = self.host.clock.now().plus_nanos(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
+        Time(at.0.saturating_add(TICK - 1) / TICK * TICK)
+    }
+
+    /// Leaves commands for a state machine of type `S`, which the replica must have. They keep their order.
+    ///
+    /// # Errors
+    /// [`RequestError::Busy`] when the queue is full, a command that is too large, or that the replica takes no requests.
+    pub fn enqueue<S: StateMachine>(
+        &self,
+        commands: impl ExactSizeIterator<Item = S::Command>,
+        deadline: Time,
+    ) -> Result<Vec<Part<S::Output>>, RequestError> {
+        self.check_open()?;
+        let config = &self.host.config;
+        let mut parts = Vec::with_capacity(1);
+        {
+            let mut slot = self.inbox.lock();
+            let inbox = slot.get_or_insert_with(Box::default);
+            if inbox.entries + commands.len() > config.queue_entries_max || inbox.bytes > config.queue_bytes_max {
+                return Err(RequestError::Busy);
+            }
+            let mark = self.mark(inbox);
+            for command in commands {
+                if let Err(error) = self.add::<S>(inbox, &command, deadline, &mut parts) {
+                    self.rollback(inbox, &mark);
+                    return Err(error);
+                }
+            }
+        }
+        if !parts.is_empty() {
+            self.tell_worker();
+        }
+        Ok(parts)
+    }
+
+    fn add<S: StateMachine>(
+        &self,
+        inbox: &mut Inbox,
+        command: &S::Command,
+        deadline: Time,
+        parts: &mut Vec<Part<S::Output>>,
+    ) -> Result<(), RequestError> {
+        let entries_max = self.host.config.chunk_entries_max;
+        let full = |c: &Chunk| c.builder.encoded_len() >= CHUNK_BYTES_MAX || c.builder.count() >= entries_max;
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        if inbox.chunks.back().is_none_or(full) {
+            inbox.chunks.push_back(Chunk {
+                builder: RunBuilder::new(),
+                completion: Completion::<S::Output>::new(),
+                first_sequence: sequence,
+                deadlines: Deadlines::default(),
+            });
+        }
+        let chunk = inbox.chunks.back_mut().expect("just made sure");
+        let slot = chunk.builder.count() as u32;
+        let limit = self.host.config.payload_bytes_max;
+        let bytes = chunk
+            .builder
+            .push_with(EntryKind::Command, sequence, limit, |out| command.encode(out))
+            .map_err(|bytes| RequestError::PayloadTooLarge { bytes, limit })?;
+        chunk.deadlines.note(slot, deadline);
+        inbox.entries += 1;
+        inbox.bytes += bytes;
+        self.sequence.store(sequence + 1, Ordering::Relaxed);
+        match parts.last_mut() {
+            Some((_, slots)) if slots.end == slot && slot > 0 => slots.end += 1,
+            _ => parts.push((typed(&chunk.completion), slot..slot + 1)),
+        }
+        Ok(())
+    }
+
+    fn mark(&self, inbox: &Inbox) -> Mark {
+        Mark {
+            chunks: inbox.chunks.len(),
+            last: inbox.chunks.back().map(|c| (c.builder.count(), c.builder.payload_bytes())),
+            entries: inbox.entries,
+            bytes: inbox.bytes,
+            sequence: self.sequence.load(Ordering::Relaxed),
+        }
+    }
+
+    fn rollback(&self, inbox: &mut Inbox, mark: &Mark) {
+        inbox.chunks.truncate(mark.chunks);
+        if let (Some(chunk), Some((count, bytes))) = (inbox.chunks.back_mut(), mark.last) {
+            chunk.builder.truncate(count, bytes);
+            chunk.deadlines.forget_from(count as u32);
+        }
+        inbox.entries = mark.entries;
+        inbox.bytes = mark.bytes;
+        self.sequence.store(mark.sequence, Ordering::Relaxed);
+    }
+
+    /// Leaves queries for a state machine of type `S`, which the replica must have.
+    ///
+    /// # Errors
+    /// [`RequestError::Busy`] when too many wait, or that the replica takes no requests.
+    pub fn enqueue_reads<S: StateMachine>(
+        &self,
+        queries: impl ExactSizeIterator<Item = S::Query>,
+        deadline: Time,
+    ) -> Result<Part<S::Answer>, RequestError> {
+        self.check_open()?;
+        let count = queries.len();
+        let part = {
+            let mut slot = self.inbox.lock();
+            let inbox = slot.get_or_insert_with(Box::default);
+            let chunk = inbox.reads.get_or_insert_with(|| ReadChunk {
+                reads: Box::new(Reads::<S>::new()),
+                deadlines: Deadlines::default(),
+            });
+            if chunk.reads.len() + count > self.host.config.queue_reads_max {
+                return Err(RequestError::Busy);
+            }
+            let reads: &mut Reads<S> = chunk.reads.as_any_mut().downcast_mut().expect("made by this type's clients");
+            let (completion, first) = reads.add_many(queries);
+            chunk.deadlines.note(first, deadline);
+            (completion, first..first + count as u32)
+        };
+        self.tell_worker();
+        Ok(part)
+    }
+
+    /// Asks for a snapshot of this replica.
+    ///
+    /// # Errors
+    /// [`RequestError::Busy`] when a request waits already, or that the replica takes no requests.
+    pub fn enqueue_snapshot(&self, deadline: Time) -> Result<Pending<SnapshotOutcome>, RequestError> {
+        self.check_open()?;
+        let (pending, completion) = Pending::single();
+        {
+            let mut slot = self.inbox.lock();
+            let inbox = slot.get_or_insert_with(Box::default);
+            if inbox.snapshot.is_some() {
+                return Err(RequestError::Busy);
+            }
+            inbox.snapshot = Some(SnapshotRequest::user(completion, deadline));
+        }
+        self.tell_worker();
+        Ok(pending)
+    }
+
+    fn tell_worker(&self) {
+        self.ready(reason::QUEUE);
+        // Whoever closed the replica meanwhile may have emptied the queue before this request was in it.
+        if self.is_closed.load(Ordering::SeqCst) {
+            let error = self.refusal().unwrap_or(RequestError::Stopped);
+            if let Some(inbox) = self.inbox.lock().take() {
+                inbox.fail(&error);
+            }
+        }
+    }
+}
+
+fn typed<T: Send + 'static>(completion: &Arc<dyn AnyCompletion>) -> Arc<Completion<T>> {
+    let any: Arc<dyn std::any::Any + Send + Sync> = Arc::clone(completion).into_any();
+    any.downcast().expect("a group's completions are made by clients of its own type")
+}
