@@ -60,6 +60,10 @@ id! {
     GroupEpoch(u64)
 }
 id! {
+    /// A client session: the index of the entry that registered it, so that an id is never used again within its group.
+    SessionId(u64)
+}
+id! {
     /// A random id made together with a data directory. A host that comes back with another one forgot what it promised.
     StoreId(u128)
 }

@@ -25,10 +25,13 @@
 //! | | | session side array |
 //!
 //! A descriptor: kind (1), flags (1), codec (1), zero (1), payload length (4), sequence number at the origin (8).
+//! The flags and the side array are those of [`crate::session`].
 //!
-//! Invariant: a `Run` that exists has a consistent head: the descriptors' lengths add up to the payload's length.
+//! Invariant: a `Run` that exists has a consistent head: the descriptors' lengths add up to the payload's length, and the
+//! side array has one valid record for each descriptor that is flagged.
 
-use crate::ids::{Index, ReplicaId, Term};
+use crate::ids::{Index, LogPos, ReplicaId, Term};
+use crate::session::{self, FLAG_SESSION, SESSION_BYTES, SessionCall};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -120,6 +123,8 @@ pub struct EntryRef<'a> {
     pub payload: &'a [u8],
     /// Where `payload` starts in the run's payload area, in bytes.
     pub payload_offset: usize,
+    /// The session that the entry belongs to, and what it asks of it.
+    pub session: Option<SessionCall>,
 }
 
 /// A contiguous span of log entries of one term, encoded. Cheap to clone.
@@ -157,6 +162,27 @@ impl Run {
     /// Whether one of the entries is a membership change. Known without looking at them again.
     pub fn has_config(&self) -> bool {
         self.has_config
+    }
+
+    /// Whether one of the entries belongs to a session. Known without looking at them.
+    pub fn has_sessions(&self) -> bool {
+        self.head.len() > self.sessions_at()
+    }
+
+    /// Where the session side array starts in the head.
+    fn sessions_at(&self) -> usize {
+        RUN_HEADER_BYTES + self.count() * DESCRIPTOR_BYTES
+    }
+
+    /// The record with this number in the side array.
+    fn session_record(&self, number: usize) -> &[u8] {
+        let at = self.sessions_at() + number * SESSION_BYTES;
+        &self.head[at..at + SESSION_BYTES]
+    }
+
+    /// How many of the entries before the one at `before` belong to a session.
+    fn sessions_before(&self, before: usize) -> usize {
+        if self.has_sessions() { (0..before).filter(|&i| self.descriptor(i)[1] & FLAG_SESSION != 0).count() } else { 0 }
     }
 
     /// Who proposed these entries.
@@ -236,14 +262,26 @@ impl Run {
         if self.first.0.checked_add(u64::from(self.count)).is_none() {
             return Err(RunError::Malformed("index overflow"));
         }
-        let (mut total, mut has_config) = (0usize, false);
+        let (mut total, mut has_config, mut sessions) = (0usize, false, 0usize);
+        let sessions_len = self.head.len() - self.sessions_at();
         for i in 0..self.count() {
             let d = self.descriptor(i);
-            match EntryKind::from_u8(d[0]) {
-                None => return Err(RunError::Kind(d[0])),
-                Some(kind) => has_config |= kind == EntryKind::Config,
-            }
+            let Some(kind) = EntryKind::from_u8(d[0]) else { return Err(RunError::Kind(d[0])) };
+            has_config |= kind == EntryKind::Config;
             total += le32(d, 4) as usize;
+            if !session::are_known(d[1]) {
+                return Err(RunError::Malformed("unknown flags of an entry"));
+            }
+            if d[1] & FLAG_SESSION != 0 {
+                let fits = kind == EntryKind::Command && (sessions + 1) * SESSION_BYTES <= sessions_len;
+                if !fits || SessionCall::decode(d[1], self.session_record(sessions)).is_none() {
+                    return Err(RunError::Malformed("session of an entry"));
+                }
+                sessions += 1;
+            }
+        }
+        if sessions * SESSION_BYTES != sessions_len {
+            return Err(RunError::Malformed("session records that belong to no entry"));
         }
         if total != self.payload.len() {
             return Err(RunError::Malformed("entry lengths do not add up"));
@@ -258,7 +296,7 @@ impl Run {
 
     /// The entries in order.
     pub fn entries(&self) -> Entries<'_> {
-        Entries { run: self, next: 0, offset: 0 }
+        Entries { run: self, next: 0, offset: 0, session: 0 }
     }
 
     /// The part of this run whose indexes lie in `range`, sharing the payload's memory.
@@ -278,7 +316,10 @@ impl Run {
         let mut head = BytesMut::with_capacity(RUN_HEADER_BYTES + take * DESCRIPTOR_BYTES);
         head.put_slice(&self.head[..RUN_HEADER_BYTES]);
         head.put_slice(&self.head[at..at + take * DESCRIPTOR_BYTES]);
-        finish(head, self.term, lo, self.origin(), payload)
+        let (first, end) = (self.sessions_before(skip), self.sessions_before(skip + take));
+        let at = self.sessions_at();
+        let sessions = &self.head[at + first * SESSION_BYTES..at + end * SESSION_BYTES];
+        finish(head, sessions, LogPos::new(self.term, lo), self.origin(), payload)
     }
 
     /// The same entries at another place of the log: how a leader adopts a run that was forwarded to it.
@@ -313,6 +354,8 @@ pub struct Entries<'a> {
     run: &'a Run,
     next: usize,
     offset: usize,
+    /// The next record of the session side array.
+    session: usize,
 }
 
 impl<'a> Iterator for Entries<'a> {
@@ -324,6 +367,11 @@ impl<'a> Iterator for Entries<'a> {
         }
         let d = self.run.descriptor(self.next);
         let len = le32(d, 4) as usize;
+        let call = (d[1] & FLAG_SESSION != 0).then(|| {
+            let call = SessionCall::decode(d[1], self.run.session_record(self.session));
+            self.session += 1;
+            call.expect("a run's sessions were checked when it was made")
+        });
         let entry = EntryRef {
             term: self.run.term,
             index: Index(self.run.first.0 + self.next as u64),
@@ -331,6 +379,7 @@ impl<'a> Iterator for Entries<'a> {
             sequence: le64(d, 8),
             payload: &self.run.payload[self.offset..self.offset + len],
             payload_offset: self.offset,
+            session: call,
         };
         self.next += 1;
         self.offset += len;
@@ -362,6 +411,7 @@ impl Drop for Undo<'_> {
 pub struct RunBuilder {
     head: BytesMut,
     payload: BytesMut,
+    sessions: Vec<u8>,
     count: u32,
 }
 
@@ -383,7 +433,7 @@ impl RunBuilder {
 
     /// Bytes that the run would take.
     pub fn encoded_len(&self) -> usize {
-        self.head.len() + self.payload.len()
+        self.head.len() + self.sessions.len() + self.payload.len()
     }
 
     /// Adds an entry whose payload `write` appends to the buffer that it is given. Returns the payload's length.
@@ -397,6 +447,31 @@ impl RunBuilder {
     pub fn push_with(
         &mut self,
         kind: EntryKind,
+        sequence: u64,
+        bytes_max: usize,
+        write: impl FnOnce(&mut BytesMut),
+    ) -> Result<usize, usize> {
+        self.push_entry(kind, None, sequence, bytes_max, write)
+    }
+
+    /// Adds a command that belongs to a session. See [`RunBuilder::push_with`].
+    ///
+    /// # Errors
+    /// The length of a payload that is too long.
+    pub fn push_session_with(
+        &mut self,
+        call: SessionCall,
+        sequence: u64,
+        bytes_max: usize,
+        write: impl FnOnce(&mut BytesMut),
+    ) -> Result<usize, usize> {
+        self.push_entry(EntryKind::Command, Some(call), sequence, bytes_max, write)
+    }
+
+    fn push_entry(
+        &mut self,
+        kind: EntryKind,
+        call: Option<SessionCall>,
         sequence: u64,
         bytes_max: usize,
         write: impl FnOnce(&mut BytesMut),
@@ -417,6 +492,10 @@ impl RunBuilder {
         }
         let mut d = [0u8; DESCRIPTOR_BYTES];
         d[0] = kind as u8;
+        if let Some(call) = call {
+            d[1] = call.flags();
+            self.sessions.put_slice(&call.encode());
+        }
         d[4..8].copy_from_slice(&(len as u32).to_le_bytes());
         d[8..16].copy_from_slice(&sequence.to_le_bytes());
         self.head.put_slice(&d);
@@ -435,6 +514,10 @@ impl RunBuilder {
         assert!(count <= self.count() && payload_bytes <= self.payload.len(), "truncating to more than there is");
         if count < self.count() {
             self.head.truncate(RUN_HEADER_BYTES + count * DESCRIPTOR_BYTES);
+            if !self.sessions.is_empty() {
+                let kept = self.head[RUN_HEADER_BYTES..].chunks_exact(DESCRIPTOR_BYTES);
+                self.sessions.truncate(kept.filter(|d| d[1] & FLAG_SESSION != 0).count() * SESSION_BYTES);
+            }
             self.payload.truncate(payload_bytes);
             self.count = count as u32;
         }
@@ -448,12 +531,13 @@ impl RunBuilder {
     /// Gives the entries their place in the log. Panics if there are none.
     pub fn seal(self, term: Term, first: Index, origin: Origin) -> Run {
         assert!(self.count > 0, "sealing an empty chunk");
-        finish(self.head, term, first, origin, self.payload.freeze())
+        finish(self.head, &self.sessions, LogPos::new(term, first), origin, self.payload.freeze())
     }
 }
 
-/// Fills in the header of `head`, which has room for it and all its descriptors.
-fn finish(mut head: BytesMut, term: Term, first: Index, origin: Origin, payload: Bytes) -> Run {
+/// Fills in the header of `head`, which has room for it and all its descriptors, and adds the session side array.
+fn finish(mut head: BytesMut, sessions: &[u8], first: LogPos, origin: Origin, payload: Bytes) -> Run {
+    let LogPos { term, index: first } = first;
     let count = ((head.len() - RUN_HEADER_BYTES) / DESCRIPTOR_BYTES) as u32;
     let mut h = [0u8; RUN_HEADER_BYTES];
     h[0] = RUN_VERSION;
@@ -463,11 +547,13 @@ fn finish(mut head: BytesMut, term: Term, first: Index, origin: Origin, payload:
     h[24..32].copy_from_slice(&origin.replica.0.to_le_bytes());
     h[32..40].copy_from_slice(&origin.start.to_le_bytes());
     h[40..44].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    h[44..48].copy_from_slice(&(sessions.len() as u32).to_le_bytes());
     h[48..52].copy_from_slice(&crc32fast::hash(&payload).to_le_bytes());
     head[..RUN_HEADER_BYTES].copy_from_slice(&h);
+    let has_config = head[RUN_HEADER_BYTES..].chunks_exact(DESCRIPTOR_BYTES).any(|d| d[0] == EntryKind::Config as u8);
+    head.put_slice(sessions);
     let crc = head_crc(&head);
     head[52..56].copy_from_slice(&crc.to_le_bytes());
-    let has_config = head[RUN_HEADER_BYTES..].chunks_exact(DESCRIPTOR_BYTES).any(|d| d[0] == EntryKind::Config as u8);
     Run { term, first, count, has_config, head: head.freeze(), payload }
 }
 
@@ -487,71 +573,4 @@ fn le64(b: &[u8], at: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn three() -> Run {
-        let mut b = RunBuilder::new();
-        b.push(EntryKind::Empty, 0, b"");
-        b.push(EntryKind::Command, 7, b"hello");
-        b.push(EntryKind::Command, 8, b"world!");
-        b.seal(Term(3), Index(10), Origin { replica: ReplicaId(2), start: 99 })
-    }
-
-    #[test]
-    fn decoding_returns_what_was_sealed() {
-        let run = three();
-        let mut bytes = BytesMut::new();
-        run.encode(&mut bytes);
-        bytes.put_slice(b"rest");
-        let mut bytes = bytes.freeze();
-        let back = Run::decode(&mut bytes).expect("valid");
-        assert_eq!(back, run);
-        assert_eq!(&bytes[..], b"rest");
-        let seen: Vec<_> = back.entries().map(|e| (e.index.0, e.sequence, e.payload.to_vec())).collect();
-        assert_eq!(seen, [(10, 0, b"".to_vec()), (11, 7, b"hello".to_vec()), (12, 8, b"world!".to_vec())]);
-        assert_eq!(back.origin(), Origin { replica: ReplicaId(2), start: 99 });
-    }
-
-    #[test]
-    fn a_slice_is_a_run_of_its_own() {
-        let part = three().slice(Index(11)..=Index(11));
-        assert_eq!((part.first(), part.last(), part.term()), (Index(11), Index(11), Term(3)));
-        let mut bytes = BytesMut::new();
-        part.encode(&mut bytes);
-        let back = Run::decode(&mut bytes.freeze()).expect("a slice carries its own checksums");
-        assert_eq!(back.entries().next().map(|e| e.payload.to_vec()), Some(b"hello".to_vec()));
-        assert_eq!(back.origin().start, 99);
-    }
-
-    #[test]
-    fn rebasing_moves_the_entries_and_keeps_their_origin() {
-        let moved = three().rebase(Term(9), Index(100));
-        let mut bytes = BytesMut::new();
-        moved.encode(&mut bytes);
-        let back = Run::decode(&mut bytes.freeze()).expect("valid");
-        assert_eq!((back.term(), back.first(), back.last()), (Term(9), Index(100), Index(102)));
-        assert_eq!(back.origin(), three().origin());
-    }
-
-    #[test]
-    fn every_flipped_bit_is_noticed() {
-        let mut bytes = BytesMut::new();
-        three().encode(&mut bytes);
-        for bit in 0..bytes.len() * 8 {
-            let mut bad = bytes.to_vec();
-            bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(Run::decode(&mut Bytes::from(bad)).is_err(), "bit {bit} went unnoticed");
-        }
-    }
-
-    #[test]
-    fn every_truncation_is_noticed() {
-        let mut bytes = BytesMut::new();
-        three().encode(&mut bytes);
-        for len in 0..bytes.len() {
-            let got = Run::decode(&mut Bytes::copy_from_slice(&bytes[..len]));
-            assert!(matches!(got, Err(RunError::Truncated { .. })), "{len}: {got:?}");
-        }
-    }
-}
+mod tests;

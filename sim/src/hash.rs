@@ -1,6 +1,6 @@
 //! Hashes for comparing: two runs of a seed, and what replicas hold. Not for adversaries.
 
-use longboat_raft::{EntryRef, Origin};
+use longboat_raft::{EntryRef, Origin, SessionCall};
 
 /// A running hash of 64 bits, the same on every machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,16 @@ impl Default for Hash64 {
 pub fn entry_hash(entry: &EntryRef<'_>, origin: Origin) -> u64 {
     let mut hash = Hash64::new();
     hash.word(entry.kind as u64).word(entry.sequence).word(origin.replica.0).word(origin.start).bytes(entry.payload);
+    if let Some(call) = entry.session {
+        let words = match call {
+            SessionCall::Propose { session, series, responded_to } => [session.0, series, responded_to],
+            SessionCall::Register { sessions_max } => [0, u64::from(sessions_max), 1],
+            SessionCall::Close { session } => [session.0, 0, 0],
+        };
+        words.into_iter().for_each(|word| {
+            hash.word(word);
+        });
+    }
     hash.value()
 }
 

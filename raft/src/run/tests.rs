@@ -1,0 +1,137 @@
+//! Runs: what goes in comes out, and what was damaged is refused.
+
+use super::*;
+
+fn three() -> Run {
+    let mut b = RunBuilder::new();
+    b.push(EntryKind::Empty, 0, b"");
+    b.push(EntryKind::Command, 7, b"hello");
+    b.push(EntryKind::Command, 8, b"world!");
+    b.seal(Term(3), Index(10), Origin { replica: ReplicaId(2), start: 99 })
+}
+
+#[test]
+fn decoding_returns_what_was_sealed() {
+    let run = three();
+    let mut bytes = BytesMut::new();
+    run.encode(&mut bytes);
+    bytes.put_slice(b"rest");
+    let mut bytes = bytes.freeze();
+    let back = Run::decode(&mut bytes).expect("valid");
+    assert_eq!(back, run);
+    assert_eq!(&bytes[..], b"rest");
+    let seen: Vec<_> = back.entries().map(|e| (e.index.0, e.sequence, e.payload.to_vec())).collect();
+    assert_eq!(seen, [(10, 0, b"".to_vec()), (11, 7, b"hello".to_vec()), (12, 8, b"world!".to_vec())]);
+    assert_eq!(back.origin(), Origin { replica: ReplicaId(2), start: 99 });
+}
+
+#[test]
+fn a_slice_is_a_run_of_its_own() {
+    let part = three().slice(Index(11)..=Index(11));
+    assert_eq!((part.first(), part.last(), part.term()), (Index(11), Index(11), Term(3)));
+    let mut bytes = BytesMut::new();
+    part.encode(&mut bytes);
+    let back = Run::decode(&mut bytes.freeze()).expect("a slice carries its own checksums");
+    assert_eq!(back.entries().next().map(|e| e.payload.to_vec()), Some(b"hello".to_vec()));
+    assert_eq!(back.origin().start, 99);
+}
+
+fn call(series: u64) -> SessionCall {
+    SessionCall::Propose { session: crate::SessionId(40), series, responded_to: series - 1 }
+}
+
+fn with_sessions() -> Run {
+    let mut b = RunBuilder::new();
+    b.push(EntryKind::Command, 1, b"plain");
+    for (n, call) in [(2, call(5)), (3, SessionCall::Register { sessions_max: 9 }), (5, call(6))] {
+        if n == 5 {
+            b.push(EntryKind::Command, 4, b"between");
+        }
+        b.push_session_with(call, n, 100, |out| out.put_slice(b"in session")).expect("short");
+    }
+    b.push_session_with(SessionCall::Close { session: crate::SessionId(40) }, 6, 100, |_| ()).expect("short");
+    b.seal(Term(3), Index(10), Origin { replica: ReplicaId(2), start: 99 })
+}
+
+#[test]
+fn sessions_follow_their_entries_through_slices_and_rebasing() {
+    let run = with_sessions();
+    let calls = |run: &Run| run.entries().map(|e| (e.sequence, e.session)).collect::<Vec<_>>();
+    let all = calls(&run);
+    assert_eq!(all.iter().map(|c| c.1.is_some()).collect::<Vec<_>>(), [false, true, true, false, true, true]);
+    assert!(run.has_sessions() && !three().has_sessions());
+    for lo in 0..6u64 {
+        for hi in lo..6 {
+            let part = run.slice(Index(10 + lo)..=Index(10 + hi)).rebase(Term(8), Index(70));
+            let mut bytes = BytesMut::new();
+            part.encode(&mut bytes);
+            let back = Run::decode(&mut bytes.freeze()).expect("a slice carries its own checksums");
+            assert_eq!(calls(&back), all[lo as usize..=hi as usize]);
+        }
+    }
+}
+
+#[test]
+fn a_chunk_that_is_cut_back_forgets_the_sessions_of_what_it_lost() {
+    let mut b = RunBuilder::new();
+    for series in 1..=3 {
+        b.push_session_with(call(series), series, 100, |out| out.put_slice(b"four")).expect("short");
+    }
+    b.push_session_with(call(4), 4, 3, |out| out.put_slice(b"four")).expect_err("too long");
+    b.truncate(1, 4);
+    b.push_session_with(call(9), 9, 100, |_| ()).expect("short");
+    let run = b.seal(Term(1), Index(1), Origin::default());
+    assert_eq!(run.entries().map(|e| e.session).collect::<Vec<_>>(), [Some(call(1)), Some(call(9))]);
+}
+
+#[test]
+fn sessions_that_make_no_sense_are_refused() {
+    let forged = |change: &dyn Fn(&mut [u8])| {
+        let mut bytes = BytesMut::new();
+        with_sessions().encode(&mut bytes);
+        let head_len = Run::measure(&bytes).expect("whole").0;
+        change(&mut bytes[..head_len]);
+        let crc = head_crc(&bytes[..head_len]);
+        bytes[52..56].copy_from_slice(&crc.to_le_bytes());
+        Run::decode(&mut bytes.freeze())
+    };
+    let flags_of = |entry: usize| RUN_HEADER_BYTES + entry * DESCRIPTOR_BYTES + 1;
+    assert!(forged(&|_| ()).is_ok());
+    for (entry, flags) in [(0, FLAG_SESSION), (1, 0), (0, 2), (1, 8), (1, 7), (1, FLAG_SESSION | 2)] {
+        let refused = forged(&|head| head[flags_of(entry)] = flags);
+        assert!(matches!(refused, Err(RunError::Malformed(_))), "flags {flags} of entry {entry}: {refused:?}");
+    }
+    let kind = forged(&|head| head[flags_of(1) - 1] = EntryKind::Empty as u8);
+    assert!(matches!(kind, Err(RunError::Malformed(_))), "{kind:?}");
+}
+
+#[test]
+fn rebasing_moves_the_entries_and_keeps_their_origin() {
+    let moved = three().rebase(Term(9), Index(100));
+    let mut bytes = BytesMut::new();
+    moved.encode(&mut bytes);
+    let back = Run::decode(&mut bytes.freeze()).expect("valid");
+    assert_eq!((back.term(), back.first(), back.last()), (Term(9), Index(100), Index(102)));
+    assert_eq!(back.origin(), three().origin());
+}
+
+#[test]
+fn every_flipped_bit_is_noticed() {
+    let mut bytes = BytesMut::new();
+    with_sessions().encode(&mut bytes);
+    for bit in 0..bytes.len() * 8 {
+        let mut bad = bytes.to_vec();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(Run::decode(&mut Bytes::from(bad)).is_err(), "bit {bit} went unnoticed");
+    }
+}
+
+#[test]
+fn every_truncation_is_noticed() {
+    let mut bytes = BytesMut::new();
+    three().encode(&mut bytes);
+    for len in 0..bytes.len() {
+        let got = Run::decode(&mut Bytes::copy_from_slice(&bytes[..len]));
+        assert!(matches!(got, Err(RunError::Truncated { .. })), "{len}: {got:?}");
+    }
+}
