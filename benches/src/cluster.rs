@@ -1,7 +1,9 @@
 //! Three hosts in this process, over loopback TCP, with every group on each of them.
 
-use crate::machine::Counter;
-use longboat::{Group, GroupConfig, GroupId, HostId, NodeHost, NodeHostConfig, ReplicaId, ReplicaStart, Threads};
+use crate::process;
+use longboat::{
+    Group, GroupConfig, GroupId, HostId, NodeHost, NodeHostConfig, ReplicaId, ReplicaStart, StateMachine, Threads,
+};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -42,11 +44,13 @@ pub struct ClusterConfig {
 
 /// A running cluster.
 #[derive(Debug)]
-pub struct Cluster {
+pub struct Cluster<S: StateMachine> {
     hosts: Vec<NodeHost>,
     dirs: Vec<PathBuf>,
     /// Per group, its handle on each host.
-    pub groups: Vec<[Group<Counter>; HOSTS]>,
+    pub groups: Vec<[Group<S>; HOSTS]>,
+    /// From the first host's opening until all hosts were open.
+    pub opened: Duration,
     /// From the first host's opening until all replicas were started.
     pub started: Duration,
     /// From the first host's opening until every group had a leader.
@@ -62,22 +66,36 @@ pub struct LogFigures {
     pub entries: u64,
 }
 
-impl Cluster {
+impl<S: StateMachine + Default> Cluster<S> {
     /// Opens the hosts, starts every group on each, and waits until all groups have leaders.
     ///
     /// # Errors
     /// When a host can't be opened, a replica not be started, or a group finds no leader.
     pub fn start(config: &ClusterConfig) -> Result<Self, BoxError> {
+        for dir in host_dirs(config) {
+            if dir.exists() {
+                return Err(format!("{} exists already: give an empty directory", dir.display()).into());
+            }
+        }
+        Self::open(config)
+    }
+
+    /// As [`Cluster::start`], with hosts that may have been there before: their replicas go on where they stopped.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn open(config: &ClusterConfig) -> Result<Self, BoxError> {
         let begun = Instant::now();
-        let dirs: Vec<PathBuf> = (1..=HOSTS).map(|n| config.dir.join(format!("host-{n}"))).collect();
+        let dirs = host_dirs(config);
         let mut hosts = Vec::new();
         for (n, dir) in dirs.iter().enumerate() {
             hosts.push(open_host(config, n as u64 + 1, dir)?);
         }
         introduce(&hosts);
+        let opened = begun.elapsed();
         let groups = start_groups(config, &hosts)?;
         let started = begun.elapsed();
-        let mut cluster = Self { hosts, dirs, groups, started, elected: Duration::ZERO };
+        let mut cluster = Self { hosts, dirs, groups, opened, started, elected: Duration::ZERO };
         cluster.await_leaders()?;
         cluster.elected = begun.elapsed();
         Ok(cluster)
@@ -112,26 +130,42 @@ impl Cluster {
     /// # Errors
     /// The first host's that does not close, or a directory that can't be removed.
     pub fn close(self) -> Result<(), BoxError> {
-        drop(self.groups);
-        for host in self.hosts {
-            host.close(CLOSE_PATIENCE)?;
-        }
-        for dir in &self.dirs {
+        let dirs = self.dirs.clone();
+        self.stop()?;
+        for dir in &dirs {
             std::fs::remove_dir_all(dir)?;
         }
         Ok(())
     }
+
+    /// Closes the hosts and leaves their directories, to be opened again.
+    ///
+    /// # Errors
+    /// The first host's that does not close.
+    pub fn stop(self) -> Result<(), BoxError> {
+        drop(self.groups);
+        for host in self.hosts {
+            host.close(CLOSE_PATIENCE)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes on the disk under the hosts' directories.
+    pub fn disk_bytes(&self) -> u64 {
+        self.dirs.iter().map(|dir| process::disk_bytes(dir)).sum()
+    }
+}
+
+fn host_dirs(config: &ClusterConfig) -> Vec<PathBuf> {
+    (1..=HOSTS).map(|n| config.dir.join(format!("host-{n}"))).collect()
 }
 
 /// Which host leads a group, as a position in its handles.
-pub fn leader_of(handles: &[Group<Counter>; HOSTS]) -> Option<usize> {
+pub fn leader_of<S: StateMachine>(handles: &[Group<S>; HOSTS]) -> Option<usize> {
     handles.iter().position(Group::is_leader)
 }
 
 fn open_host(config: &ClusterConfig, id: u64, dir: &Path) -> Result<NodeHost, BoxError> {
-    if dir.exists() {
-        return Err(format!("{} exists already: give an empty directory", dir.display()).into());
-    }
     Ok(NodeHost::open(NodeHostConfig {
         data_dir: dir.to_path_buf(),
         host_id: HostId(id),
@@ -154,12 +188,15 @@ fn introduce(hosts: &[NodeHost]) {
 }
 
 /// Starts all groups, on all hosts at once, each host's replicas in one batch.
-fn start_groups(config: &ClusterConfig, hosts: &[NodeHost]) -> Result<Vec<[Group<Counter>; HOSTS]>, BoxError> {
+fn start_groups<S: StateMachine + Default>(
+    config: &ClusterConfig,
+    hosts: &[NodeHost],
+) -> Result<Vec<[Group<S>; HOSTS]>, BoxError> {
     let members = |_| (1..=HOSTS as u64).map(|n| (ReplicaId(n), HostId(n)));
     let start = |n: usize, host: &NodeHost| {
         host.start_replicas((1..=config.groups as u64).map(|group| {
             let group = group_config(config, GroupId(group), ReplicaId(n as u64 + 1));
-            (ReplicaStart::bootstrap(members(())), group, Counter::default())
+            (ReplicaStart::bootstrap(members(())), group, S::default())
         }))
     };
     let mut per_host = Vec::new();

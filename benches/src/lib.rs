@@ -5,11 +5,13 @@
 
 pub mod client;
 pub mod cluster;
+pub mod create;
 pub mod journal;
 pub mod machine;
 pub mod probe;
 pub mod process;
 pub mod report;
+pub mod restart;
 pub mod throughput;
 
 pub use cluster::BoxError;

@@ -1,11 +1,14 @@
 //! `longboat-bench`: see `--help`.
 
 use clap::{Parser, Subcommand};
+use longboat_bench::create::CreateReport;
 use longboat_bench::probe::Probe;
-use longboat_bench::{BoxError, journal, process, throughput};
+use longboat_bench::restart::RestartReport;
+use longboat_bench::{BoxError, create, journal, process, restart, throughput};
 use longboat_io::RealDisk;
 use longboat_logdb::{SharedLog, SharedLogConfig};
 use longboat_raft::HostId;
+use serde::Serialize;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -35,6 +38,10 @@ enum Command {
     /// One thread encodes runs, submits a batch and waits until it is durable; settling into RocksDB goes on beside it.
     #[command(after_long_help = JOURNAL_FIELDS)]
     Journal(journal::Options),
+    /// Many groups created on three open hosts, until each has completed a write.
+    Create(create::Options),
+    /// Three hosts with many groups stopped in order and opened again, until each group has completed a write.
+    Restart(restart::Options),
     /// What this machine allows: fdatasync, loopback round trip, sequential writes.
     Probe {
         /// Where a file of 64 MiB is made and removed [default: a new directory in the present one]
@@ -112,12 +119,25 @@ fn run(command: Command) -> Result<(), BoxError> {
             println!("{}", if options.json { serde_json::to_string(&report)? } else { report.table() });
             Ok(())
         }),
+        Command::Create(options) => in_dir(options.dir.clone(), |dir| {
+            let report = create::run(&options, dir.to_path_buf())?;
+            print(options.json, &report, CreateReport::table)
+        }),
+        Command::Restart(options) => in_dir(options.dir.clone(), |dir| {
+            let report = restart::run(&options, dir.to_path_buf())?;
+            print(options.json, &report, RestartReport::table)
+        }),
         Command::Probe { dir, json } => in_dir(dir, |dir| {
             let probe = Probe::run(dir)?;
             println!("{}", if json { serde_json::to_string(&probe)? } else { probe.table() });
             Ok(())
         }),
     }
+}
+
+fn print<R: Serialize>(json: bool, report: &R, table: impl FnOnce(&R) -> String) -> Result<(), BoxError> {
+    println!("{}", if json { serde_json::to_string(report)? } else { table(report) });
+    Ok(())
 }
 
 /// Runs `f` in `dir`, or in a new directory of the present one that is removed afterwards.

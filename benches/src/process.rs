@@ -1,6 +1,8 @@
 //! What this process has used: processor time and memory. Linux only, as the engine is.
 
 use rustix::time::{ClockId, clock_gettime};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 /// User and system time of all threads of this process so far.
@@ -36,9 +38,20 @@ fn status_kb(status: &str, key: &str) -> u64 {
 }
 
 /// Whether files under `dir` live in memory, where a sync costs nothing and a figure says nothing.
-pub fn is_in_memory(dir: &std::path::Path) -> bool {
+pub fn is_in_memory(dir: &Path) -> bool {
     const TMPFS_MAGIC: i64 = 0x0102_1994;
     rustix::fs::statfs(dir).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC)
+}
+
+/// Bytes that the files under `dir` take on the disk. What vanishes meanwhile is not counted.
+pub fn disk_bytes(dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let of = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(m) if m.is_dir() => disk_bytes(&entry.path()),
+        Ok(m) => m.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.flatten().map(of).sum()
 }
 
 #[cfg(test)]

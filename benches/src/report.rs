@@ -123,11 +123,14 @@ impl Report {
             ("all leaders elected after", format!("{:.2} s", self.elected_s)),
             ("errors", format!("{}", self.errors)),
         ];
-        for (name, value) in rows {
-            out.push_str(&format!("  {name:<32} {value:>16}\n"));
-        }
+        out.push_str(&self::rows(&rows));
         out
     }
+}
+
+/// Names and values as the lines of a table.
+pub fn rows(rows: &[(&str, String)]) -> String {
+    rows.iter().map(|(name, value)| format!("  {name:<32} {value:>16}\n")).collect()
 }
 
 #[cfg(test)]

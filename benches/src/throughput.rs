@@ -2,6 +2,7 @@
 
 use crate::client::{self, ClientConfig, Counts, Phase};
 use crate::cluster::{BoxError, Cluster, ClusterConfig, HOSTS, LogFigures};
+use crate::machine::Counter;
 use crate::process;
 use crate::report::Report;
 use longboat::Threads;
@@ -127,7 +128,7 @@ struct Sample {
 }
 
 impl Sample {
-    fn take(cluster: &Cluster) -> Self {
+    fn take(cluster: &Cluster<Counter>) -> Self {
         Self { at: Instant::now(), cpu: process::cpu_time(), log: cluster.log_figures() }
     }
 }
@@ -168,7 +169,7 @@ pub fn run(options: &Options, dir: PathBuf) -> Result<(Report, Counts), BoxError
     Ok((report, counts))
 }
 
-fn spawn_clients(cluster: &Cluster, options: &Options, phase: &Arc<Phase>) -> Vec<JoinHandle<Counts>> {
+fn spawn_clients(cluster: &Cluster<Counter>, options: &Options, phase: &Arc<Phase>) -> Vec<JoinHandle<Counts>> {
     let config = options.client_config();
     let share = cluster.groups.len().div_ceil(options.clients as usize);
     let spawn = |groups: &[_]| {
