@@ -1,6 +1,6 @@
 //! What a step worker does with received frames.
 //!
-//! Invariants: control frames are stepped before bulk ones; a message reaches a core only when its group, epoch, addressee
+//! Invariants: a round steps control frames before bulk ones, and some of each; a message reaches a core only when its group, epoch, addressee
 //! and the sender's host are what this replica knows them to be; a frame counts against the worker's bound until it is stepped.
 
 use crate::config::ROUND_NANOS_MAX;
@@ -20,15 +20,23 @@ impl StepWorker {
             queue.push_back(frame);
         }
         self.taken = taken;
-        while let Some(frame) = self.control.pop_front().or_else(|| self.bulk.pop_front()) {
+        self.step_lane(now, Lane::Control, ROUND_NANOS_MAX / 2);
+        self.step_lane(now, Lane::Bulk, ROUND_NANOS_MAX);
+        !(self.control.is_empty() && self.bulk.is_empty())
+    }
+
+    /// Steps a lane's frames until `nanos` after the round began, and at least one: a flood on one lane slows the other down,
+    /// and never stops it.
+    fn step_lane(&mut self, now: Time, lane: Lane, nanos: u64) {
+        loop {
+            let queue = if lane == Lane::Control { &mut self.control } else { &mut self.bulk };
+            let Some(frame) = queue.pop_front() else { return };
             self.inbox().frame_done(&frame);
             self.step_frame(now, frame);
-            let left = !(self.control.is_empty() && self.bulk.is_empty());
-            if left && self.host.clock.now().nanos_since(now) > ROUND_NANOS_MAX {
-                return true;
+            if self.host.clock.now().nanos_since(now) > nanos {
+                return;
             }
         }
-        false
     }
 
     fn step_frame(&mut self, now: Time, frame: InFrame) {

@@ -124,6 +124,11 @@ impl Time {
     /// The start of the clock.
     pub const ZERO: Self = Self(0);
 
+    /// Whether this is the start of the clock.
+    pub const fn is_zero(self) -> bool {
+        self.0 == 0
+    }
+
     /// This moment plus `nanos` nanoseconds, saturating.
     pub const fn plus_nanos(self, nanos: u64) -> Self {
         Self(self.0.saturating_add(nanos))

@@ -7,7 +7,7 @@
 //! Invariants: `matched < next`; `matched` only grows (within one leadership); outside of `Snapshot` nothing is pending.
 //! Must not know: the log, the membership, messages.
 
-use crate::ids::{Index, ReplicaId};
+use crate::ids::{Index, ReplicaId, Time};
 use std::collections::VecDeque;
 
 /// How entries are sent to a member.
@@ -78,6 +78,9 @@ pub struct Progress {
     pub(crate) paused: bool,
     /// The member answered since this was last cleared.
     pub(crate) active: bool,
+    /// When entries were last sent, and when news of what was sent last came.
+    pub(crate) sent_at: Time,
+    pub(crate) news_at: Time,
     /// A heartbeat of the timer is out: its answer makes the leader try again what may have been lost.
     pub(crate) nudge: bool,
     /// An append must go out even if there is no entry for it.
@@ -106,6 +109,8 @@ impl Progress {
             sent_commit: Index::ZERO,
             paused: false,
             active,
+            sent_at: Time::ZERO,
+            news_at: Time::ZERO,
             nudge: false,
             owes_empty: false,
             snapshot_wanted: false,
@@ -255,6 +260,13 @@ impl Progress {
         self.paused = false;
         self.ticket = None;
         true
+    }
+
+    /// Whether entries flow to the member and its acknowledgements flow back, both within the last `nanos` nanoseconds.
+    /// Entries alone prove nothing: they may be stuck behind others.
+    pub(crate) fn flows(&self, now: Time, nanos: u64) -> bool {
+        let recent = |at: Time| !at.is_zero() && now.nanos_since(at) < nanos;
+        self.state == ProgressState::Replicate && !self.paused && recent(self.sent_at) && recent(self.news_at)
     }
 
     /// Whether telling `commit` alone can move the member's commit index.

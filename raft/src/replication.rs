@@ -216,6 +216,9 @@ impl Core {
         let peer = &mut self.peers[at];
         peer.sent(entries, bytes, bounds);
         peer.sent_commit = commit;
+        if entries > 0 {
+            peer.sent_at = self.now;
+        }
         let to = peer.id;
         self.send_early(to, self.term, Body::Append { prev: LogPos::new(term, index), commit, runs });
     }
@@ -229,10 +232,16 @@ impl Core {
         }
     }
 
+    /// The timer's heartbeats. A member to which entries flow and whose acknowledgements flow back needs none: those tell
+    /// each of the other all that a heartbeat and its answer would. When either stops, for whatever reason, one goes out an
+    /// interval later.
     pub(crate) fn broadcast_heartbeats(&mut self) {
+        let interval = self.config.heartbeat_interval_nanos;
         for at in 0..self.peers.len() {
-            self.peers[at].nudge = true;
-            self.send_heartbeat(at);
+            if !self.peers[at].flows(self.now, interval) {
+                self.peers[at].nudge = true;
+                self.send_heartbeat(at);
+            }
         }
     }
 
@@ -284,6 +293,7 @@ impl Core {
         if !peer.acknowledged(matched) && !probe_answered {
             return;
         }
+        peer.news_at = self.now;
         peer.settle(start);
         self.dirty = true;
         self.maybe_commit();

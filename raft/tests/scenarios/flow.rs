@@ -261,3 +261,28 @@ fn a_restart_without_entries_in_memory_reads_what_it_has_to_apply() {
     assert_eq!(c.node(1).payloads(), ["a", "b", "c"]);
     c.elect(1);
 }
+
+#[test]
+fn a_member_to_which_entries_flow_needs_no_heartbeat_and_gets_one_when_they_stop() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    let heartbeats = |c: &Cluster, to| c.flying(|m| matches!(m.body, Body::Heartbeat { .. }) && m.to == id(to));
+    // Writes at less than the heartbeat's distance, acknowledged by 2; 3 hears of them and its answers are lost.
+    for _ in 0..4 {
+        c.isolate(3);
+        c.write(1, &["a"]);
+        c.heal();
+        c.now = c.now.plus_nanos(HEARTBEAT / 2);
+        let now = c.now;
+        c.core(1).advance(now);
+        c.end_round(1);
+    }
+    assert_eq!(heartbeats(&c, 2), 0, "entries and acknowledgements flow");
+    assert!(heartbeats(&c, 3) > 0, "no acknowledgement comes from there");
+    c.settle();
+    c.now = c.now.plus_nanos(2 * HEARTBEAT);
+    let now = c.now;
+    c.core(1).advance(now);
+    c.end_round(1);
+    assert_eq!(heartbeats(&c, 2), 1, "nothing flows any more");
+}
