@@ -52,9 +52,11 @@ pub struct CoreConfig {
     /// The most bytes of committed entries that one [`Core::take_output`] hands out, and at least one entry; the rest
     /// comes with the next ones.
     pub handout_bytes_max: usize,
-    /// A leader proposes membership changes without asking whether they can be made now. For an owner that knows better,
-    /// and orders its changes by itself: what can't be made when it takes effect changes nothing then.
-    pub unchecked_changes: bool,
+    /// What a leader asks of a membership change before it proposes it.
+    pub change_checks: ChangeChecks,
+    /// A commit index that moves alone is told by an empty append, which also finds out whether earlier ones were lost.
+    /// If not, by a word of its own, which is cheaper, and the next heartbeat finds out.
+    pub commit_by_append: bool,
 }
 
 impl Default for CoreConfig {
@@ -72,9 +74,24 @@ impl Default for CoreConfig {
             check_quorum: true,
             step_down_on_removal: true,
             handout_bytes_max: usize::MAX,
-            unchecked_changes: false,
+            change_checks: ChangeChecks::Full,
+            commit_by_append: false,
         }
     }
+}
+
+/// What a leader asks of a membership change before it proposes it. What can't be made when it takes effect changes
+/// nothing then, on every replica alike; so an owner that orders its changes by itself may ask for less.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChangeChecks {
+    /// Every earlier change is in effect, the configuration allows it, and each of its steps makes sense.
+    #[default]
+    Full,
+    /// Every earlier change is in effect, and the change enters a joint configuration only from one that is not, and
+    /// leaves only one that is. Steps that change nothing are let through.
+    Order,
+    /// Nothing.
+    Nothing,
 }
 
 /// What recovery found, for a new core.

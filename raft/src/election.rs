@@ -55,7 +55,7 @@ impl Core {
     /// one election timeout; [`Event::TransferEnded`] tells. Returns whether it was begun.
     pub fn transfer_leader(&mut self, now: Time, to: ReplicaId) -> bool {
         self.tell(now);
-        let may = self.role == Role::Leader && to != self.config.replica && self.membership.voters.contains(&to);
+        let may = self.role == Role::Leader && to != self.config.replica && self.membership.is_voter(to);
         if !may || self.transferee == Some(to) {
             return may;
         }
@@ -259,7 +259,7 @@ impl Core {
             self.peers.push(peer);
         }
         self.count_own_log();
-        if self.transferee.is_some_and(|to| !self.membership.voters.contains(&to)) {
+        if self.transferee.is_some_and(|to| !self.membership.is_voter(to)) {
             self.end_transfer(false);
         }
     }

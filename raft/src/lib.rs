@@ -29,7 +29,7 @@ mod read;
 mod replication;
 mod rng;
 
-pub use crate::core::{Core, CoreConfig, Restored, Role};
+pub use crate::core::{ChangeChecks, Core, CoreConfig, Restored, Role};
 pub use changer::{Change, ChangeError, ChangeKind, ConfigChange, Transition};
 pub use durability::PersistToken;
 pub use error::Violation;

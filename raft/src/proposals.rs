@@ -4,7 +4,7 @@
 //! effect. Whatever is refused was not appended and never will be.
 
 use crate::changer::{ChangeError, ConfigChange};
-use crate::core::{Core, Role};
+use crate::core::{ChangeChecks, Core, Role};
 use crate::ids::{Index, ReplicaId, Term, Time};
 use crate::message::{Body, RefusedReason};
 use crate::output::{Proposed, Refused, RefusedWhy};
@@ -96,13 +96,19 @@ impl Core {
     }
 
     fn check_change(&self, change: &ConfigChange) -> Result<(), ChangeError> {
-        if self.config.unchecked_changes {
+        let checks = self.config.change_checks;
+        if checks == ChangeChecks::Nothing {
             return Ok(());
         }
         if self.pending_change > self.handout.handed {
             return Err(ChangeError::InFlight);
         }
-        self.membership.check(change)
+        match (checks, self.membership.is_joint(), change.leaves_joint()) {
+            (ChangeChecks::Full, ..) => self.membership.check(change),
+            (_, true, false) => Err(ChangeError::AlreadyJoint),
+            (_, false, true) => Err(ChangeError::NotJoint),
+            _ => Ok(()),
+        }
     }
 
     /// Proposals of another replica.

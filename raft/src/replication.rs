@@ -160,7 +160,8 @@ impl Core {
             }
             let has_entries = peer.next <= last && !peer.is_full(bounds);
             let commit_due = peer.commit_due(commit);
-            if has_entries || peer.owes_empty || (commit_due && peer.state == ProgressState::Probe) {
+            let probes = peer.state == ProgressState::Probe || self.config.commit_by_append;
+            if has_entries || peer.owes_empty || (commit_due && probes) {
                 if !self.append_to(at, has_entries) || !has_entries {
                     return;
                 }
@@ -297,7 +298,9 @@ impl Core {
         peer.settle(start);
         self.dirty = true;
         self.maybe_commit();
-        self.hurry_transferee();
+        if self.transferee == Some(from) {
+            self.hurry_transferee();
+        }
     }
 
     /// The target of a transfer campaigns as soon as its log is complete.

@@ -1,6 +1,6 @@
 //! What must be equal of the messages between two nodes, on both sides of the comparison.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Entries by index: term and text.
 pub type Entries = BTreeMap<u64, (u64, String)>;
@@ -16,8 +16,9 @@ pub struct Traffic {
     pub commit: Option<u64>,
     /// Append answers: the highest index.
     pub accepted: Option<u64>,
-    /// Append answers: each rejection, as (index, hint, hint's term).
-    pub rejected: Vec<(u64, u64, u64)>,
+    /// Append answers: each rejection, as (index, hint, hint's term). As appends are not counted, one that is only
+    /// repeated counts once.
+    pub rejected: BTreeSet<(u64, u64, u64)>,
     pub heartbeats: bool,
     pub heartbeat_answers: bool,
 }
@@ -65,7 +66,7 @@ impl Traffic {
                 self.entries.extend(m.entries.into_iter().map(|(index, term, text)| (index, (term, text))));
             }
             "MsgAppResp" => match m.rejected {
-                Some(hint) => self.rejected.push((m.index, hint, m.log_term)),
+                Some(hint) => _ = self.rejected.insert((m.index, hint, m.log_term)),
                 None => self.accepted = self.accepted.max(Some(m.index)),
             },
             "MsgHeartbeat" => self.heartbeats = true,

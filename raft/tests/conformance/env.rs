@@ -16,6 +16,8 @@ pub struct Env {
     nodes: BTreeMap<u64, Node>,
     net: VecDeque<Flying>,
     hidden: bool,
+    /// Commit indexes that move alone travel in empty appends, as etcd's do.
+    commit_by_append: bool,
     /// Messages sent since they were last compared: what the script says, and what was.
     expected: Traffics,
     sent: Traffics,
@@ -29,8 +31,8 @@ pub struct Env {
     handed: BTreeMap<u64, u64>,
 }
 
-pub fn run(cases: &[Case]) -> Result<(), String> {
-    let mut env = Env::default();
+pub fn run(cases: &[Case], commit_by_append: bool) -> Result<(), String> {
+    let mut env = Env { commit_by_append, ..Env::default() };
     for case in cases {
         env.case(case).map_err(|e| format!("line {}: {}: {e}", case.line, case.command))?;
     }
@@ -151,6 +153,7 @@ impl Env {
             Some(other) => return Err(format!("read-only option {other} is not known")),
         }
         let index = one("index").map_or(Ok(0), number)?;
+        let unchecked = on("disable-conf-change-validation")?;
         let bootstrap = ["voters", "learners", "index", "content"].iter().any(|key| case.values(key).is_some());
         if bootstrap && index <= 1 {
             return self.says(case, "index must be specified as > 1 due to bootstrap");
@@ -168,7 +171,8 @@ impl Env {
                 inflight_appends_max: size("inflight")?,
                 inflight_bytes_max: u64::MAX,
                 handout_bytes_max: size("max-committed-size-per-ready")?,
-                unchecked_changes: on("disable-conf-change-validation")?,
+                change_checks: if unchecked { ChangeChecks::Nothing } else { ChangeChecks::Order },
+                commit_by_append: self.commit_by_append,
                 pre_vote: on("prevote")?,
                 check_quorum: on("checkquorum")?,
                 step_down_on_removal: on("step-down-on-removal")?,
