@@ -65,4 +65,6 @@ pub struct ReplicaConfig {
     pub pre_vote: bool,
     /// A leader that hears from no quorum steps down.
     pub check_quorum: bool,
+    /// Without anything to do for this long a group falls silent; 0 for never. In nanoseconds.
+    pub quiesce_after_nanos: u64,
 }

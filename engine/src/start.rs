@@ -268,6 +268,7 @@ impl Starter {
             log_cache_bytes_max: self.host.config.log_cache_bytes_max,
             pre_vote: config.pre_vote,
             check_quorum: config.check_quorum,
+            quiesce_after_nanos: config.quiesce_after_nanos,
             step_down_on_removal: true,
             ..CoreConfig::default()
         }

@@ -241,6 +241,7 @@ impl GroupConfig {
             compaction_overhead: self.compaction_overhead,
             pre_vote: self.pre_vote,
             check_quorum: self.check_quorum,
+            quiesce_after_nanos: 0,
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::membership::Membership;
 use crate::message::{Body, Message, SnapshotMeta};
 use crate::output::{Event, Fetch, ReadReady, RefusedForward};
 use crate::progress::{InflightBounds, Progress};
+use crate::quiesce::Quiet;
 use crate::read::Reads;
 use crate::rng::Rng;
 use crate::run::Run;
@@ -47,6 +48,8 @@ pub struct CoreConfig {
     pub pre_vote: bool,
     /// A leader that no majority answers steps down; a follower that hears its leader helps nobody else.
     pub check_quorum: bool,
+    /// A leader that has had nothing to do for this long asks its group to fall silent; 0 for never. Nanoseconds.
+    pub quiesce_after_nanos: u64,
     /// A leader steps down when a change that removes it, or makes it non-voting, takes effect.
     pub step_down_on_removal: bool,
     /// The most bytes of committed entries that one [`Core::take_output`] hands out, and at least one entry; the rest
@@ -72,6 +75,7 @@ impl Default for CoreConfig {
             log_cache_bytes_max: 1 << 20,
             pre_vote: true,
             check_quorum: true,
+            quiesce_after_nanos: 0,
             step_down_on_removal: true,
             handout_bytes_max: usize::MAX,
             change_checks: ChangeChecks::Full,
@@ -195,6 +199,7 @@ pub struct Core {
     /// Leader: whom leadership is being handed to.
     pub(crate) transferee: Option<ReplicaId>,
     pub(crate) reads: Reads,
+    pub(crate) quiet: Quiet,
     pub(crate) last_ticket: u64,
     pub(crate) outbox: Outbox,
     /// Role, leader and term as last told in events.
@@ -247,6 +252,7 @@ impl Core {
             helps_out: false,
             transferee: None,
             reads: Reads::default(),
+            quiet: Quiet::restored(hard_state.commit),
             last_ticket: 0,
             outbox: Outbox::default(),
             announced: (Role::Follower, None, hard_state.term),
@@ -270,6 +276,7 @@ impl Core {
             return Ok(());
         }
         let Message { from, term, body, .. } = message;
+        self.heard(from, &body);
         if !term.is_zero() {
             if term > self.term && !self.meet_higher_term(from, term, &body) {
                 self.dropped += 1;
@@ -297,6 +304,8 @@ impl Core {
                 self.outbox.refused.push(RefusedForward { first_sequence, count, reason });
             }
             Body::TimeoutNow => self.on_timeout_now(from),
+            Body::Quiesce { round, last, commit } => self.on_quiesce(from, round, last, commit)?,
+            Body::QuiesceResponse { round, agreed } => self.on_quiesce_response(from, round, agreed),
         }
         Ok(())
     }
@@ -336,6 +345,7 @@ impl Core {
         if self.role == Role::Leader {
             self.count_own_log();
         }
+        self.settle_quiet();
         Ok(())
     }
 
@@ -508,6 +518,7 @@ fn numbers_are_countable(body: &Body) -> bool {
         Body::AppendRejected { rejected, hint } => index(rejected) && pos(hint),
         Body::Heartbeat { commit, .. } | Body::Commit { commit } => index(commit),
         Body::RequestVote { last, .. } => pos(last),
+        Body::Quiesce { last, commit, .. } => pos(last) && index(commit),
         Body::Snapshot(meta) => pos(&meta.pos),
         _ => true,
     }

@@ -16,6 +16,9 @@ impl Core {
     /// Acts on deadlines that have passed.
     pub fn advance(&mut self, now: Time) {
         self.tell(now);
+        if self.is_quiet() {
+            return;
+        }
         if self.role == Role::Leader {
             self.advance_leader();
         } else if self.may_time_out() && self.now >= self.election_deadline() {
@@ -26,6 +29,9 @@ impl Core {
 
     /// When to call [`Core::advance`] next; `Time(u64::MAX)` when there is nothing to wait for.
     pub fn deadline(&self) -> Time {
+        if let Some(deadline) = self.quiet_deadline() {
+            return deadline;
+        }
         match self.role {
             Role::Leader => {
                 let heartbeat = self.heartbeat_base.plus_nanos(self.config.heartbeat_interval_nanos);
@@ -38,7 +44,7 @@ impl Core {
 
     /// Starts an election now, if this replica may.
     pub fn campaign(&mut self, now: Time) {
-        self.tell(now);
+        self.wake(now);
         self.hup(false);
     }
 
@@ -54,7 +60,7 @@ impl Core {
     /// Hands leadership to `to`, a voter, as soon as its log is complete. Proposals are refused meanwhile. Given up after
     /// one election timeout; [`Event::TransferEnded`] tells. Returns whether it was begun.
     pub fn transfer_leader(&mut self, now: Time, to: ReplicaId) -> bool {
-        self.tell(now);
+        self.wake(now);
         let may = self.role == Role::Leader && to != self.config.replica && self.membership.is_voter(to);
         if !may || self.transferee == Some(to) {
             return may;
@@ -85,9 +91,11 @@ impl Core {
             }
             self.end_transfer(false);
         }
-        if self.now >= self.heartbeat_base.plus_nanos(self.config.heartbeat_interval_nanos) {
+        if !self.advance_round() && self.now >= self.heartbeat_base.plus_nanos(self.config.heartbeat_interval_nanos) {
             self.heartbeat_base = self.now;
-            self.broadcast_heartbeats();
+            if !self.quiesces_instead() {
+                self.broadcast_heartbeats();
+            }
         }
     }
 
@@ -215,6 +223,7 @@ impl Core {
 
     fn reset(&mut self, term: Term) {
         assert!(term >= self.term, "term goes back from {} to {term}", self.term);
+        self.quiet.reset(term != self.term, self.now);
         if term != self.term {
             self.term = term;
             self.vote = ReplicaId::ZERO;
@@ -279,7 +288,11 @@ impl Core {
             // Granted for the term that was asked about, which this replica has not entered yet. Refused, the answer
             // carries the other's own term.
             Body::VoteResponse { pre: true, granted: true } => {}
-            Body::Append { .. } | Body::Heartbeat { .. } | Body::Commit { .. } | Body::Snapshot(_) => {
+            Body::Append { .. }
+            | Body::Heartbeat { .. }
+            | Body::Commit { .. }
+            | Body::Snapshot(_)
+            | Body::Quiesce { .. } => {
                 self.become_follower(term, Some(from));
             }
             _ => self.become_follower(term, None),
@@ -310,7 +323,9 @@ impl Core {
         match body {
             // A leader of an earlier term that lost its majority without learning of this one would try for ever; and
             // pre-vote or check-quorum keep this replica's term from unseating it by an election. So tell it the term.
-            Body::Append { .. } | Body::Heartbeat { .. } if self.config.check_quorum || self.config.pre_vote => {
+            Body::Append { .. } | Body::Heartbeat { .. } | Body::Quiesce { .. }
+                if self.config.check_quorum || self.config.pre_vote =>
+            {
                 self.send_held(from, Body::AppendAccepted { matched: crate::Index::ZERO });
             }
             // Else a pre-candidate of an earlier term, with a newer log, would never learn the term to campaign in.

@@ -12,7 +12,7 @@ use crate::run::Run;
 
 impl Core {
     /// Somebody speaks as the leader of this term.
-    fn hear_leader(&mut self, from: ReplicaId) -> Result<(), Violation> {
+    pub(crate) fn hear_leader(&mut self, from: ReplicaId) -> Result<(), Violation> {
         let term = self.term;
         if self.role == Role::Leader {
             return Err(Violation::TwoLeaders { first: self.config.replica, second: from, term });

@@ -42,6 +42,7 @@ impl Core {
         out.snapshots_wanted.append(&mut outbox.snapshots_wanted);
         out.fetches.append(&mut outbox.fetches);
         out.events.append(&mut outbox.events);
+        self.settle_quiet();
     }
 
     fn has_output(&self) -> bool {
@@ -56,6 +57,7 @@ impl Core {
             || !o.events.is_empty()
             || (self.handout.handed < self.may_hand_out() && self.handout.ticket.is_none())
             || self.durability.is_dirty(self.log.last().index, self.ballot())
+            || self.quiet.save_commit
             || self.announced != (self.role, self.leader, self.term)
             || (self.role == Role::Leader && self.membership.auto_leave && self.pending_change <= self.handout.handed)
     }
@@ -155,7 +157,7 @@ impl Core {
         #[cfg(feature = "plant")]
         self.let_planted_messages_out();
         let (last, ballot) = (self.log.last().index, self.ballot());
-        let dirty = self.durability.is_dirty(last, ballot);
+        let dirty = self.durability.is_dirty(last, ballot) || self.quiet.save_commit;
         if !dirty && !self.durability.in_flight() {
             // Everything that was accepted is durable already: nothing to wait for.
             self.outbox.early.append(&mut self.outbox.held);
@@ -167,6 +169,7 @@ impl Core {
         if dirty {
             let runs = self.log.tail_from(unsealed.append_from).expect("what is not durable stays in memory");
             let hard_state = self.hard_state();
+            self.quiet.sealed(hard_state.commit);
             out.persist = Some(Persist { hard_state, cut_tail: unsealed.cut_tail, runs, install });
         }
         out.token = Some(token);

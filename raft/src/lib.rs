@@ -25,6 +25,7 @@ mod output;
 mod pb;
 mod progress;
 mod proposals;
+mod quiesce;
 mod read;
 mod replication;
 mod rng;

@@ -108,6 +108,22 @@ pub enum Body {
     },
     /// Campaign now (thesis section 3.10).
     TimeoutNow,
+    /// The leader has nothing to do and asks whether its follower falls silent with it. Sent when the leader's commit index is durable.
+    Quiesce {
+        /// Counts the leader's questions within its term.
+        round: u64,
+        /// The last entry of the leader's log: the follower's must be the same.
+        last: LogPos,
+        /// The leader's commit index: the follower's must be the same.
+        commit: Index,
+    },
+    /// The answer to that.
+    QuiesceResponse {
+        /// The round that is answered.
+        round: u64,
+        /// The follower falls silent; its log and commit index are durable.
+        agreed: bool,
+    },
 }
 
 /// Why a forwarded proposal was not appended.

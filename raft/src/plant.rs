@@ -13,6 +13,12 @@ pub const ALL: &[(&str, &str)] = &[
     ("commit-old-term-by-counting", "a leader commits entries of an earlier term by counting replicas"),
     ("aba-token", "a completed write marks overwritten indexes as durable without regard to later tail cuts"),
     ("apply-before-durable", "committed entries are applied before they are durable locally"),
+    (
+        "quiesce-without-match",
+        "a group falls silent although a follower's log or commit index differs from the leader's",
+    ),
+    ("quiesce-before-commit-durable", "a replica falls silent before its commit index is durable"),
+    ("suspected-leader-kept", "a follower whose leader's host is suspected goes on to believe in that leader"),
 ];
 
 #[cfg(feature = "plant")]

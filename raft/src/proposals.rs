@@ -20,7 +20,7 @@ impl Core {
     /// # Errors
     /// With the chunk, when neither is possible; then it is certain that nothing of it was or will be appended.
     pub fn propose(&mut self, now: Time, chunk: RunBuilder, origin: Origin) -> Result<Proposed, Refused> {
-        self.tell(now);
+        self.wake(now);
         assert!(!chunk.is_empty(), "proposing nothing");
         if self.role == Role::Leader {
             return match self.refuses_entries() {
@@ -54,7 +54,7 @@ impl Core {
         sequence: u64,
         origin: Origin,
     ) -> Result<Proposed, Refused> {
-        self.tell(now);
+        self.wake(now);
         let refused = |reason| Err(Refused { reason, chunk: RunBuilder::new() });
         let mut chunk = RunBuilder::new();
         chunk.push(EntryKind::Config, sequence, &change.encode());

@@ -50,6 +50,11 @@ impl Reads {
         self.gathered.is_empty() && self.rounds.is_empty() && self.sent.is_empty()
     }
 
+    /// The number of the newest round of this leadership.
+    pub(crate) fn newest_round(&self) -> u64 {
+        self.newest
+    }
+
     /// The newest round that is not confirmed; 0 if there is none. What heartbeats carry.
     fn open_round(&self) -> u64 {
         self.rounds.back().map_or(0, |r| r.number)
@@ -60,7 +65,7 @@ impl Core {
     /// Asks for an index at which a linearizable read may be made. The answer comes in [`crate::Output::reads`]. A
     /// context must never be used twice: an answer to an earlier question would be taken for one to a later.
     pub fn read_index(&mut self, now: Time, context: u64) {
-        self.tell(now);
+        self.wake(now);
         match (self.role, self.leader) {
             (Role::Leader, _) => self.gather_read(Asked { by: None, context }),
             (_, Some(leader)) if self.reads.sent.len() < READS_MAX => {

@@ -5,6 +5,8 @@
 mod cluster;
 #[path = "scenarios/guards.rs"]
 mod guards;
+#[path = "scenarios/quiesce.rs"]
+mod quiesce;
 
 use longboat_raft::plant;
 

@@ -17,6 +17,8 @@ mod members;
 mod persistence;
 #[path = "scenarios/proposing.rs"]
 mod proposing;
+#[path = "scenarios/quiesce.rs"]
+mod quiesce;
 #[path = "scenarios/random.rs"]
 mod random;
 #[path = "scenarios/reading.rs"]

@@ -201,6 +201,7 @@ impl Swarm {
             compaction_overhead: self.compaction_overhead,
             pre_vote: self.pre_vote,
             check_quorum: self.check_quorum,
+            quiesce_after_nanos: 0,
         }
     }
 

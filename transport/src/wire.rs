@@ -146,6 +146,8 @@ mod kind {
     pub(super) const FORWARD: u8 = 12;
     pub(super) const FORWARD_REFUSED: u8 = 13;
     pub(super) const TIMEOUT_NOW: u8 = 14;
+    pub(super) const QUIESCE: u8 = 32;
+    pub(super) const QUIESCE_RESPONSE: u8 = 33;
 }
 
 /// Record flags; their meaning depends on the kind.
@@ -154,7 +156,7 @@ mod flag {
     pub(super) const PRE: u8 = 1;
     /// The leader asked for this election.
     pub(super) const TRANSFER: u8 = 2;
-    /// The vote was given.
+    /// The vote was given, or the question was agreed to.
     pub(super) const GRANTED: u8 = 4;
     /// A read index response carries an index.
     pub(super) const SOME: u8 = 1;

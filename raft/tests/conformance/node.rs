@@ -234,6 +234,8 @@ pub fn describe(message: &Message) -> Option<Sent> {
         Body::Forward(_) => sent.kind = "MsgProp",
         Body::TimeoutNow => sent.kind = "MsgTimeoutNow",
         Body::ReadIndex { .. } | Body::ReadIndexResponse { .. } | Body::ForwardRefused { .. } => return None,
+        // The scripts' groups never fall silent.
+        Body::Quiesce { .. } | Body::QuiesceResponse { .. } => return None,
     }
     Some(sent)
 }

@@ -165,6 +165,14 @@ impl FrameBuilder {
                 (kind::FORWARD_REFUSED, 0, 0)
             }
             Body::TimeoutNow => (kind::TIMEOUT_NOW, 0, 0),
+            Body::Quiesce { round, last, commit } => {
+                self.push_u64s([*round, last.term.0, last.index.0, commit.0]);
+                (kind::QUIESCE, 0, 0)
+            }
+            Body::QuiesceResponse { round, agreed } => {
+                self.push_u64s([*round]);
+                (kind::QUIESCE_RESPONSE, on(*agreed, flag::GRANTED), 0)
+            }
         }
     }
 

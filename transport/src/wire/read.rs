@@ -253,6 +253,12 @@ impl<F: FnMut(GroupId) -> bool> Messages<F> {
                 Body::ForwardRefused { first_sequence, count, reason }
             }
             kind::TIMEOUT_NOW => Body::TimeoutNow,
+            kind::QUIESCE => Body::Quiesce {
+                round: fields.u64()?,
+                last: LogPos::new(Term(fields.u64()?), Index(fields.u64()?)),
+                commit: Index(fields.u64()?),
+            },
+            kind::QUIESCE_RESPONSE => Body::QuiesceResponse { round: fields.u64()?, agreed: on(flag::GRANTED) },
             kind => return Err(WireError::Kind { what: "message", kind }),
         };
         fields.end()?;

@@ -95,6 +95,8 @@ fn any_body() -> impl Strategy<Value = Body> {
             reason
         }),
         Just(Body::TimeoutNow),
+        (any::<u64>(), any_pos(), index()).prop_map(|(round, last, commit)| Body::Quiesce { round, last, commit }),
+        (any::<u64>(), any::<bool>()).prop_map(|(round, agreed)| Body::QuiesceResponse { round, agreed }),
     ]
 }
 
