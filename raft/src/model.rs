@@ -45,6 +45,7 @@ impl Core {
             helps_out,
             transferee,
             reads,
+            quiet,
             last_ticket,
             outbox: _,
             announced,
@@ -60,6 +61,7 @@ impl Core {
         peers.hash(state);
         (dirty, asked_to_help, helps_out, transferee).hash(state);
         (reads, last_ticket, announced).hash(state);
+        self.hash_quiet(quiet, state);
     }
 
     /// The oldest batch under way is durable: as [`Core::persisted`], for copies of a core, whose tokens nobody has.

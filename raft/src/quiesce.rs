@@ -49,7 +49,7 @@ pub(crate) enum Phase {
 }
 
 /// What a leader compares to tell whether anything has happened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Mark {
     last: Index,
     commit: Index,
@@ -405,5 +405,22 @@ impl Core {
     fn shed(&mut self) {
         let limit = self.handout.applied.min(self.durability.durable());
         self.log.evict(limit, 0);
+    }
+}
+
+#[cfg(feature = "model")]
+impl Core {
+    /// As [`Core::hash_timeless`] says: of times only what has passed.
+    pub(crate) fn hash_quiet<H: std::hash::Hasher>(&self, quiet: &Quiet, state: &mut H) {
+        use std::hash::Hash as _;
+        let Quiet { phase, round, mark, idle_since, asked, lagging, suspected, gone, sealed_commit, save_commit } =
+            quiet;
+        let asking_for = match phase {
+            Phase::Asking { since } => Some(self.now.nanos_since(*since) >= self.patience()),
+            _ => None,
+        };
+        let idle = self.now.nanos_since(*idle_since) >= self.config.quiesce_after_nanos;
+        (std::mem::discriminant(phase), asking_for, idle, round, mark).hash(state);
+        (asked, lagging, suspected, gone, sealed_commit, save_commit).hash(state);
     }
 }

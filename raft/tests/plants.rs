@@ -5,8 +5,8 @@
 mod cluster;
 #[path = "scenarios/guards.rs"]
 mod guards;
-#[path = "scenarios/quiesce.rs"]
-mod quiesce;
+#[path = "scenarios/silence.rs"]
+mod silence;
 
 use longboat_raft::plant;
 
