@@ -213,7 +213,10 @@ impl Core {
         }
         // Those that have agreed are silent until they hear of this.
         self.heartbeat_base = self.now;
-        self.broadcast_heartbeats();
+        for at in 0..self.peers.len() {
+            self.peers[at].nudge = true;
+            self.send_heartbeat(at);
+        }
     }
 
     /// A message came that makes sense.
