@@ -4,8 +4,8 @@
 //! and the sender's host are what this replica knows them to be; a frame counts against the worker's bound until it is stepped.
 
 use crate::config::ROUND_NANOS_MAX;
-use crate::shared::InFrame;
-use crate::step::StepWorker;
+use crate::shared::{InFrame, SlotRef};
+use crate::step::{StepWorker, WARM_AHEAD};
 use longboat_raft::{Body, GroupEpoch, HostId, Message, Time};
 use longboat_transport::{Lane, wire};
 use std::sync::atomic::Ordering;
@@ -39,31 +39,58 @@ impl StepWorker {
         }
     }
 
+    /// Steps the messages of a frame, some at a time: the replicas that they are for are warmed first.
     fn step_frame(&mut self, now: Time, frame: InFrame) {
-        for incoming in wire::messages(frame.frame) {
-            let Ok(incoming) = incoming else {
-                self.host.counters.bad_frames.fetch_add(1, Ordering::Relaxed);
-                return;
+        let mut messages = wire::messages(frame.frame);
+        let mut ahead = std::mem::take(&mut self.ahead);
+        let mut good = true;
+        while good {
+            good = self.look_ahead(&mut messages, &mut ahead);
+            self.warm(ahead.iter().map(|(at, _)| at.slot));
+            if ahead.is_empty() {
+                break;
+            }
+            for (at, incoming) in ahead.drain(..) {
+                // An earlier message may have stopped the replica.
+                if self.replica_at(at).is_some() {
+                    self.guarded(at.slot, |w| w.deliver(now, at.slot, incoming.epoch, frame.from, incoming.message));
+                }
+            }
+        }
+        self.ahead = ahead;
+    }
+
+    /// Takes the next messages of a frame and finds whom they are for. Returns false at the end of the frame, and when the
+    /// rest of it makes no sense.
+    fn look_ahead(&mut self, messages: &mut wire::Messages, ahead: &mut Vec<(SlotRef, wire::Incoming)>) -> bool {
+        let dropped_unknown = self.host.workers.len() == 1;
+        while ahead.len() < WARM_AHEAD {
+            let incoming = match messages.next() {
+                Some(Ok(incoming)) => incoming,
+                Some(Err(_)) => {
+                    self.host.counters.bad_frames.fetch_add(1, Ordering::Relaxed);
+                    return false;
+                }
+                None => return false,
             };
             match self.by_group.get(&incoming.group) {
                 // A snapshot comes in chunks, and is told to raft when its files are durable; never like this.
                 Some(_) if matches!(incoming.message.body, Body::Snapshot(_)) => {
                     self.host.counters.bad_frames.fetch_add(1, Ordering::Relaxed);
                 }
-                Some(&slot) => {
-                    self.guarded(slot, |w| w.deliver(now, slot, incoming.epoch, frame.from, incoming.message));
-                }
-                None if self.host.workers.len() == 1 => {
+                Some(&slot) => ahead.push((self.slot_ref(slot), incoming)),
+                None if dropped_unknown => {
                     self.host.counters.dropped_unknown.fetch_add(1, Ordering::Relaxed);
                 }
                 None => {}
             }
         }
+        true
     }
 
     pub(crate) fn deliver(&mut self, now: Time, slot: u32, epoch: GroupEpoch, from: HostId, message: Message) {
         let replica = self.replica(slot);
-        if epoch != replica.shared.epoch {
+        if epoch != replica.epoch {
             self.host.counters.dropped_epoch.fetch_add(1, Ordering::Relaxed);
             return;
         }

@@ -23,6 +23,7 @@ use longboat_logdb::{Record, Update};
 use longboat_raft::{GroupId, Output, PersistToken, Time, Violation};
 use longboat_rsm::RequestError;
 use longboat_transport::Transport;
+use longboat_transport::wire::Incoming;
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -30,6 +31,10 @@ use std::sync::atomic::Ordering;
 
 /// Visits of one group in one round; what is still active then is visited in the next round.
 const VISITS_MAX: usize = 3;
+
+/// Replicas that are warmed before the first of them is stepped or visited: enough to hide the way to memory, few enough
+/// that what is fetched is still there when its turn comes.
+pub(crate) const WARM_AHEAD: usize = 16;
 
 struct Slot {
     generation: u32,
@@ -87,6 +92,8 @@ pub struct StepWorker {
     pub(crate) control: VecDeque<InFrame>,
     pub(crate) bulk: VecDeque<InFrame>,
     pub(crate) taken: Vec<InFrame>,
+    /// Messages of the frame being stepped, and whom they are for.
+    pub(crate) ahead: Vec<(SlotRef, Incoming)>,
     ready: Vec<SlotRef>,
     expired: Vec<u32>,
     pub(crate) apply: Vec<Vec<ApplyTask>>,
@@ -127,6 +134,7 @@ impl StepWorker {
             control: VecDeque::new(),
             bulk: VecDeque::new(),
             taken: Vec::new(),
+            ahead: Vec::new(),
             ready: Vec::new(),
             expired: Vec::new(),
             apply,
@@ -384,12 +392,16 @@ impl StepWorker {
         let mut visiting = Vec::new();
         for _ in 0..VISITS_MAX {
             std::mem::swap(&mut visiting, &mut self.active);
-            for slot in visiting.drain(..) {
-                self.slots[slot as usize].active = false;
-                if self.slots[slot as usize].replica.is_some() {
-                    self.guarded(slot, |w| w.visit(now, slot));
+            for slots in visiting.chunks(WARM_AHEAD) {
+                self.warm(slots.iter().copied());
+                for &slot in slots {
+                    self.slots[slot as usize].active = false;
+                    if self.slots[slot as usize].replica.is_some() {
+                        self.guarded(slot, |w| w.visit(now, slot));
+                    }
                 }
             }
+            visiting.clear();
             if self.active.is_empty() {
                 // Keeps the larger buffer for the next round.
                 self.active = visiting;
@@ -398,13 +410,21 @@ impl StepWorker {
         }
     }
 
+    /// Fetches what visits of these replicas will look at.
+    pub(crate) fn warm(&self, slots: impl Iterator<Item = u32> + Clone) {
+        let replica = |slot: u32| self.slots[slot as usize].replica.as_deref();
+        let near = slots.clone().filter_map(replica).map(Replica::warm).fold(0, |a, b| a ^ b);
+        let far = slots.filter_map(replica).map(Replica::warm_deep).fold(0, |a, b| a ^ b);
+        std::hint::black_box(near ^ far);
+    }
+
     fn visit(&mut self, now: Time, slot: u32) {
         let mut out = std::mem::take(&mut self.out);
         let at = SlotRef { slot, generation: self.slots[slot as usize].generation };
         let replica = self.slots[slot as usize].replica.as_deref_mut().expect("the caller checked");
         replica.take_applied();
         replica.core.take_output(now, &mut out);
-        let (group, epoch) = (replica.config.group, replica.shared.epoch);
+        let (group, epoch) = (replica.config.group, replica.epoch);
         for message in out.early.drain(..) {
             if let Some(host) = replica.host_of(message.to) {
                 self.early.push(host, group, epoch, &message);

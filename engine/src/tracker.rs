@@ -249,6 +249,11 @@ impl Tracker {
         }
     }
 
+    /// Whether requests were handed to the apply worker whose end is not known yet.
+    pub fn awaits_apply(&self) -> bool {
+        !self.handed.is_empty()
+    }
+
     /// Requests under way, in chunks.
     pub fn under_way(&self) -> usize {
         self.local.len() + self.forwarded.len() + self.handed.len()

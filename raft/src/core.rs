@@ -361,6 +361,21 @@ impl Core {
         self.log.compact(to);
     }
 
+    /// Reads a word here and there of its own memory and returns their mix, which means nothing: an owner of thousands
+    /// calls it for several cores in a row, so that their memory is fetched side by side before each is used.
+    pub fn warm(&self) -> u64 {
+        let ids = self.config.replica.0 ^ self.term.0 ^ self.commit.0 ^ self.log.last().index.0 ^ self.last_ticket;
+        let times = self.election_base.0 ^ self.heartbeat_base.0 ^ self.announced.2.0 ^ self.handout.handed.0;
+        let lens = self.outbox.early.len() ^ self.outbox.events.len() ^ self.votes.len() ^ self.log.cached_bytes();
+        ids ^ times ^ lens as u64 ^ self.durability.durable().0
+    }
+
+    /// As [`Core::warm`], for what is a pointer further: members, the newest run.
+    pub fn warm_deep(&self) -> u64 {
+        let peers = self.peers.iter().map(|p| p.matched.0 ^ p.read_round).fold(0, |a, b| a ^ b);
+        peers ^ self.log.newest_run_bytes() as u64
+    }
+
     /// Drops runs beyond `log_cache_bytes_max` that are durable and applied, whatever members still need: those are read
     /// back by tickets.
     pub fn trim(&mut self) {

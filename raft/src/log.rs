@@ -87,6 +87,11 @@ impl Log {
         self.last
     }
 
+    /// Bytes of the newest run in memory.
+    pub(crate) fn newest_run_bytes(&self) -> usize {
+        self.runs.back().map_or(0, Run::count)
+    }
+
     /// Bytes of runs in memory.
     pub(crate) fn cached_bytes(&self) -> usize {
         self.bytes
