@@ -11,8 +11,8 @@ use crate::snapshot::{SaveTask, SnapshotOutcome, SnapshotRequest, SnapshotTimeou
 use crate::tracker::{Ticket, Tracker};
 use longboat_logdb::{Bootstrap, GroupState, SnapshotRecord, Update};
 use longboat_raft::{
-    Core, Event, GroupEpoch, HostId, Index, LogPos, Origin, Output, Proposed, RefusedReason, RefusedWhy, ReplicaId,
-    SnapshotMeta, Term, Time,
+    Core, Event, GroupEpoch, HostId, Index, LogPos, Origin, Output, ProposeOptions, Proposed, RefusedReason,
+    RefusedWhy, ReplicaId, SnapshotMeta, Term, Time,
 };
 use longboat_rsm::{RequestError, Stage};
 use std::collections::VecDeque;
@@ -221,7 +221,7 @@ impl Replica {
         }
         let Chunk { builder, completion, first_sequence, deadlines } = chunk;
         let count = builder.count() as u32;
-        match self.core.propose(now, builder, self.origin) {
+        match self.core.propose(now, builder, self.origin, ProposeOptions::default()) {
             Ok(proposed) => {
                 let ticket = Ticket { results: completion, first_sequence, count, deadlines };
                 match proposed {
@@ -317,7 +317,7 @@ impl Replica {
             let error = match refused.reason {
                 RefusedReason::Busy => RequestError::Busy,
                 RefusedReason::NotLeader => RequestError::Dropped,
-                RefusedReason::ConfigChange => RequestError::ConfigRefused("another change is under way".to_owned()),
+                RefusedReason::ConfigChange(error) => RequestError::ConfigRefused(error.to_string()),
             };
             self.tracker.refused(refused.first_sequence, &error);
         }

@@ -8,7 +8,7 @@ use crate::snapshot::SnapshotIo;
 use ahash::{AHashMap, AHashSet};
 use longboat_logdb::{Bootstrap, GroupState, LogReader, ReadError, Record, Update};
 use longboat_raft::{
-    Core, CoreConfig, GroupEpoch, GroupId, HostId, Index, Membership, ReplicaId, Restored, Run, Violation,
+    Core, CoreConfig, GroupEpoch, GroupId, Guard, HostId, Index, Membership, ReplicaId, Restored, Run, Violation,
 };
 use longboat_rsm::DynMachine;
 use parking_lot::Mutex;
@@ -219,6 +219,8 @@ impl Starter {
             terms: state.terms.clone(),
             runs: self.read_log(group, applied.next(), state.last.index)?,
             applied,
+            machine: Index::ZERO,
+            guard: Guard::None,
         };
         let seed = mix(self.host.config.seed, group.0, id.0);
         let core_config = self.core_config(&config, seed);
@@ -269,7 +271,6 @@ impl Starter {
             pre_vote: config.pre_vote,
             check_quorum: config.check_quorum,
             quiesce_after_nanos: config.quiesce_after_nanos,
-            step_down_on_removal: true,
             ..CoreConfig::default()
         }
     }

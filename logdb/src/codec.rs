@@ -157,6 +157,12 @@ fn put_membership(out: &mut Vec<u8>, m: &Membership) {
         out.put_u64_le(member.host.0);
         out.put_u128_le(member.store.0);
     }
+    out.put_u32_le(m.promotions.len() as u32);
+    for (learner, replaces) in &m.promotions {
+        out.put_u64_le(learner.0);
+        // Zero is no replica.
+        out.put_u64_le(replaces.unwrap_or_default().0);
+    }
     out.put_u8(u8::from(m.auto_leave));
     out.put_u64_le(m.change_id.0);
 }
@@ -174,10 +180,27 @@ fn take_membership(input: &mut &[u8]) -> Decoded<Membership> {
         let host = HostId(input.try_get_u64_le()?);
         hosts.insert(replica, Member { host, store: StoreId(input.try_get_u128_le()?) });
     }
+    let mut promotions = BTreeMap::new();
+    for _ in 0..take_count(input, 16)? {
+        let learner = ReplicaId(input.try_get_u64_le()?);
+        let replaces = ReplicaId(input.try_get_u64_le()?);
+        promotions.insert(learner, (!replaces.is_zero()).then_some(replaces));
+    }
     let auto_leave = input.try_get_u8()? != 0;
     let change_id = Index(input.try_get_u64_le()?);
     let [voters, outgoing, learners, learners_next, witnesses, removed] = sets;
-    Ok(Membership { voters, outgoing, learners, learners_next, auto_leave, witnesses, hosts, removed, change_id })
+    Ok(Membership {
+        voters,
+        outgoing,
+        learners,
+        learners_next,
+        auto_leave,
+        witnesses,
+        promotions,
+        hosts,
+        removed,
+        change_id,
+    })
 }
 
 /// A count of items of at least `item_bytes` each.
@@ -202,6 +225,7 @@ mod tests {
             learners_next: ids(4..5),
             auto_leave: true,
             witnesses: ids(3..4),
+            promotions: [(ReplicaId(7), Some(ReplicaId(1))), (ReplicaId(8), None)].into(),
             hosts: [(ReplicaId(1), Member { host: HostId(9), store: StoreId(u128::MAX - 5) })].into(),
             removed: ids(20..30),
             change_id: Index(77),

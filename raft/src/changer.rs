@@ -44,6 +44,31 @@ pub struct Change {
     pub replica: ReplicaId,
     /// Where it lives; of no meaning when it is removed.
     pub member: Member,
+    /// For [`ChangeKind::AddLearner`]: what becomes of it. Of no meaning for other kinds.
+    pub promotion: Promotion,
+}
+
+/// What becomes of a non-voting member. Kept in the membership, so that whichever replica leads carries it out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Promotion {
+    /// It stays what it is.
+    #[default]
+    Never,
+    /// The leader makes it a voter as soon as it has caught up.
+    WhenCaughtUp,
+    /// As soon as it has caught up the leader makes it a voter and removes this voter, in one change.
+    Replacing(ReplicaId),
+}
+
+impl Promotion {
+    /// As [`Membership::promotions`] has it.
+    pub(crate) fn recorded(self) -> Option<Option<ReplicaId>> {
+        match self {
+            Self::Never => None,
+            Self::WhenCaughtUp => Some(None),
+            Self::Replacing(old) => Some(Some(old)),
+        }
+    }
 }
 
 /// What a step does.
@@ -58,10 +83,12 @@ pub enum ChangeKind {
     Remove = 3,
     /// Changes where a member lives.
     Update = 4,
+    /// Adds a witness. No other member becomes one, and it becomes nothing else.
+    AddWitness = 5,
 }
 
 /// Why a change can't be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChangeError {
     /// An earlier change is not applied yet.
@@ -77,7 +104,7 @@ pub enum ChangeError {
     #[error("more than one voter changes without a joint configuration")]
     ManyVoters,
     /// Nobody could vote.
-    #[error("all voters would be removed")]
+    #[error("no voter would be left that can lead")]
     NoVoters,
     /// Zero is not a replica.
     #[error("replica id 0 is not allowed")]
@@ -99,6 +126,56 @@ pub enum ChangeError {
         /// The change id as it is.
         current: Index,
     },
+    /// A witness would become something else, or something else a witness.
+    #[error("replica {0} can't become a witness, or cease to be one: remove it and add another under a new id")]
+    Witness(ReplicaId),
+    /// What is to be replaced does not vote.
+    #[error("replica {0} is not a voter that this one could replace")]
+    NotAVoter(ReplicaId),
+    /// The change can't be read, or did not travel alone.
+    #[error("membership change can't be read")]
+    Malformed,
+}
+
+impl ChangeError {
+    /// The error as a number and two arguments: how it travels back to a follower.
+    pub fn to_parts(self) -> (u8, u64, u64) {
+        match self {
+            Self::InFlight => (1, 0, 0),
+            Self::AlreadyJoint => (2, 0, 0),
+            Self::NotJoint => (3, 0, 0),
+            Self::ManyVoters => (4, 0, 0),
+            Self::NoVoters => (5, 0, 0),
+            Self::ZeroReplica => (6, 0, 0),
+            Self::Removed(r) => (7, r.0, 0),
+            Self::Exists(r) => (8, r.0, 0),
+            Self::Unknown(r) => (9, r.0, 0),
+            Self::ChangeId { asked, current } => (10, asked.0, current.0),
+            Self::Witness(r) => (11, r.0, 0),
+            Self::NotAVoter(r) => (12, r.0, 0),
+            Self::Malformed => (13, 0, 0),
+        }
+    }
+
+    /// The error that [`Self::to_parts`] gave; `None` for a number that is not known.
+    pub fn from_parts(number: u8, a: u64, b: u64) -> Option<Self> {
+        Some(match number {
+            1 => Self::InFlight,
+            2 => Self::AlreadyJoint,
+            3 => Self::NotJoint,
+            4 => Self::ManyVoters,
+            5 => Self::NoVoters,
+            6 => Self::ZeroReplica,
+            7 => Self::Removed(ReplicaId(a)),
+            8 => Self::Exists(ReplicaId(a)),
+            9 => Self::Unknown(ReplicaId(a)),
+            10 => Self::ChangeId { asked: Index(a), current: Index(b) },
+            11 => Self::Witness(ReplicaId(a)),
+            12 => Self::NotAVoter(ReplicaId(a)),
+            13 => Self::Malformed,
+            _ => return None,
+        })
+    }
 }
 
 impl ConfigChange {
@@ -112,6 +189,18 @@ impl ConfigChange {
         Self::one(ChangeKind::AddLearner, replica, member)
     }
 
+    /// Adds one witness.
+    pub fn add_witness(replica: ReplicaId, member: Member) -> Self {
+        Self::one(ChangeKind::AddWitness, replica, member)
+    }
+
+    /// Adds `new` as a non-voting member that takes the place of the voter `old` once it has caught up.
+    pub fn replace(old: ReplicaId, new: ReplicaId, member: Member) -> Self {
+        let mut change = Self::add_learner(new, member);
+        change.changes[0].promotion = Promotion::Replacing(old);
+        change
+    }
+
     /// Removes one member.
     pub fn remove(replica: ReplicaId) -> Self {
         Self::one(ChangeKind::Remove, replica, Member::default())
@@ -123,7 +212,8 @@ impl ConfigChange {
     }
 
     fn one(kind: ChangeKind, replica: ReplicaId, member: Member) -> Self {
-        Self { changes: vec![Change { kind, replica, member }], ..Self::default() }
+        let promotion = Promotion::Never;
+        Self { changes: vec![Change { kind, replica, member, promotion }], ..Self::default() }
     }
 
     /// Whether the change leaves a joint configuration.
@@ -139,10 +229,14 @@ impl ConfigChange {
 
     /// The change as the payload of a config entry.
     pub fn encode(&self) -> Vec<u8> {
-        let changes = self
-            .changes
-            .iter()
-            .map(|c| pb::Change { kind: c.kind as u32, member: Some(member_record(c.replica, &c.member)) });
+        let changes = self.changes.iter().map(|c| {
+            let (promotion, replaces) = match c.promotion {
+                Promotion::Never => (0, 0),
+                Promotion::WhenCaughtUp => (1, 0),
+                Promotion::Replacing(old) => (2, old.0),
+            };
+            pb::Change { kind: c.kind as u32, member: Some(member_record(c.replica, &c.member)), promotion, replaces }
+        });
         let record = pb::ConfigChange {
             transition: self.transition as u32,
             changes: changes.collect(),
@@ -169,11 +263,18 @@ impl ConfigChange {
                 2 => ChangeKind::AddLearner,
                 3 => ChangeKind::Remove,
                 4 => ChangeKind::Update,
+                5 => ChangeKind::AddWitness,
                 n => return Err(DecodeError(format!("kind of change {n}"))),
             };
             let member = c.member.as_ref().ok_or_else(|| DecodeError("change without a member".to_owned()))?;
             let (replica, member) = member_of(member)?;
-            Ok(Change { kind, replica, member })
+            let promotion = match c.promotion {
+                0 => Promotion::Never,
+                1 => Promotion::WhenCaughtUp,
+                2 => Promotion::Replacing(ReplicaId(c.replaces)),
+                n => return Err(DecodeError(format!("promotion {n}"))),
+            };
+            Ok(Change { kind, replica, member, promotion })
         });
         Ok(Self { transition, changes: changes.collect::<Result<_, _>>()?, after: record.after.map(Index) })
     }
@@ -202,7 +303,7 @@ pub fn simple(membership: &Membership, changes: &[Change]) -> Result<Membership,
         return Err(ChangeError::AlreadyJoint);
     }
     let mut next = membership.clone();
-    make(&mut next, changes)?;
+    make(membership, &mut next, changes)?;
     // Two configurations that differ by one voter have no majorities that do not meet; by two they may.
     if membership.voters.symmetric_difference(&next.voters).count() > 1 {
         return Err(ChangeError::ManyVoters);
@@ -223,7 +324,7 @@ pub fn enter_joint(membership: &Membership, changes: &[Change], auto_leave: bool
     }
     let mut next = membership.clone();
     next.outgoing = membership.voters.clone();
-    make(&mut next, changes)?;
+    make(membership, &mut next, changes)?;
     next.auto_leave = auto_leave;
     Ok(next)
 }
@@ -245,13 +346,29 @@ pub fn leave_joint(membership: &Membership) -> Result<Membership, ChangeError> {
     Ok(next)
 }
 
-fn make(next: &mut Membership, changes: &[Change]) -> Result<(), ChangeError> {
+fn make(before: &Membership, next: &mut Membership, changes: &[Change]) -> Result<(), ChangeError> {
     for change in changes.iter().filter(|c| !c.replica.is_zero()) {
         let id = change.replica;
+        // A witness has no payloads to go on from as something else, and what has a state machine would lose it.
         match change.kind {
+            ChangeKind::AddVoter | ChangeKind::AddLearner if next.is_witness(id) => {
+                return Err(ChangeError::Witness(id));
+            }
+            ChangeKind::AddWitness if !next.is_witness(id) && (before.contains(id) || next.contains(id)) => {
+                return Err(ChangeError::Witness(id));
+            }
+            _ => {}
+        }
+        match change.kind {
+            ChangeKind::AddWitness => {
+                next.voters.insert(id);
+                next.witnesses.insert(id);
+                next.hosts.insert(id, change.member);
+            }
             ChangeKind::AddVoter => {
                 next.learners.remove(&id);
                 next.learners_next.remove(&id);
+                next.promotions.remove(&id);
                 next.voters.insert(id);
                 next.hosts.insert(id, change.member);
             }
@@ -264,6 +381,9 @@ fn make(next: &mut Membership, changes: &[Change]) -> Result<(), ChangeError> {
                 } else {
                     next.learners.insert(id);
                 }
+                if let Some(replaces) = change.promotion.recorded() {
+                    next.promotions.insert(id, replaces);
+                }
                 next.hosts.insert(id, change.member);
             }
             ChangeKind::Remove => remove(next, id),
@@ -273,7 +393,8 @@ fn make(next: &mut Membership, changes: &[Change]) -> Result<(), ChangeError> {
             ChangeKind::Update => {}
         }
     }
-    if next.voters.is_empty() {
+    // Witnesses alone could elect nobody.
+    if next.voters.iter().all(|v| next.is_witness(*v)) {
         return Err(ChangeError::NoVoters);
     }
     forget_hosts_of_the_gone(next);
@@ -284,6 +405,7 @@ fn remove(next: &mut Membership, id: ReplicaId) {
     next.voters.remove(&id);
     next.learners.remove(&id);
     next.learners_next.remove(&id);
+    next.promotions.remove(&id);
 }
 
 /// A member's host is known as long as it is a member: an outgoing voter still is one.
@@ -291,8 +413,9 @@ fn forget_hosts_of_the_gone(next: &mut Membership) {
     let gone: Vec<ReplicaId> = next.hosts.keys().copied().filter(|id| !next.contains(*id)).collect();
     for id in gone {
         next.hosts.remove(&id);
-        next.witnesses.remove(&id);
     }
+    let (voters, outgoing) = (&next.voters, &next.outgoing);
+    next.witnesses.retain(|w| voters.contains(w) || outgoing.contains(w));
 }
 
 #[cfg(test)]
@@ -312,6 +435,11 @@ mod tests {
         let mut change = ConfigChange::add_voter(ReplicaId(4), Member { host: crate::HostId(9), ..Member::default() });
         change.changes.extend(ConfigChange::remove(ReplicaId(1)).changes);
         change.transition = Transition::JointExplicit;
+        change.changes.extend(ConfigChange::add_witness(ReplicaId(5), Member::default()).changes);
+        change.changes.extend(ConfigChange::replace(ReplicaId(2), ReplicaId(6), Member::default()).changes);
+        let mut caught_up = ConfigChange::add_learner(ReplicaId(7), Member::default()).changes[0];
+        caught_up.promotion = Promotion::WhenCaughtUp;
+        change.changes.push(caught_up);
         change.after = Some(Index(0));
         assert_eq!(ConfigChange::decode(&change.encode()), Ok(change));
         let leave = ConfigChange::leave_joint();
@@ -331,6 +459,18 @@ mod tests {
         let left = apply(&joint, &ConfigChange::leave_joint()).expect("joint");
         assert_eq!((&left.voters, left.is_joint()), (&ids(&[2, 3, 4]), false));
         assert!(!left.hosts.contains_key(&ReplicaId(1)) && !left.auto_leave);
+    }
+
+    #[test]
+    fn every_error_travels() {
+        let (r, a, b) = (ReplicaId(7), Index(8), Index(9));
+        let all = (1..=255).filter_map(|n| ChangeError::from_parts(n, 7, 9));
+        let sorted: Vec<ChangeError> = all.collect();
+        assert!(sorted.len() == 13 && sorted.contains(&ChangeError::Witness(r)));
+        for error in sorted.into_iter().chain([ChangeError::ChangeId { asked: a, current: b }]) {
+            let (number, x, y) = error.to_parts();
+            assert_eq!(ChangeError::from_parts(number, x, y), Some(error));
+        }
     }
 
     #[test]

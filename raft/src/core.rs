@@ -9,16 +9,20 @@
 
 use crate::durability::{Ballot, Durability, PersistToken};
 use crate::error::Violation;
+use crate::farewell::Farewell;
 use crate::ids::{HardState, Index, LogPos, ReplicaId, Term, Time};
 use crate::log::Log;
 use crate::membership::Membership;
 use crate::message::{Body, Message, SnapshotMeta};
 use crate::output::{Event, Fetch, ReadReady, RefusedForward};
+use crate::plant;
 use crate::progress::{InflightBounds, Progress};
+use crate::promotion::Round;
 use crate::quiesce::Quiet;
 use crate::read::Reads;
 use crate::rng::Rng;
 use crate::run::Run;
+use crate::transfer::Handover;
 use smallvec::SmallVec;
 
 /// The highest term and index that a message may name. Beyond it counting up would overflow, and nobody gets there: it
@@ -42,6 +46,13 @@ pub struct CoreConfig {
     pub inflight_appends_max: usize,
     /// The most unacknowledged bytes to one member; `u64::MAX` for no bound.
     pub inflight_bytes_max: u64,
+    /// About the most bytes of entries that one member is sent in one round; what is left waits for the next.
+    pub peer_round_bytes_max: usize,
+    /// About the most bytes of entries that all members together are sent in one round.
+    pub round_bytes_max: usize,
+    /// Proposals are refused while more bytes of log than this are in memory. What is applied is dropped from memory first, so
+    /// this much means that the majority, the disk or the state machine is far behind.
+    pub unapplied_bytes_max: usize,
     /// Runs in memory beyond this many bytes are dropped by [`Core::trim`] once durable and applied.
     pub log_cache_bytes_max: usize,
     /// Ask before campaigning, so that a replica that can't win disturbs nobody (thesis section 9.6).
@@ -52,6 +63,13 @@ pub struct CoreConfig {
     pub quiesce_after_nanos: u64,
     /// A leader steps down when a change that removes it, or makes it non-voting, takes effect.
     pub step_down_on_removal: bool,
+    /// Removed replicas are told when they may go, which may take the leader an empty entry after a change; those that can't
+    /// campaign ask when they hear no leader; and a leader that steps down on its removal asks another one to campaign.
+    pub see_off_removed: bool,
+    /// The replica that is to lead when it can. Whoever else leads hands over.
+    pub preferred: Option<ReplicaId>,
+    /// This replica joins as a witness. One that was a witness in its membership is one without this.
+    pub witness: bool,
     /// The most bytes of committed entries that one [`Core::take_output`] hands out, and at least one entry; the rest
     /// comes with the next ones.
     pub handout_bytes_max: usize,
@@ -72,11 +90,17 @@ impl Default for CoreConfig {
             append_bytes_max: 256 * 1024,
             inflight_appends_max: 256,
             inflight_bytes_max: 64 << 20,
+            peer_round_bytes_max: 4 << 20,
+            round_bytes_max: 16 << 20,
+            unapplied_bytes_max: 64 << 20,
             log_cache_bytes_max: 1 << 20,
             pre_vote: true,
             check_quorum: true,
             quiesce_after_nanos: 0,
             step_down_on_removal: true,
+            see_off_removed: true,
+            preferred: None,
+            witness: false,
             handout_bytes_max: usize::MAX,
             change_checks: ChangeChecks::Full,
             commit_by_append: false,
@@ -117,6 +141,28 @@ pub struct Restored {
     /// commit index, are handed out again. A machine that keeps more on a disk of its own skips those it has: their
     /// membership changes are needed here.
     pub applied: Index,
+    /// What a state machine with a disk of its own says it has applied; zero for others. It is known to be committed. If it
+    /// is past the log's end, this replica does not campaign before it has caught up.
+    pub machine: Index,
+    /// What this replica must not do, because part of what it had is lost.
+    pub guard: Guard,
+}
+
+/// What a replica must not do because part of what it had is lost. A snapshot of the leader's, which it asks for, ends it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Guard {
+    /// Nothing is lost.
+    #[default]
+    None,
+    /// Log and hard state are whole, but no snapshot can be read from which the state machine could begin. It votes and
+    /// acknowledges, and neither campaigns, nor serves reads, nor hands entries out.
+    NeedsSnapshot,
+    /// The log lost entries, whose acknowledgements may have been counted. It neither votes nor acknowledges. Hard state
+    /// is whole: where that may be lost too, the replica must be replaced under a new id.
+    LostLog {
+        /// The last index that this replica may have acknowledged. An older snapshot does not help.
+        through: Index,
+    },
 }
 
 /// What a replica is at the moment.
@@ -144,6 +190,8 @@ pub(crate) struct Outbox {
     pub(crate) events: Vec<Event>,
     /// The snapshot that the log was reset to.
     pub(crate) install: Option<Box<SnapshotMeta>>,
+    /// The snapshot that the state machine begins from again, with the log as it was.
+    pub(crate) recover: Option<Box<SnapshotMeta>>,
 }
 
 /// Entries on the way to the state machine.
@@ -177,6 +225,13 @@ pub struct Core {
     pub(crate) membership: Membership,
     /// Whether this replica is a voter of `membership`, in either half.
     pub(crate) is_voter: bool,
+    /// Whether it is a witness.
+    pub(crate) is_witness: bool,
+    pub(crate) guard: Guard,
+    /// It does not campaign with a log that ends before this: its state machine had more.
+    pub(crate) catch_up_to: Index,
+    /// This replica's host has no room for entries.
+    pub(crate) overloaded: bool,
     /// The last index at which the log may hold a config entry that is not in effect.
     pub(crate) pending_change: Index,
     /// Since when the election timeout runs; for a leader, the start of its quorum check's interval.
@@ -198,6 +253,13 @@ pub struct Core {
     pub(crate) helps_out: bool,
     /// Leader: whom leadership is being handed to.
     pub(crate) transferee: Option<ReplicaId>,
+    pub(crate) handover: Handover,
+    pub(crate) farewell: Farewell,
+    /// Leader: how non-voting members that are to become voters catch up.
+    pub(crate) rounds: Vec<Round>,
+    /// Leader: bytes of entries sent in this round, and the member that comes first in it.
+    pub(crate) round_bytes: usize,
+    pub(crate) first_peer: usize,
     pub(crate) reads: Reads,
     pub(crate) quiet: Quiet,
     pub(crate) last_ticket: u64,
@@ -214,15 +276,21 @@ impl Core {
     /// # Errors
     /// When what was restored does not hang together.
     pub fn new(config: CoreConfig, restored: Restored, now: Time) -> Result<Self, Violation> {
-        let Restored { hard_state, membership, start, last, terms, runs, applied } = restored;
+        let Restored { hard_state, membership, start, last, terms, runs, applied, machine, guard } = restored;
+        let is_witness = config.witness || membership.is_witness(config.replica);
+        if !is_witness && runs.iter().any(Run::is_stripped) {
+            return Err(Violation::Restored("the log of a replica with a state machine has a witness's runs"));
+        }
         let log = Log::restored(start, last, &terms, runs)?;
-        if hard_state.commit > last.index {
+        let lost_log = matches!(guard, Guard::LostLog { .. });
+        if hard_state.commit > last.index && !lost_log {
             return Err(Violation::Restored("the saved commit index is past the log"));
         }
         if applied > last.index {
             return Err(Violation::Restored("the state machine is ahead of the log"));
         }
-        let commit = hard_state.commit.max(start.index).max(applied);
+        // The saved commit index may be older than what a state machine was given.
+        let commit = hard_state.commit.max(start.index).max(applied).max(machine).min(last.index);
         let applied = applied.max(start.index);
         let handout = Handout { handed: applied, applied, ..Handout::default() };
         let ballot = Ballot { term: hard_state.term, vote: hard_state.vote };
@@ -238,6 +306,10 @@ impl Core {
             commit,
             handout,
             is_voter: membership.is_voter(config.replica),
+            is_witness,
+            guard,
+            catch_up_to: machine,
+            overloaded: false,
             membership,
             pending_change: Index::ZERO,
             election_base: now,
@@ -251,6 +323,11 @@ impl Core {
             asked_to_help: false,
             helps_out: false,
             transferee: None,
+            handover: Handover::default(),
+            farewell: Farewell::default(),
+            rounds: Vec::new(),
+            round_bytes: 0,
+            first_peer: 0,
             reads: Reads::default(),
             quiet: Quiet::restored(hard_state.commit),
             last_ticket: 0,
@@ -276,6 +353,9 @@ impl Core {
             return Ok(());
         }
         let Message { from, term, body, .. } = message;
+        if matches!(body, Body::RequestVote { .. }) && self.sees_off(from) {
+            return Ok(());
+        }
         self.heard(from, &body);
         if !term.is_zero() {
             if term > self.term && !self.meet_higher_term(from, term, &body) {
@@ -292,11 +372,16 @@ impl Core {
             Body::AppendAccepted { matched } => self.on_accepted(from, matched),
             Body::AppendRejected { rejected, hint } => self.on_rejected(from, rejected, hint),
             Body::Heartbeat { commit, read_round } => self.on_heartbeat(from, commit, read_round)?,
-            Body::HeartbeatResponse { read_round } => self.on_heartbeat_response(from, read_round),
+            Body::AppendPaused { matched } => self.on_paused(from, matched),
+            Body::HeartbeatResponse { read_round, overloaded } => {
+                self.on_heartbeat_response(from, read_round, overloaded);
+            }
             Body::Commit { commit } => self.on_commit(from, commit)?,
             Body::RequestVote { pre, last, .. } => self.on_request_vote(from, term, pre, last),
             Body::VoteResponse { pre, granted } => self.on_vote_response(from, term, pre, granted),
-            Body::Snapshot(meta) => self.on_snapshot(from, *meta)?,
+            Body::Snapshot(meta) => self.on_snapshot(from, *meta, false)?,
+            Body::WitnessSnapshot(meta) => self.on_snapshot(from, *meta, true)?,
+            Body::SnapshotNeeded { at_least } => self.on_snapshot_needed(from, at_least),
             Body::ReadIndex { context } => self.on_read_index(from, context),
             Body::ReadIndexResponse { context, index } => self.on_read_index_response(context, index),
             Body::Forward(run) => self.on_forward(from, &run),
@@ -306,6 +391,7 @@ impl Core {
             Body::TimeoutNow => self.on_timeout_now(from),
             Body::Quiesce { round, last, commit } => self.on_quiesce(from, round, last, commit)?,
             Body::QuiesceResponse { round, agreed } => self.on_quiesce_response(from, round, agreed),
+            Body::Removed { change } => self.on_removed(change),
         }
         Ok(())
     }
@@ -316,12 +402,16 @@ impl Core {
         let Message { from, to, term, body } = message;
         let termless = matches!(
             body,
-            Body::ReadIndex { .. } | Body::ReadIndexResponse { .. } | Body::Forward(_) | Body::ForwardRefused { .. }
+            Body::ReadIndex { .. }
+                | Body::ReadIndexResponse { .. }
+                | Body::Forward(_)
+                | Body::ForwardRefused { .. }
+                | Body::Removed { .. }
         );
         let addressed = *to == self.config.replica && *from != *to && !from.is_zero();
         let known = !termless
             || self.membership.contains(*from)
-            || matches!(body, Body::ForwardRefused { .. } | Body::ReadIndexResponse { .. });
+            || matches!(body, Body::ForwardRefused { .. } | Body::ReadIndexResponse { .. } | Body::Removed { .. });
         addressed && known && termless == term.is_zero() && term.0 <= NUMBER_MAX && numbers_are_countable(body)
     }
 
@@ -381,6 +471,25 @@ impl Core {
     pub fn trim(&mut self) {
         let limit = self.handout.applied.min(self.durability.durable());
         self.log.evict(limit, self.config.log_cache_bytes_max);
+    }
+
+    /// Whether this replica's host has no room for entries: then its log takes none. Proposals are refused as busy, and
+    /// leaders stop sending it entries until it has room again, which they learn by the next heartbeat.
+    pub fn set_overloaded(&mut self, now: Time, overloaded: bool) {
+        self.tell(now);
+        self.overloaded = overloaded;
+    }
+
+    /// Takes its role from the membership in effect.
+    pub(crate) fn learn_own_role(&mut self) {
+        self.is_voter = self.membership.is_voter(self.config.replica);
+        self.is_witness = self.config.witness || self.membership.is_witness(self.config.replica);
+    }
+
+    /// Whether this replica can't lead whatever the configuration says: a witness, or one that lost part of what it had.
+    pub(crate) fn is_barred(&self) -> bool {
+        let witness = self.is_witness && !plant::is("witness-campaigns");
+        witness || (self.guard != Guard::None && !plant::is("campaign-without-snapshot"))
     }
 
     pub(crate) fn bounds(&self) -> InflightBounds {
@@ -500,6 +609,33 @@ impl Core {
         self.is_voter
     }
 
+    /// Whether it is a witness: it has no state machine, and of what it is told to apply only membership changes mean something.
+    pub fn is_witness(&self) -> bool {
+        self.is_witness
+    }
+
+    /// What it must not do at present because part of what it had is lost.
+    pub fn guard(&self) -> Guard {
+        self.guard
+    }
+
+    /// Whom leadership is being handed to.
+    pub fn transferee(&self) -> Option<ReplicaId> {
+        self.transferee
+    }
+
+    /// A snapshot for this member that ends before this index would be of no use to it.
+    pub fn snapshot_floor(&self, replica: ReplicaId) -> Index {
+        let said = self.progress(replica).map_or(Index::ZERO, |p| p.snapshot_floor);
+        said.max(self.log.start().index)
+    }
+
+    /// Whether a bound of bytes for one round cut off what is due to members: another visit would send more. Without one, the
+    /// next acknowledgement does.
+    pub fn has_more_to_send(&self) -> bool {
+        self.role == Role::Leader && self.dirty
+    }
+
     /// Bytes of log in memory.
     pub fn cached_bytes(&self) -> usize {
         self.log.cached_bytes()
@@ -529,12 +665,14 @@ fn numbers_are_countable(body: &Body) -> bool {
         Body::Append { prev, commit, runs } => {
             pos(prev) && index(commit) && runs.last().is_none_or(|r| r.last().0 <= NUMBER_MAX)
         }
-        Body::AppendAccepted { matched } => index(matched),
+        Body::AppendAccepted { matched } | Body::AppendPaused { matched } => index(matched),
+        Body::SnapshotNeeded { at_least } => index(at_least),
+        Body::Removed { change } => index(change),
         Body::AppendRejected { rejected, hint } => index(rejected) && pos(hint),
         Body::Heartbeat { commit, .. } | Body::Commit { commit } => index(commit),
         Body::RequestVote { last, .. } => pos(last),
         Body::Quiesce { last, commit, .. } => pos(last) && index(commit),
-        Body::Snapshot(meta) => pos(&meta.pos),
+        Body::Snapshot(meta) | Body::WitnessSnapshot(meta) => pos(&meta.pos),
         _ => true,
     }
 }

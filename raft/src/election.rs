@@ -4,13 +4,13 @@
 //! majorities of a configuration that this replica has in effect; a replica campaigns only with every config entry that
 //! it knows to be committed in effect.
 
-use crate::core::{Core, Role};
+use crate::core::{Core, Guard, Role};
 use crate::ids::{LogPos, ReplicaId, Term, Time};
 use crate::message::Body;
-use crate::output::Event;
+use crate::output::TransferOutcome;
+use crate::plant;
 use crate::progress::{Progress, ProgressState};
 use crate::quorum::{self, VoteResult};
-use crate::run::{EntryKind, Origin, RunBuilder};
 
 impl Core {
     /// Acts on deadlines that have passed.
@@ -21,9 +21,12 @@ impl Core {
         }
         if self.role == Role::Leader {
             self.advance_leader();
-        } else if self.may_time_out() && self.now >= self.election_deadline() {
-            self.election_base = self.now;
-            self.hup(false);
+        } else if self.now >= self.election_deadline() {
+            self.transfer_is_decided(None);
+            if self.may_time_out() {
+                self.election_base = self.now;
+                self.hup(false);
+            }
         }
     }
 
@@ -37,7 +40,7 @@ impl Core {
                 let heartbeat = self.heartbeat_base.plus_nanos(self.config.heartbeat_interval_nanos);
                 heartbeat.min(self.election_base.plus_nanos(self.config.election_timeout_nanos))
             }
-            _ if self.may_time_out() => self.election_deadline(),
+            _ if self.may_time_out() || self.handover.awaited.is_some() => self.election_deadline(),
             _ => Time(u64::MAX),
         }
     }
@@ -57,23 +60,6 @@ impl Core {
         }
     }
 
-    /// Hands leadership to `to`, a voter, as soon as its log is complete. Proposals are refused meanwhile. Given up after
-    /// one election timeout; [`Event::TransferEnded`] tells. Returns whether it was begun.
-    pub fn transfer_leader(&mut self, now: Time, to: ReplicaId) -> bool {
-        self.wake(now);
-        let may = self.role == Role::Leader && to != self.config.replica && self.membership.is_voter(to);
-        if !may || self.transferee == Some(to) {
-            return may;
-        }
-        self.end_transfer(false);
-        self.transferee = Some(to);
-        // The time to do it in is one election timeout from here.
-        self.election_base = self.now;
-        self.dirty = true;
-        self.hurry_transferee();
-        true
-    }
-
     /// Replaces the election timeout drawn at random, until the next is drawn. For tests that play a known schedule.
     pub fn set_election_timeout(&mut self, nanos: u64) {
         self.election_timeout_nanos = nanos;
@@ -89,10 +75,13 @@ impl Core {
             if self.config.check_quorum && !self.quorum_is_active() {
                 return self.become_follower(self.term, None);
             }
-            self.end_transfer(false);
+            self.transfer_times_out();
         }
         if !self.advance_round() && self.now >= self.heartbeat_base.plus_nanos(self.config.heartbeat_interval_nanos) {
             self.heartbeat_base = self.now;
+            self.heed_preference();
+            self.promote_who_caught_up();
+            self.vouch_for_removals();
             if !self.quiesces_instead() {
                 self.broadcast_heartbeats();
             }
@@ -119,6 +108,9 @@ impl Core {
             return;
         }
         if !self.may_campaign() {
+            if self.role == Role::Follower && !transfer && self.may_ask_to_go() {
+                self.ask_to_go();
+            }
             // A candidate that is no voter any more, or that helped out and was not answered, goes back to waiting.
             if self.role != Role::Follower && !self.is_voter {
                 self.become_follower(self.term, None);
@@ -139,15 +131,24 @@ impl Core {
     /// what the entries are, wait.
     pub(crate) fn may_campaign(&self) -> bool {
         let waiting = self.log.may_have_config(self.handout.handed.next(), self.commit);
-        (self.is_voter || self.asked_to_help) && !waiting && self.outbox.install.is_none()
+        // A state machine that is ahead of the log was given committed entries that the log lacks.
+        let behind = self.log.last().index < self.catch_up_to && !plant::is("campaign-behind-the-machine");
+        (self.is_voter || self.asked_to_help)
+            && !self.farewell.told
+            && !waiting
+            && !behind
+            && !self.is_barred()
+            && self.outbox.install.is_none()
     }
 
     /// Whether silence concerns this replica.
     pub(crate) fn may_time_out(&self) -> bool {
-        self.is_voter || self.asked_to_help || self.role != Role::Follower
+        let may_lead = self.is_voter && !self.is_barred() && !self.farewell.told;
+        may_lead || self.asked_to_help || self.role != Role::Follower || self.may_ask_to_go()
     }
 
     fn become_pre_candidate(&mut self) {
+        self.transfer_is_decided(None);
         // Neither term nor vote change: only the answer is of interest.
         self.role = Role::PreCandidate;
         self.leader = None;
@@ -158,6 +159,7 @@ impl Core {
     }
 
     fn become_candidate(&mut self, transfer: bool) {
+        self.transfer_is_decided(None);
         self.reset(self.term.next());
         self.role = Role::Candidate;
         self.vote = self.config.replica;
@@ -165,7 +167,7 @@ impl Core {
         self.ask_for_votes(false, transfer);
     }
 
-    fn ask_for_votes(&mut self, pre: bool, transfer: bool) {
+    pub(crate) fn ask_for_votes(&mut self, pre: bool, transfer: bool) {
         let (id, last) = (self.config.replica, self.log.last());
         let voters: Vec<ReplicaId> = self.membership.all_voters().filter(|v| *v != id).collect();
         for to in voters {
@@ -204,49 +206,47 @@ impl Core {
         self.leader = Some(self.config.replica);
         self.helps_out = !self.is_voter;
         self.heartbeat_base = self.now;
+        self.prefer_later();
         let last = self.log.last().index;
         self.rebuild_peers(last.next(), false);
         // Which of its entries are membership changes a new leader may not know: it counts the whole tail as pending
         // ones, and proposes none before all of it is in effect.
         self.pending_change = last;
         // An entry of its own term, because only through one can it commit those of earlier terms (paper section 5.4.2).
-        let mut empty = RunBuilder::new();
-        empty.push(EntryKind::Empty, 0, b"");
-        self.append_own(empty, Origin { replica: self.config.replica, start: 0 });
+        self.append_empty();
     }
 
     pub(crate) fn become_follower(&mut self, term: Term, leader: Option<ReplicaId>) {
         self.reset(term);
         self.role = Role::Follower;
         self.leader = leader;
+        if leader.is_some() {
+            self.transfer_is_decided(leader);
+        }
     }
 
     fn reset(&mut self, term: Term) {
         assert!(term >= self.term, "term goes back from {} to {term}", self.term);
-        self.quiet.reset(term != self.term, self.now);
-        if term != self.term {
+        let later = term != self.term;
+        self.quiet.reset(later, self.now);
+        if later {
             self.term = term;
             self.vote = ReplicaId::ZERO;
             // What an earlier leader said of its log and commit is not said by this term's.
             self.verified = crate::Index::ZERO;
             self.leader_commit = crate::Index::ZERO;
         }
-        self.end_transfer(true);
+        self.transfer_loses_its_leader(later);
         self.fail_reads();
         self.leader = None;
         self.votes.clear();
         self.peers = Vec::new();
+        self.rounds.clear();
         self.dirty = false;
         self.helps_out = false;
         self.asked_to_help = false;
         self.election_base = self.now;
         self.election_timeout_nanos = self.rng.jittered(self.config.election_timeout_nanos);
-    }
-
-    fn end_transfer(&mut self, done: bool) {
-        if let Some(to) = self.transferee.take() {
-            self.outbox.events.push(Event::TransferEnded { to, done });
-        }
     }
 
     /// The progress of every member, kept for those that had one. `recently_active` is what new ones start with.
@@ -261,6 +261,7 @@ impl Core {
             };
             peer.incoming = self.membership.voters.contains(&id);
             peer.outgoing = self.membership.outgoing.contains(&id);
+            peer.witness = self.membership.is_witness(id);
             if id == self.config.replica && peer.state == ProgressState::Probe {
                 peer.become_replicate();
                 peer.active = true;
@@ -269,7 +270,7 @@ impl Core {
         }
         self.count_own_log();
         if self.transferee.is_some_and(|to| !self.membership.is_voter(to)) {
-            self.end_transfer(false);
+            self.end_transfer(TransferOutcome::TargetGone);
         }
     }
 
@@ -337,6 +338,11 @@ impl Core {
     }
 
     pub(crate) fn on_request_vote(&mut self, from: ReplicaId, term: Term, pre: bool, last: LogPos) {
+        // A log that lost acknowledged entries must not help to elect somebody who does not have them.
+        if matches!(self.guard, Guard::LostLog { .. }) && !plant::is("vote-after-losing-log") {
+            self.dropped += 1;
+            return;
+        }
         // A vote, once given, is repeated but never changed. With a leader in this term the election is over. A pre-vote
         // for a later term promises nothing.
         let may = self.vote == from || (self.vote.is_zero() && self.leader.is_none()) || (pre && term > self.term);
@@ -364,7 +370,7 @@ impl Core {
     /// votes of those who stay until they have learned what is committed.
     fn help_out(&mut self) {
         let removed = self.membership.removed.contains(&self.config.replica);
-        if removed && !self.hears_leader() && !self.asked_to_help {
+        if removed && !self.hears_leader() && !self.asked_to_help && !self.is_barred() {
             self.asked_to_help = true;
             self.election_base = self.now;
         }

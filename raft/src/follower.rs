@@ -3,11 +3,13 @@
 //! Invariants kept here: entries are taken only right after one that the leader has too; committed entries are never
 //! overwritten; the commit index moves only over entries that are known to be the leader's.
 
-use crate::core::{Core, Role};
+use crate::core::{Core, Guard, Role};
 use crate::error::Violation;
 use crate::ids::{Index, LogPos, ReplicaId, Term};
 use crate::log::configs_decode;
+use crate::membership::ReplicaKind;
 use crate::message::{Body, SnapshotMeta};
+use crate::plant;
 use crate::run::Run;
 
 impl Core {
@@ -36,7 +38,9 @@ impl Core {
         commit: Index,
         runs: &[Run],
     ) -> Result<(), Violation> {
-        if !is_well_formed(prev, runs, self.term) {
+        // A witness takes no payloads, and nobody else takes a run whose payloads are gone: it could not apply it.
+        let of_its_kind = runs.iter().all(|r| r.is_stripped() == self.is_witness) || plant::is("stripped-run-taken");
+        if !of_its_kind || !is_well_formed(prev, runs, self.term) {
             self.dropped += 1;
             return Ok(());
         }
@@ -44,6 +48,10 @@ impl Core {
             return Err(Violation::ConfigEntry { index: run.first() });
         }
         self.hear_leader(from)?;
+        if self.has_lost_log() {
+            self.ask_for_snapshot(from);
+            return Ok(());
+        }
         if prev.index < self.commit {
             // Late, or sent again. Whatever leads has all that is committed, so say how far that is.
             self.accept(from, self.commit);
@@ -56,6 +64,13 @@ impl Core {
         if !knows_members || self.log.term_at(prev.index) != Some(prev.term) {
             let hint = self.log.find_conflict(prev.index, prev.term);
             self.send_held(from, Body::AppendRejected { rejected: prev.index, hint });
+            return Ok(());
+        }
+        if self.overloaded && runs.last().is_some_and(|r| self.first_new(r).is_some()) {
+            // No room. What agreed so far still counts, and the commit index may move over it.
+            self.verified = self.verified.max(prev.index);
+            self.learn_commit(commit);
+            self.send_held(from, Body::AppendPaused { matched: prev.index });
             return Ok(());
         }
         self.take_entries(from, runs)?;
@@ -126,24 +141,64 @@ impl Core {
 
     pub(crate) fn on_heartbeat(&mut self, from: ReplicaId, commit: Index, read_round: u64) -> Result<(), Violation> {
         self.hear_leader(from)?;
+        if self.guard != Guard::None {
+            self.ask_for_snapshot(from);
+            if self.has_lost_log() {
+                return Ok(());
+            }
+        }
         // A heartbeat names no more than this replica acknowledged in this term. If the log is shorter, it lost entries.
         let last = self.log.last().index;
         if commit > last {
             return Err(Violation::CommitPastLog { from, commit, last });
         }
         self.commit_to(commit);
-        self.send_early(from, self.term, Body::HeartbeatResponse { read_round });
+        self.send_early(from, self.term, Body::HeartbeatResponse { read_round, overloaded: self.overloaded });
         Ok(())
     }
 
-    pub(crate) fn on_snapshot(&mut self, from: ReplicaId, meta: SnapshotMeta) -> Result<(), Violation> {
-        if meta.pos.term > self.term || meta.pos.term.is_zero() || meta.pos.index.is_zero() {
+    /// Whether entries that this replica acknowledged may be gone.
+    fn has_lost_log(&self) -> bool {
+        matches!(self.guard, Guard::LostLog { .. }) && !plant::is("ack-after-losing-log")
+    }
+
+    /// What is lost only a snapshot brings back: one that covers all that was acknowledged, or from which this log goes on.
+    fn ask_for_snapshot(&mut self, leader: ReplicaId) {
+        let at_least = match self.guard {
+            Guard::LostLog { through } => through,
+            Guard::NeedsSnapshot | Guard::None => self.log.start().index,
+        };
+        self.send_held(leader, Body::SnapshotNeeded { at_least });
+    }
+
+    /// `bare`: of a place and a membership alone, as witnesses get it.
+    pub(crate) fn on_snapshot(&mut self, from: ReplicaId, meta: SnapshotMeta, bare: bool) -> Result<(), Violation> {
+        let senseless = meta.pos.term > self.term || meta.pos.term.is_zero() || meta.pos.index.is_zero();
+        if senseless || bare != self.is_witness || self.is_of_other_kind(&meta) {
             self.dropped += 1;
             return Ok(());
         }
         self.hear_leader(from)?;
         let pos = meta.pos;
         let here = self.log.term_at(pos.index);
+        match self.guard {
+            Guard::None => {}
+            Guard::LostLog { through } if pos.index < through && !plant::is("lost-log-takes-old-snapshot") => {
+                self.dropped += 1;
+                return Ok(());
+            }
+            Guard::LostLog { .. } if meta.membership.contains(self.config.replica) => {
+                self.restore(meta);
+                self.accept(from, pos.index);
+                return Ok(());
+            }
+            Guard::NeedsSnapshot if here == Some(pos.term) => {
+                self.begin_again(meta);
+                self.accept(from, self.commit);
+                return Ok(());
+            }
+            _ => {}
+        }
         if pos.index <= self.commit {
             // Old news; and if it is no news but another history, somebody's committed entry is gone.
             if let Some(term) = here.filter(|term| *term != pos.term) {
@@ -172,6 +227,32 @@ impl Core {
         Ok(())
     }
 
+    /// Whether the snapshot's membership makes a witness of a replica with a state machine, or the other way round.
+    fn is_of_other_kind(&self, meta: &SnapshotMeta) -> bool {
+        let kind = meta.membership.kind(self.config.replica);
+        kind.is_some_and(|kind| (kind == ReplicaKind::Witness) != self.is_witness)
+    }
+
+    /// The state machine begins from a snapshot of what the log has, and may have acknowledged more of: nothing of it goes.
+    fn begin_again(&mut self, meta: SnapshotMeta) {
+        let pos = meta.pos;
+        self.verified = self.verified.max(pos.index);
+        self.commit_to(pos.index);
+        self.hand_out_after(pos.index, &meta);
+        self.outbox.recover = Some(Box::new(meta));
+    }
+
+    /// What is handed out next is what comes after the snapshot.
+    fn hand_out_after(&mut self, index: Index, meta: &SnapshotMeta) {
+        self.guard = Guard::None;
+        self.handout.handed = index;
+        self.handout.ticket = None;
+        self.handout.fetched.clear();
+        self.membership = meta.membership.clone();
+        self.learn_own_role();
+        self.outbox.events.push(crate::Event::MembershipChanged(self.membership.change_id));
+    }
+
     /// Replaces the log by a snapshot. The membership comes from it, never from entries that are gone.
     fn restore(&mut self, meta: SnapshotMeta) {
         let pos = meta.pos;
@@ -179,12 +260,8 @@ impl Core {
         self.durability.reset(pos.index);
         self.commit = pos.index;
         self.verified = pos.index;
-        self.handout.handed = pos.index;
-        self.handout.ticket = None;
-        self.handout.fetched.clear();
-        self.membership = meta.membership.clone();
-        self.is_voter = self.membership.is_voter(self.config.replica);
-        self.outbox.events.push(crate::Event::MembershipChanged(self.membership.change_id));
+        self.hand_out_after(pos.index, &meta);
+        (self.outbox.recover, self.catch_up_to) = (None, Index::ZERO);
         self.outbox.install = Some(Box::new(meta));
     }
 }

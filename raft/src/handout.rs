@@ -5,8 +5,8 @@
 //! holds, or comes after, all that was accepted when it was made.
 
 use crate::changer::ConfigChange;
-use crate::core::{Core, Role};
-use crate::ids::{Index, Time};
+use crate::core::{Core, Guard, Role};
+use crate::ids::{Index, ReplicaId, Time};
 use crate::log::Slice;
 #[cfg(feature = "plant")]
 use crate::message::Body;
@@ -27,6 +27,7 @@ impl Core {
         if !self.has_output() {
             return;
         }
+        self.round_bytes = 0;
         // The commit index goes out before changes take effect: also to members that those remove, or they would never
         // learn of it.
         self.end_round();
@@ -35,6 +36,7 @@ impl Core {
         let boxed = self.outbox.install.take();
         self.seal(boxed.as_deref().cloned(), out);
         out.install = boxed.map(|b| *b).or(out.install.take());
+        out.recover = self.outbox.recover.take().map(|b| *b).or(out.recover.take());
         let outbox = &mut self.outbox;
         out.early.append(&mut outbox.early);
         out.reads.append(&mut outbox.reads);
@@ -55,6 +57,7 @@ impl Core {
             || !o.snapshots_wanted.is_empty()
             || !o.fetches.is_empty()
             || !o.events.is_empty()
+            || o.recover.is_some()
             || (self.handout.handed < self.may_hand_out() && self.handout.ticket.is_none())
             || self.durability.is_dirty(self.log.last().index, self.ballot())
             || self.quiet.save_commit
@@ -67,6 +70,10 @@ impl Core {
     fn may_hand_out(&self) -> Index {
         if plant::is("apply-before-durable") {
             return self.commit;
+        }
+        if self.guard != Guard::None {
+            // There is no state machine that could take it.
+            return self.handout.handed;
         }
         self.commit.min(self.durability.durable())
     }
@@ -119,19 +126,26 @@ impl Core {
             }
         }
         self.handout.handed = run.last();
+        if run.count() == 1 {
+            self.learn_settled(&run);
+        }
         committed.push(run);
     }
 
     /// The membership change at `index` takes effect: not before it is committed, as single changes are safe only then
     /// with the saved commit index, and joint ones either way.
     fn put_into_effect(&mut self, change: &ConfigChange, index: Index) {
-        self.membership = self.membership.after(change, index);
-        self.is_voter = self.membership.is_voter(self.config.replica);
+        let next = self.membership.after(change, index);
+        let gone: SmallVec<[ReplicaId; 4]> = self.membership.replicas().filter(|r| !next.contains(*r)).collect();
+        self.membership = next;
+        self.learn_own_role();
+        self.note_leaving(&gone);
         self.outbox.events.push(Event::MembershipChanged(index));
         if self.role != Role::Leader {
             return;
         }
         if !self.is_voter && self.config.step_down_on_removal {
+            self.hand_over();
             return self.become_follower(self.term, None);
         }
         // A new member is probed with the last entry. It counts as active: it had no chance to answer yet.

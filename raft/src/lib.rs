@@ -16,6 +16,7 @@ mod core;
 mod durability;
 mod election;
 mod error;
+mod farewell;
 mod follower;
 mod handout;
 mod log;
@@ -24,20 +25,25 @@ mod model;
 mod output;
 mod pb;
 mod progress;
+mod promotion;
 mod proposals;
 mod quiesce;
 mod read;
 mod replication;
 mod rng;
+mod transfer;
 
-pub use crate::core::{ChangeChecks, Core, CoreConfig, Restored, Role};
-pub use changer::{Change, ChangeError, ChangeKind, ConfigChange, Transition};
+pub use crate::core::{ChangeChecks, Core, CoreConfig, Guard, Restored, Role};
+pub use changer::{Change, ChangeError, ChangeKind, ConfigChange, Promotion, Transition};
 pub use durability::PersistToken;
 pub use error::Violation;
 pub use ids::{GroupEpoch, GroupId, HardState, HostId, Index, LogPos, ReplicaId, SessionId, StoreId, Term, Time};
-pub use membership::{DecodeError, Membership};
+pub use membership::{DecodeError, Membership, ReplicaKind};
 pub use message::{Body, Member, Message, RefusedReason, SnapshotMeta};
-pub use output::{Compacted, Event, Fetch, Output, Persist, Proposed, ReadReady, Refused, RefusedForward, RefusedWhy};
+pub use output::{
+    Compacted, Event, Fetch, Output, Persist, ProposeOptions, Proposed, ReadReady, Refused, RefusedForward, RefusedWhy,
+    TransferOutcome, TransferRefused,
+};
 pub use progress::{Progress, ProgressState};
 pub use run::{EntryKind, EntryRef, Origin, Run, RunBuilder, RunError};
 pub use session::SessionCall;

@@ -3,6 +3,7 @@
 //! A message names its sender, its addressee and the sender's term; the group and its epoch are added by whoever
 //! carries it. Which messages may leave before what they rest on is durable is decided by the core, see [`crate::Output`].
 
+use crate::changer::ChangeError;
 use crate::ids::{HostId, Index, LogPos, ReplicaId, StoreId, Term};
 use crate::membership::Membership;
 use crate::run::Run;
@@ -16,7 +17,7 @@ pub struct Message {
     /// The replica that it is for.
     pub to: ReplicaId,
     /// The sender's term; for a pre-vote request the term that it would campaign in; zero where no term is claimed
-    /// (forwarded proposals and reads, and their answers).
+    /// (forwarded proposals and reads, and their answers; farewells).
     pub term: Term,
     /// What is said.
     pub body: Body,
@@ -46,6 +47,12 @@ pub enum Body {
         /// The largest place at or before `rejected` that can match, found by term: from it a diverged log is found in few round trips.
         hint: LogPos,
     },
+    /// The append's entries were not taken, because the follower's host has no room for them: its log is the leader's through
+    /// `matched`, durably, and it says in the answers to heartbeats when it has room again.
+    AppendPaused {
+        /// The last index that is known to match.
+        matched: Index,
+    },
     /// A leader's sign of life. Carries the follower's safe commit index and confirms reads (thesis section 6.4).
     Heartbeat {
         /// min(leader's commit, what is known to match at this follower).
@@ -57,6 +64,8 @@ pub enum Body {
     HeartbeatResponse {
         /// The read round of the heartbeat.
         read_round: u64,
+        /// Whether the follower's host has no room for entries.
+        overloaded: bool,
     },
     /// The commit index moved and nothing else did.
     Commit {
@@ -83,6 +92,13 @@ pub enum Body {
     /// The leader's log does not reach back far enough: a snapshot follows it. Sent to a replica when the
     /// snapshot's files are durable there, so that its core can install them.
     Snapshot(Box<SnapshotMeta>),
+    /// What a witness gets in place of a snapshot: it has no state machine, so the place and the membership are all of it.
+    WitnessSnapshot(Box<SnapshotMeta>),
+    /// A follower can't go on by its log and needs a snapshot.
+    SnapshotNeeded {
+        /// No snapshot before this index will do.
+        at_least: Index,
+    },
     /// Asks the leader for an index to read at (thesis section 6.4).
     ReadIndex {
         /// The asking replica's unique number of this request.
@@ -124,18 +140,22 @@ pub enum Body {
         /// The follower falls silent; its log and commit index are durable.
         agreed: bool,
     },
+    /// The addressee was removed, and will never be needed again.
+    Removed {
+        /// The membership change by which it is gone, or a later one.
+        change: Index,
+    },
 }
 
 /// Why a forwarded proposal was not appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
 pub enum RefusedReason {
-    /// The addressee is not the leader.
-    NotLeader = 0,
-    /// The leader has no room for more.
-    Busy = 1,
-    /// A membership change is under way, or the change is not allowed.
-    ConfigChange = 2,
+    /// The addressee is not the leader, or not in the term that the proposal is meant for.
+    NotLeader,
+    /// The leader has no room for more, or hands leadership over.
+    Busy,
+    /// The membership change can't be made.
+    ConfigChange(ChangeError),
 }
 
 /// What a snapshot stands for: the log through `pos`, and the membership there.

@@ -32,6 +32,10 @@ impl Core {
             handout,
             membership,
             is_voter,
+            is_witness,
+            guard,
+            catch_up_to,
+            overloaded,
             pending_change,
             election_base,
             election_timeout_nanos: _,
@@ -44,6 +48,11 @@ impl Core {
             asked_to_help,
             helps_out,
             transferee,
+            handover,
+            farewell,
+            rounds,
+            round_bytes: _,
+            first_peer,
             reads,
             quiet,
             last_ticket,
@@ -57,7 +66,10 @@ impl Core {
         durability.hash_without_numbers(state);
         (commit, handout, membership, is_voter, pending_change).hash(state);
         votes.hash(state);
-        (verified, leader_commit).hash(state);
+        (is_witness, guard, catch_up_to, overloaded).hash(state);
+        (farewell, first_peer, verified, leader_commit).hash(state);
+        self.hash_handover(handover, state);
+        self.hash_rounds(rounds, state);
         peers.hash(state);
         (dirty, asked_to_help, helps_out, transferee).hash(state);
         (reads, last_ticket, announced).hash(state);

@@ -20,8 +20,13 @@ pub struct Output {
     pub token: Option<PersistToken>,
     /// Entries to apply, contiguous, each handed out once, all committed and durable here.
     pub committed: Vec<Run>,
-    /// The log was reset: the state machine must recover from this snapshot before it applies any of `committed`.
+    /// The log was reset: the state machine, if this is no witness, must recover from this snapshot before it applies any of
+    /// `committed`.
     pub install: Option<SnapshotMeta>,
+    /// The state machine must recover from this snapshot before it applies any of `committed`; the log stays as it is, and goes
+    /// on after it. Only under [`crate::Guard::NeedsSnapshot`]. Its record is for the owner to write, like that of a snapshot
+    /// that was saved here.
+    pub recover: Option<SnapshotMeta>,
     /// Reads that may be served, or can't be.
     pub reads: Vec<ReadReady>,
     /// Forwarded proposals that the leader will never append.
@@ -37,19 +42,19 @@ pub struct Output {
 impl Output {
     /// Empties it and keeps its memory.
     pub fn clear(&mut self) {
-        let Self { early, held, persist, token, committed, install, reads, refused, snapshots_wanted, fetches, events } =
+        let Self { early, held, persist, token, committed, reads, refused, snapshots_wanted, fetches, events, .. } =
             self;
         early.clear();
         held.clear();
         *persist = None;
         *token = None;
         committed.clear();
-        *install = None;
         reads.clear();
         refused.clear();
         snapshots_wanted.clear();
         fetches.clear();
         events.clear();
+        (self.install, self.recover) = (None, None);
     }
 
     /// Whether there is nothing in it.
@@ -128,13 +133,75 @@ pub enum Event {
     },
     /// A membership took effect: the config entry's index, or the snapshot's change id.
     MembershipChanged(Index),
-    /// An awaited leader transfer ended; see [`crate::Core::transfer_leader`].
+    /// A leader transfer ended; see [`crate::Core::transfer_leader`]. Also told of those that a preference began.
     TransferEnded {
         /// The replica that was to lead.
         to: ReplicaId,
-        /// Whether this replica stopped leading. False: timed out, or the target left.
-        done: bool,
+        /// What became of it.
+        outcome: TransferOutcome,
     },
+    /// This replica was removed for good, and will never be needed again: its owner stops it, and may delete its data.
+    Removed {
+        /// The membership change by which it is gone, or a later one.
+        change: Index,
+    },
+}
+
+/// What became of a leader transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransferOutcome {
+    /// The target leads.
+    Done,
+    /// The target was asked to campaign, and nobody else was heard to lead within an election timeout. If this replica still
+    /// leads, it goes on; the target may win yet.
+    TimedOut,
+    /// The target's log was still not complete after an election timeout. This replica goes on leading.
+    TooFarBehind {
+        /// How far the target's log was known to match.
+        matched: Index,
+        /// The end of the leader's log.
+        last: Index,
+    },
+    /// The target is no voter any more.
+    TargetGone,
+    /// Somebody else leads, or this replica lost its quorum or was removed.
+    LostLeadership,
+}
+
+/// Why a leader transfer was not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferRefused {
+    /// Only a leader hands leadership over.
+    #[error("this replica does not lead")]
+    NotLeader,
+    /// The target does not vote.
+    #[error("replica {0} is not a voter")]
+    NotAVoter(ReplicaId),
+    /// The target is a witness.
+    #[error("replica {0} is a witness and can't lead")]
+    Witness(ReplicaId),
+    /// The target leads: nothing is to be done.
+    #[error("the target leads already")]
+    AlreadyLeader,
+    /// A transfer to another replica is under way.
+    #[error("a transfer to replica {0} is under way")]
+    Busy(ReplicaId),
+}
+
+/// How a proposal may be treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProposeOptions {
+    /// Whether a replica that does not lead sends it on to the one that does.
+    pub forward: bool,
+    /// If given, it is appended in this term or not at all.
+    pub expected_term: Option<Term>,
+}
+
+impl Default for ProposeOptions {
+    fn default() -> Self {
+        Self { forward: true, expected_term: None }
+    }
 }
 
 /// What became of a proposal.
@@ -172,6 +239,18 @@ pub enum RefusedWhy {
     /// No leader is known.
     #[error("no leader is known")]
     NoLeader,
+    /// This replica does not lead, and the proposal was not to be forwarded.
+    #[error("this replica does not lead")]
+    NotLeader,
+    /// The term is not the one that the proposal was meant for.
+    #[error("the term is {current} now")]
+    TermChanged {
+        /// The term as it is.
+        current: Term,
+    },
+    /// A witness takes no proposals.
+    #[error("this replica is a witness")]
+    Witness,
     /// Too much is uncommitted.
     #[error("too much is proposed and not yet applied")]
     Busy,

@@ -36,16 +36,33 @@ pub(crate) struct Membership {
     pub(crate) removed: Vec<u64>,
     #[prost(uint64, tag = "9")]
     pub(crate) change_id: u64,
+    #[prost(message, repeated, tag = "10")]
+    pub(crate) promotions: Vec<Promotion>,
+}
+
+/// A non-voting member that becomes a voter once it has caught up.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct Promotion {
+    #[prost(uint64, tag = "1")]
+    pub(crate) learner: u64,
+    /// The voter that it replaces; absent for none.
+    #[prost(uint64, optional, tag = "2")]
+    pub(crate) replaces: Option<u64>,
 }
 
 /// One step of a membership change.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(crate) struct Change {
-    /// 1 add voter, 2 add learner, 3 remove, 4 update.
+    /// 1 add voter, 2 add learner, 3 remove, 4 update, 5 add witness.
     #[prost(uint32, tag = "1")]
     pub(crate) kind: u32,
     #[prost(message, optional, tag = "2")]
     pub(crate) member: Option<Member>,
+    /// 0 never, 1 when caught up, 2 when caught up in place of `replaces`.
+    #[prost(uint32, tag = "3")]
+    pub(crate) promotion: u32,
+    #[prost(uint64, tag = "4")]
+    pub(crate) replaces: u64,
 }
 
 /// A membership change: the payload of a config entry.

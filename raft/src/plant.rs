@@ -19,6 +19,37 @@ pub const ALL: &[(&str, &str)] = &[
     ),
     ("quiesce-before-commit-durable", "a replica falls silent before its commit index is durable"),
     ("suspected-leader-kept", "a follower whose leader's host is suspected goes on to believe in that leader"),
+    ("payload-to-witness", "a leader sends a witness the payloads of commands"),
+    ("stripped-run-taken", "a replica with a state machine takes a run whose payloads are gone"),
+    ("witness-campaigns", "a witness campaigns and leads"),
+    ("two-changes-in-flight", "a leader proposes a membership change before the one before it is in effect"),
+    ("promoted-before-caught-up", "a non-voting member becomes a voter although it lags"),
+    ("expected-term-ignored", "a proposal is appended in another term than the one that it was meant for"),
+    ("transfer-to-a-laggard", "the target of a transfer is told to campaign before its log is complete"),
+    ("preferred-before-caught-up", "leadership is handed to the preferred replica although it lags"),
+    ("preferred-without-back-off", "handing over to the preferred replica is tried again at once"),
+    ("removed-told-too-early", "a removed replica is told to go before a majority knows that it was removed"),
+    ("campaign-without-snapshot", "a replica that lost its snapshot campaigns"),
+    ("campaign-behind-the-machine", "a replica campaigns with a log that ends before what its state machine has"),
+    ("ack-after-losing-log", "a replica whose log lost entries goes on acknowledging"),
+    ("vote-after-losing-log", "a replica whose log lost entries goes on voting"),
+    (
+        "lost-log-takes-old-snapshot",
+        "a replica that lost entries goes on from a snapshot older than what it acknowledged",
+    ),
+];
+
+/// Those that whole simulated worlds catch within few seeds. All others need more than chance to show: scenarios and models
+/// catch them.
+pub const IN_WORLDS: &[&str] = &[
+    "ack-before-durable",
+    "duplicate-append-acked-in-flight",
+    "request-vote-before-durable",
+    "vote-lost-on-recycle",
+    "reopen-without-rewrite",
+    "commit-old-term-by-counting",
+    "aba-token",
+    "apply-before-durable",
 ];
 
 #[cfg(feature = "plant")]

@@ -95,6 +95,12 @@ pub struct Progress {
     pub(crate) incoming: bool,
     /// A voter of the outgoing configuration.
     pub(crate) outgoing: bool,
+    /// It gets stripped runs, and no snapshots but the membership.
+    pub(crate) witness: bool,
+    /// Its host has no room for entries: it gets none until it says otherwise.
+    pub(crate) overloaded: bool,
+    /// It said that no snapshot before this index will do.
+    pub(crate) snapshot_floor: Index,
     inflights: Inflights,
 }
 
@@ -118,6 +124,9 @@ impl Progress {
             read_round: 0,
             incoming: false,
             outgoing: false,
+            witness: false,
+            overloaded: false,
+            snapshot_floor: Index::ZERO,
             inflights: Inflights::default(),
         }
     }
@@ -150,6 +159,7 @@ impl Progress {
     /// Whether nothing is sent at present.
     pub fn is_paused(&self) -> bool {
         self.paused
+            || self.overloaded
             || self.snapshot_wanted
             || self.ticket.is_some()
             || matches!(self.state, ProgressState::Snapshot { .. })

@@ -7,21 +7,40 @@ use crate::changer::{ChangeError, ConfigChange};
 use crate::core::{ChangeChecks, Core, Role};
 use crate::ids::{Index, ReplicaId, Term, Time};
 use crate::message::{Body, RefusedReason};
-use crate::output::{Proposed, Refused, RefusedWhy};
+use crate::output::{ProposeOptions, Proposed, Refused, RefusedWhy};
+use crate::plant;
 use crate::run::{EntryKind, Origin, Run, RunBuilder};
-
-/// Bytes of log in memory beyond which proposals are refused: what is applied can be dropped from memory, so this much
-/// means that the majority, the disk or the state machine is far behind.
-const UNAPPLIED_BYTES_MAX: usize = 64 << 20;
 
 impl Core {
     /// Proposes a chunk of commands: appended by a leader, sent to the leader by a follower.
     ///
     /// # Errors
     /// With the chunk, when neither is possible; then it is certain that nothing of it was or will be appended.
-    pub fn propose(&mut self, now: Time, chunk: RunBuilder, origin: Origin) -> Result<Proposed, Refused> {
+    pub fn propose(
+        &mut self,
+        now: Time,
+        chunk: RunBuilder,
+        origin: Origin,
+        options: ProposeOptions,
+    ) -> Result<Proposed, Refused> {
         self.wake(now);
         assert!(!chunk.is_empty(), "proposing nothing");
+        // What is applied here completes requests, and a witness applies nothing.
+        if self.is_witness {
+            return Err(Refused { reason: RefusedWhy::Witness, chunk });
+        }
+        self.send_or_append(chunk, origin, options)
+    }
+
+    fn send_or_append(
+        &mut self,
+        chunk: RunBuilder,
+        origin: Origin,
+        options: ProposeOptions,
+    ) -> Result<Proposed, Refused> {
+        if let Some(reason) = self.refuses_options(options) {
+            return Err(Refused { reason, chunk });
+        }
         if self.role == Role::Leader {
             return match self.refuses_entries() {
                 Some(reason) => Err(Refused { reason, chunk }),
@@ -53,18 +72,17 @@ impl Core {
         change: ConfigChange,
         sequence: u64,
         origin: Origin,
+        options: ProposeOptions,
     ) -> Result<Proposed, Refused> {
         self.wake(now);
         let refused = |reason| Err(Refused { reason, chunk: RunBuilder::new() });
         let mut chunk = RunBuilder::new();
         chunk.push(EntryKind::Config, sequence, &change.encode());
         if self.role != Role::Leader {
-            return match self.leader {
-                Some(_) => self.propose(now, chunk, origin),
-                None => refused(RefusedWhy::NoLeader),
-            };
+            let sent = self.send_or_append(chunk, origin, options);
+            return sent.map_err(|refused| Refused { chunk: RunBuilder::new(), ..refused });
         }
-        if let Some(reason) = self.refuses_entries() {
+        if let Some(reason) = self.refuses_options(options).or_else(|| self.refuses_change()) {
             return refused(reason);
         }
         match self.check_change(&change) {
@@ -77,8 +95,28 @@ impl Core {
         }
     }
 
+    /// Why a proposal can't be treated as it asks to be.
+    fn refuses_options(&self, options: ProposeOptions) -> Option<RefusedWhy> {
+        if self.role != Role::Leader && !options.forward {
+            return Some(RefusedWhy::NotLeader);
+        }
+        // Forwarded it carries this replica's term, and is appended in that one or not at all.
+        let other = options.expected_term.is_some_and(|term| term != self.term) && !plant::is("expected-term-ignored");
+        other.then_some(RefusedWhy::TermChanged { current: self.term })
+    }
+
     /// Why this leader takes no entries at present.
     fn refuses_entries(&mut self) -> Option<RefusedWhy> {
+        let change = self.refuses_change();
+        if change.is_some() || self.overloaded {
+            return change.or(Some(RefusedWhy::Busy));
+        }
+        None
+    }
+
+    /// Why this leader takes no membership change at present, whatever it is. A host whose log is full takes those: they
+    /// may be what helps it.
+    pub(crate) fn refuses_change(&mut self) -> Option<RefusedWhy> {
         if self.transferee.is_some() {
             return Some(RefusedWhy::Transferring);
         }
@@ -86,21 +124,22 @@ impl Core {
         if !self.membership.contains(self.config.replica) {
             return Some(RefusedWhy::NoLeader);
         }
-        if self.log.cached_bytes() > UNAPPLIED_BYTES_MAX {
+        let bytes_max = self.config.unapplied_bytes_max;
+        if self.log.cached_bytes() > bytes_max {
             self.trim();
-            if self.log.cached_bytes() > UNAPPLIED_BYTES_MAX.max(self.config.log_cache_bytes_max) {
+            if self.log.cached_bytes() > bytes_max.max(self.config.log_cache_bytes_max) {
                 return Some(RefusedWhy::Busy);
             }
         }
         None
     }
 
-    fn check_change(&self, change: &ConfigChange) -> Result<(), ChangeError> {
+    pub(crate) fn check_change(&self, change: &ConfigChange) -> Result<(), ChangeError> {
         let checks = self.config.change_checks;
         if checks == ChangeChecks::Nothing {
             return Ok(());
         }
-        if self.pending_change > self.handout.handed {
+        if self.pending_change > self.handout.handed && !plant::is("two-changes-in-flight") {
             return Err(ChangeError::InFlight);
         }
         match (checks, self.membership.is_joint(), change.leaves_joint()) {
@@ -113,6 +152,10 @@ impl Core {
 
     /// Proposals of another replica.
     pub(crate) fn on_forward(&mut self, from: ReplicaId, run: &Run) {
+        if run.is_stripped() {
+            self.dropped += 1;
+            return;
+        }
         match self.refuses_forward(run) {
             Some(reason) => {
                 let first_sequence = run.entries().next().map_or(0, |e| e.sequence);
@@ -135,7 +178,8 @@ impl Core {
         if self.role != Role::Leader || run.term() != self.term {
             return Some(RefusedReason::NotLeader);
         }
-        match self.refuses_entries() {
+        let refused = if run.has_config() { self.refuses_change() } else { self.refuses_entries() };
+        match refused {
             None => {}
             Some(RefusedWhy::NoLeader) => return Some(RefusedReason::NotLeader),
             Some(_) => return Some(RefusedReason::Busy),
@@ -145,9 +189,8 @@ impl Core {
         }
         // A change travels alone.
         let entry = run.entries().next().filter(|_| run.count() == 1);
-        let change = entry.and_then(|e| ConfigChange::decode(e.payload).ok());
-        let fine = change.is_some_and(|change| self.check_change(&change).is_ok());
-        (!fine).then_some(RefusedReason::ConfigChange)
+        let change = entry.and_then(|e| ConfigChange::decode(e.payload).ok()).ok_or(ChangeError::Malformed);
+        change.and_then(|change| self.check_change(&change)).err().map(RefusedReason::ConfigChange)
     }
 
     /// Leaves a joint configuration that is to be left automatically, once it is in effect and nothing else is pending.

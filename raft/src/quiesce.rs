@@ -290,6 +290,8 @@ impl Core {
             && !self.membership.is_joint()
             && !self.helps_out
             && self.transferee.is_none()
+            && !self.preference_waits()
+            && self.membership.promotions.keys().all(|learner| self.quiet.is_absent(*learner))
             && self.reads.is_idle()
             && last.term == self.term
             && self.commit == last.index

@@ -66,6 +66,10 @@ impl Core {
     /// context must never be used twice: an answer to an earlier question would be taken for one to a later.
     pub fn read_index(&mut self, now: Time, context: u64) {
         self.wake(now);
+        // A witness serves nobody, and neither does a replica that has no state to read.
+        if self.is_barred() {
+            return self.outbox.reads.push(ReadReady { context, index: None });
+        }
         match (self.role, self.leader) {
             (Role::Leader, _) => self.gather_read(Asked { by: None, context }),
             (_, Some(leader)) if self.reads.sent.len() < READS_MAX => {
@@ -77,7 +81,7 @@ impl Core {
     }
 
     pub(crate) fn on_read_index(&mut self, from: ReplicaId, context: u64) {
-        if self.role == Role::Leader {
+        if self.role == Role::Leader && !self.membership.is_witness(from) {
             self.gather_read(Asked { by: Some(from), context });
         } else {
             self.answer_read(Asked { by: Some(from), context }, None);

@@ -10,7 +10,7 @@
 use crate::core::{Core, Role};
 use crate::ids::{Index, LogPos, ReplicaId, Term};
 use crate::log::{Slice, configs_decode};
-use crate::message::Body;
+use crate::message::{Body, SnapshotMeta};
 use crate::output::{Compacted, Fetch};
 use crate::plant;
 use crate::progress::ProgressState;
@@ -30,7 +30,9 @@ impl Core {
             return;
         }
         self.start_read_round();
-        for at in 0..self.peers.len() {
+        let (members, first) = (self.peers.len(), self.first_peer);
+        for i in 0..members {
+            let at = (first + i) % members;
             if self.peers[at].id != self.config.replica {
                 self.send_due(at);
             }
@@ -101,7 +103,9 @@ impl Core {
             && runs.windows(2).all(|w| w[0].last().next() == w[1].first())
             && runs.iter().all(|r| {
                 let here = self.log.term_end(r.first());
-                here.is_some_and(|(term, end)| term == r.term() && end >= r.last()) && configs_decode(r)
+                r.is_stripped() == self.is_witness
+                    && here.is_some_and(|(term, end)| term == r.term() && end >= r.last())
+                    && configs_decode(r)
             })
     }
 
@@ -153,12 +157,24 @@ impl Core {
     /// Sends a member all that it may be sent now.
     fn send_due(&mut self, at: usize) {
         let (last, commit, bounds) = (self.log.last().index, self.commit, self.bounds());
+        // Bounds that are reached stop, and one append may go over them. A member whose turn is cut off by what others were
+        // sent comes first in the next round.
+        let before = self.round_bytes;
         loop {
+            let spent = self.round_bytes >= self.config.round_bytes_max
+                || self.round_bytes - before >= self.config.peer_round_bytes_max;
             let peer = &mut self.peers[at];
             if peer.is_paused() {
                 return;
             }
-            let has_entries = peer.next <= last && !peer.is_full(bounds);
+            let wants_entries = peer.next <= last && !peer.is_full(bounds);
+            let has_entries = wants_entries && !spent;
+            if wants_entries && spent {
+                if self.round_bytes == before {
+                    self.first_peer = at;
+                }
+                self.dirty = true;
+            }
             let commit_due = peer.commit_due(commit);
             let probes = peer.state == ProgressState::Probe || self.config.commit_by_append;
             if has_entries || peer.owes_empty || (commit_due && probes) {
@@ -213,7 +229,12 @@ impl Core {
             return self.want_snapshot(at);
         };
         let entries = runs.iter().map(|r| r.count() as u64).sum();
+        let mut runs = runs;
+        if self.peers[at].witness && !plant::is("payload-to-witness") {
+            runs.iter_mut().for_each(|run| *run = run.strip());
+        }
         let bytes = runs.iter().map(Run::encoded_len).sum();
+        self.round_bytes = self.round_bytes.saturating_add(bytes);
         let peer = &mut self.peers[at];
         peer.sent(entries, bytes, bounds);
         peer.sent_commit = commit;
@@ -227,9 +248,43 @@ impl Core {
     /// The member needs what was compacted. Said once, and only of a member that answers: a dead one gets no snapshots.
     fn want_snapshot(&mut self, at: usize) {
         let peer = &mut self.peers[at];
+        if peer.witness {
+            return self.send_witness_snapshot(at);
+        }
         if peer.active && !peer.snapshot_wanted {
             peer.snapshot_wanted = true;
             self.outbox.snapshots_wanted.push(peer.id);
+        }
+    }
+
+    /// What a witness needs in place of entries that are gone, or of the first membership: where the log goes on, and who the
+    /// members are there. It is a small message and needs no stream; if it is lost, the next probe is refused and it goes again.
+    fn send_witness_snapshot(&mut self, at: usize) {
+        let index = self.handout.handed;
+        let term = self.log.term_at(index).expect("what was handed out is in the log or just before it");
+        let membership = self.membership.clone();
+        let peer = &mut self.peers[at];
+        peer.become_snapshot(index);
+        peer.become_probe();
+        peer.paused = true;
+        let to = peer.id;
+        let meta = SnapshotMeta { pos: LogPos::new(term, index), membership };
+        self.send_early(to, self.term, Body::WitnessSnapshot(Box::new(meta)));
+    }
+
+    /// A member can't go on by its log. It is served like one that is too far behind, unless that is under way already or no
+    /// snapshot could be new enough: it asks again.
+    pub(crate) fn on_snapshot_needed(&mut self, from: ReplicaId, at_least: Index) {
+        let Some(at) = self.peer(from) else {
+            self.dropped += 1;
+            return;
+        };
+        let handed = self.handout.handed;
+        let peer = &mut self.peers[at];
+        peer.active = true;
+        peer.snapshot_floor = at_least;
+        if handed >= at_least && !matches!(peer.state, ProgressState::Snapshot { .. }) {
+            self.want_snapshot(at);
         }
     }
 
@@ -257,7 +312,7 @@ impl Core {
         self.send_early(peer.id, self.term, body);
     }
 
-    pub(crate) fn on_heartbeat_response(&mut self, from: ReplicaId, read_round: u64) {
+    pub(crate) fn on_heartbeat_response(&mut self, from: ReplicaId, read_round: u64, overloaded: bool) {
         let Some(at) = self.peer(from) else {
             self.dropped += 1;
             return;
@@ -265,6 +320,11 @@ impl Core {
         let last = self.log.last().index;
         let peer = &mut self.peers[at];
         peer.active = true;
+        if peer.overloaded && !overloaded {
+            peer.paused = false;
+            self.dirty = true;
+        }
+        peer.overloaded = overloaded;
         // Once per heartbeat of the timer, not for those that confirm reads, take it that whatever was sent before it may
         // be lost, and ask again: with an empty append if there is nothing new. Its answer tells.
         if peer.nudge {
@@ -303,13 +363,19 @@ impl Core {
         }
     }
 
-    /// The target of a transfer campaigns as soon as its log is complete.
-    pub(crate) fn hurry_transferee(&mut self) {
-        if let Some(to) = self.transferee
-            && let Some(at) = self.peer(to)
-            && self.peers[at].matched == self.log.last().index
+    /// The member's host has no room for entries: nothing more goes there before it says that it has. What it had is as
+    /// good as acknowledged.
+    pub(crate) fn on_paused(&mut self, from: ReplicaId, matched: Index) {
+        let dropped = self.dropped;
+        self.on_accepted(from, matched);
+        if let Some(at) = self.peer(from)
+            && self.dropped == dropped
         {
-            self.send_held(to, Body::TimeoutNow);
+            let peer = &mut self.peers[at];
+            peer.overloaded = true;
+            if peer.state == ProgressState::Replicate {
+                peer.become_probe();
+            }
         }
     }
 

@@ -10,7 +10,7 @@
 //! | offset | size | field |
 //! | --- | --- | --- |
 //! | 0 | 1 | version, [`RUN_VERSION`] |
-//! | 1 | 1 | flags, none defined |
+//! | 1 | 1 | flags: bit 0 says that the run is *stripped* |
 //! | 2 | 2 | zero |
 //! | 4 | 4 | count of entries, at least 1 |
 //! | 8 | 8 | term |
@@ -27,6 +27,9 @@
 //! A descriptor: kind (1), flags (1), codec (1), zero (1), payload length (4), sequence number at the origin (8).
 //! The flags and the side array are those of [`crate::session`].
 //!
+//! A stripped run is what a witness gets, keeps and reads back: its descriptors are as they were, and its payload area has the
+//! payloads of membership changes and no others. It must not be sent on, nor be given to a state machine.
+//!
 //! Invariant: a `Run` that exists has a consistent head: the descriptors' lengths add up to the payload's length, and the
 //! side array has one valid record for each descriptor that is flagged.
 
@@ -42,6 +45,8 @@ pub const RUN_VERSION: u8 = 1;
 pub const RUN_HEADER_BYTES: usize = 56;
 /// Bytes of one entry descriptor.
 pub const DESCRIPTOR_BYTES: usize = 16;
+/// The flag of a stripped run.
+const STRIPPED: u8 = 1;
 /// The most entries that one run may hold: 4 MiB of descriptors would otherwise dominate a batch.
 pub const RUN_ENTRIES_MAX: usize = 64 * 1024;
 /// The most payload bytes that one run may hold, in bytes: a batch is at most 4 MiB, one large entry may fill more.
@@ -185,6 +190,26 @@ impl Run {
         if self.has_sessions() { (0..before).filter(|&i| self.descriptor(i)[1] & FLAG_SESSION != 0).count() } else { 0 }
     }
 
+    /// Whether this is a witness's form of the run, without payloads but those of membership changes.
+    pub fn is_stripped(&self) -> bool {
+        self.head[1] & STRIPPED != 0
+    }
+
+    /// The run as a witness gets it.
+    pub fn strip(&self) -> Self {
+        if self.is_stripped() {
+            return self.clone();
+        }
+        let mut payload = BytesMut::new();
+        for entry in self.entries().filter(|e| self.has_config && e.kind == EntryKind::Config) {
+            payload.put_slice(entry.payload);
+        }
+        let mut head = BytesMut::from(&self.head[..self.sessions_at()]);
+        head[1] |= STRIPPED;
+        let first = LogPos::new(self.term, self.first);
+        finish(head, &self.head[self.sessions_at()..], first, self.origin(), payload.freeze())
+    }
+
     /// Who proposed these entries.
     pub fn origin(&self) -> Origin {
         Origin { replica: ReplicaId(le64(&self.head, 24)), start: le64(&self.head, 32) }
@@ -259,6 +284,9 @@ impl Run {
         if le32(&self.head, 48) != crc32fast::hash(&self.payload) {
             return Err(RunError::Checksum("payload"));
         }
+        if self.head[1] & !STRIPPED != 0 {
+            return Err(RunError::Malformed("flags that are not known"));
+        }
         if self.first.0.checked_add(u64::from(self.count)).is_none() {
             return Err(RunError::Malformed("index overflow"));
         }
@@ -268,7 +296,7 @@ impl Run {
             let d = self.descriptor(i);
             let Some(kind) = EntryKind::from_u8(d[0]) else { return Err(RunError::Kind(d[0])) };
             has_config |= kind == EntryKind::Config;
-            total += le32(d, 4) as usize;
+            total += self.payload_len(i);
             if !session::are_known(d[1]) {
                 return Err(RunError::Malformed("unknown flags of an entry"));
             }
@@ -294,6 +322,12 @@ impl Run {
         &self.head[at..at + DESCRIPTOR_BYTES]
     }
 
+    /// Bytes that the entry has in the payload area.
+    fn payload_len(&self, i: usize) -> usize {
+        let d = self.descriptor(i);
+        if self.is_stripped() && d[0] != EntryKind::Config as u8 { 0 } else { le32(d, 4) as usize }
+    }
+
     /// The entries in order.
     pub fn entries(&self) -> Entries<'_> {
         Entries { run: self, next: 0, offset: 0, session: 0 }
@@ -309,7 +343,7 @@ impl Run {
             return self.clone();
         }
         let (skip, take) = ((lo.0 - self.first.0) as usize, (hi.0 - lo.0 + 1) as usize);
-        let lens = |r: std::ops::Range<usize>| r.map(|i| le32(self.descriptor(i), 4) as usize).sum::<usize>();
+        let lens = |r: std::ops::Range<usize>| r.map(|i| self.payload_len(i)).sum::<usize>();
         let (from, len) = (lens(0..skip), lens(skip..skip + take));
         let payload = self.payload.slice(from..from + len);
         let at = RUN_HEADER_BYTES + skip * DESCRIPTOR_BYTES;
@@ -366,7 +400,7 @@ impl<'a> Iterator for Entries<'a> {
             return None;
         }
         let d = self.run.descriptor(self.next);
-        let len = le32(d, 4) as usize;
+        let len = self.run.payload_len(self.next);
         let call = (d[1] & FLAG_SESSION != 0).then(|| {
             let call = SessionCall::decode(d[1], self.run.session_record(self.session));
             self.session += 1;
@@ -535,12 +569,13 @@ impl RunBuilder {
     }
 }
 
-/// Fills in the header of `head`, which has room for it and all its descriptors, and adds the session side array.
+/// Fills in the header of `head`, which has room for it, the run's flags in place, and all its descriptors, and adds the
+/// session side array.
 fn finish(mut head: BytesMut, sessions: &[u8], first: LogPos, origin: Origin, payload: Bytes) -> Run {
     let LogPos { term, index: first } = first;
     let count = ((head.len() - RUN_HEADER_BYTES) / DESCRIPTOR_BYTES) as u32;
     let mut h = [0u8; RUN_HEADER_BYTES];
-    h[0] = RUN_VERSION;
+    (h[0], h[1]) = (RUN_VERSION, head[1]);
     h[4..8].copy_from_slice(&count.to_le_bytes());
     h[8..16].copy_from_slice(&term.0.to_le_bytes());
     h[16..24].copy_from_slice(&first.0.to_le_bytes());

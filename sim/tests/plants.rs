@@ -12,7 +12,7 @@ fn every_planted_bug_is_caught_within_a_hundred_worlds() {
     // A panic that a planted bug leads to is a way of being caught.
     std::panic::set_hook(Box::new(|_| {}));
     let mut survivors = Vec::new();
-    for (name, what) in plant::ALL {
+    for (name, what) in plant::ALL.iter().filter(|(name, _)| plant::IN_WORLDS.contains(name)) {
         plant::set(Some(name));
         let caught = (0..SEEDS_MAX).find_map(|seed| Some((seed, run(seed, Trace::default()).violation?)));
         match caught {

@@ -146,6 +146,10 @@ mod kind {
     pub(super) const FORWARD: u8 = 12;
     pub(super) const FORWARD_REFUSED: u8 = 13;
     pub(super) const TIMEOUT_NOW: u8 = 14;
+    pub(super) const APPEND_PAUSED: u8 = 15;
+    pub(super) const WITNESS_SNAPSHOT: u8 = 16;
+    pub(super) const SNAPSHOT_NEEDED: u8 = 17;
+    pub(super) const REMOVED: u8 = 18;
     pub(super) const QUIESCE: u8 = 32;
     pub(super) const QUIESCE_RESPONSE: u8 = 33;
 }
@@ -158,6 +162,8 @@ mod flag {
     pub(super) const TRANSFER: u8 = 2;
     /// The vote was given, or the question was agreed to.
     pub(super) const GRANTED: u8 = 4;
+    /// The sender of a heartbeat response has no room for entries.
+    pub(super) const OVERLOADED: u8 = 1;
     /// A read index response carries an index.
     pub(super) const SOME: u8 = 1;
 }

@@ -116,6 +116,38 @@ fn rebasing_moves_the_entries_and_keeps_their_origin() {
 }
 
 #[test]
+fn a_stripped_run_keeps_places_and_membership_changes_only() {
+    let mut b = RunBuilder::new();
+    b.push(EntryKind::Command, 7, b"hello");
+    b.push(EntryKind::Config, 8, b"change");
+    b.push(EntryKind::Command, 9, b"world!");
+    let run = b.seal(Term(3), Index(10), Origin { replica: ReplicaId(2), start: 99 });
+    let bare = run.strip();
+    assert!(bare.is_stripped() && !run.is_stripped() && bare.has_config());
+    let place = |r: &Run| (r.term(), r.first(), r.last(), r.origin());
+    assert_eq!((place(&bare), &bare.payload()[..]), (place(&run), &b"change"[..]));
+    let mut bytes = BytesMut::new();
+    bare.encode(&mut bytes);
+    let back = Run::decode(&mut bytes.freeze()).expect("valid");
+    assert_eq!((&back, back.strip()), (&bare, bare.clone()));
+    let seen: Vec<_> = back.entries().map(|e| (e.sequence, e.payload.to_vec())).collect();
+    assert_eq!(seen, [(7, vec![]), (8, b"change".to_vec()), (9, vec![])]);
+    let (front, rest) = (bare.slice(Index(10)..=Index(10)), bare.slice(Index(11)..=Index(12)));
+    assert!(front.is_stripped() && front.payload().is_empty());
+    assert!(rest.is_stripped() && rest.has_config() && &rest.payload()[..] == b"change");
+    assert!(bare.rebase(Term(4), Index(1)).is_stripped());
+}
+
+#[test]
+fn a_stripped_run_keeps_its_sessions() {
+    let bare = with_sessions().strip();
+    let mut bytes = BytesMut::new();
+    bare.encode(&mut bytes);
+    let back = Run::decode(&mut bytes.freeze()).expect("valid");
+    assert!(back.is_stripped() && back.has_sessions() && back.payload().is_empty());
+}
+
+#[test]
 fn every_flipped_bit_is_noticed() {
     let mut bytes = BytesMut::new();
     with_sessions().encode(&mut bytes);

@@ -176,6 +176,8 @@ impl Env {
                 pre_vote: on("prevote")?,
                 check_quorum: on("checkquorum")?,
                 step_down_on_removal: on("step-down-on-removal")?,
+                // etcd tells removed nodes nothing.
+                see_off_removed: false,
                 ..CoreConfig::default()
             };
             let node = Node::new(config, start, membership.clone(), on("async-storage-writes")?)?;
@@ -207,7 +209,7 @@ impl Env {
         let mut chunk = RunBuilder::new();
         chunk.push(EntryKind::Command, 0, data.key.as_bytes());
         let node = self.node(number(&id.key)?)?;
-        let taken = node.core.propose(node.clock, chunk, Origin::default());
+        let taken = node.core.propose(node.clock, chunk, Origin::default(), ProposeOptions::default());
         node.core.end_round();
         let dropped = case.expected.contains("proposal dropped");
         if taken.is_err() != dropped {
@@ -232,13 +234,15 @@ impl Env {
         let change = ConfigChange { transition, changes, after: None };
         let node = self.node(number(&case.args[0].key)?)?;
         let origin = Origin::default();
-        match node.core.propose_change(node.clock, change, 0, origin) {
+        match node.core.propose_change(node.clock, change, 0, origin, ProposeOptions::default()) {
             Ok(_) => {}
             // etcd makes an empty entry of a change that it refuses.
             Err(Refused { reason: RefusedWhy::ConfigChange(_), .. }) => {
                 let mut chunk = RunBuilder::new();
                 chunk.push(EntryKind::Empty, 0, b"");
-                node.core.propose(node.clock, chunk, origin).map_err(|e| e.reason.to_string())?;
+                node.core
+                    .propose(node.clock, chunk, origin, ProposeOptions::default())
+                    .map_err(|e| e.reason.to_string())?;
             }
             Err(_) if case.expected.contains("proposal dropped") => {}
             Err(refused) => return Err(refused.reason.to_string()),

@@ -196,6 +196,7 @@ fn entry_text(entry: &EntryRef<'_>) -> String {
             ChangeKind::AddLearner => 'l',
             ChangeKind::Remove => 'r',
             ChangeKind::Update => 'u',
+            ChangeKind::AddWitness => 'w',
         };
         format!(" {kind}{}", c.replica)
     };
@@ -236,6 +237,9 @@ pub fn describe(message: &Message) -> Option<Sent> {
         Body::ReadIndex { .. } | Body::ReadIndexResponse { .. } | Body::ForwardRefused { .. } => return None,
         // The scripts' groups never fall silent.
         Body::Quiesce { .. } | Body::QuiesceResponse { .. } => return None,
+        // Nor have they witnesses, full hosts, or replicas that lost a part of what they had.
+        Body::AppendPaused { .. } | Body::SnapshotNeeded { .. } | Body::WitnessSnapshot(_) => return None,
+        Body::Removed { .. } => return None,
     }
     Some(sent)
 }

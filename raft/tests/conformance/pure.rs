@@ -3,7 +3,7 @@
 use crate::datadriven::{Case, flag, number};
 use longboat_raft::changer::{enter_joint, leave_joint, simple};
 use longboat_raft::quorum::{VoteResult, joint_index, joint_vote};
-use longboat_raft::{Change, ChangeKind, Index, Member, Membership, ReplicaId};
+use longboat_raft::{Change, ChangeKind, Index, Member, Membership, Promotion, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
 
 fn at(case: &Case, what: &str) -> String {
@@ -84,7 +84,7 @@ pub fn parse_changes(text: &str) -> Result<Vec<Change>, String> {
             "u" => ChangeKind::Update,
             other => return Err(format!("change {other} is not known")),
         };
-        Ok(Change { kind, replica: ReplicaId(number(id)?), member: Member::default() })
+        Ok(Change { kind, replica: ReplicaId(number(id)?), member: Member::default(), promotion: Promotion::Never })
     };
     text.split_whitespace().map(change).collect()
 }

@@ -132,7 +132,7 @@ fn any_body() -> impl Strategy<Value = Body> {
         3 => index().prop_map(|matched| Body::AppendAccepted { matched }),
         1 => (index(), any_pos()).prop_map(|(rejected, hint)| Body::AppendRejected { rejected, hint }),
         1 => (index(), any_number()).prop_map(|(commit, read_round)| Body::Heartbeat { commit, read_round }),
-        1 => any_number().prop_map(|read_round| Body::HeartbeatResponse { read_round }),
+        1 => any_number().prop_map(|n| Body::HeartbeatResponse { read_round: n, overloaded: n % 7 == 0 }),
         1 => index().prop_map(|commit| Body::Commit { commit }),
         2 => (any::<bool>(), any::<bool>(), any_pos())
             .prop_map(|(pre, transfer, last)| Body::RequestVote { pre, transfer, last }),

@@ -63,6 +63,7 @@ impl Disk {
             terms,
             runs: self.runs.clone(),
             applied: self.start.index,
+            ..Restored::default()
         }
     }
 }
@@ -114,6 +115,7 @@ pub fn config(n: u64) -> CoreConfig {
         pre_vote: false,
         check_quorum: false,
         step_down_on_removal: false,
+        see_off_removed: false,
         ..CoreConfig::default()
     }
 }
@@ -326,7 +328,7 @@ impl Cluster {
     pub fn propose(&mut self, n: u64, list: &[&str]) -> Result<Proposed, Refused> {
         let now = self.now;
         let origin = Origin { replica: id(n), start: 7 };
-        self.core(n).propose(now, commands(list), origin)
+        self.core(n).propose(now, commands(list), origin, ProposeOptions::default())
     }
 
     pub fn write(&mut self, n: u64, list: &[&str]) {
@@ -336,7 +338,8 @@ impl Cluster {
 
     pub fn change(&mut self, n: u64, change: ConfigChange) -> Result<Proposed, Refused> {
         let now = self.now;
-        self.core(n).propose_change(now, change, 1, Origin { replica: id(n), start: 7 })
+        let origin = Origin { replica: id(n), start: 7 };
+        self.core(n).propose_change(now, change, 1, origin, ProposeOptions::default())
     }
 
     /// Time passes for everybody, in steps of a heartbeat.

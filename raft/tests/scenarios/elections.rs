@@ -172,7 +172,7 @@ fn a_vote_of_a_later_term_is_no_vote() {
 fn a_leader_that_hears_of_a_later_term_steps_down() {
     let mut c = Cluster::new(&[1, 2, 3]);
     c.elect(1);
-    c.give(message(2, 1, 9, Body::HeartbeatResponse { read_round: 0 }));
+    c.give(message(2, 1, 9, Body::HeartbeatResponse { read_round: 0, overloaded: false }));
     assert_eq!((c.core(1).role(), c.core(1).term(), c.core(1).leader()), (Role::Follower, Term(9), None));
 }
 
@@ -268,10 +268,10 @@ fn leadership_is_handed_over_at_once_and_nothing_is_lost() {
     c.elect(1);
     c.propose(1, &["a"]).unwrap();
     let now = c.now;
-    assert!(c.core(1).transfer_leader(now, id(3)));
+    c.core(1).transfer_leader(now, id(3)).unwrap();
     c.settle();
     assert_eq!(c.leaders(), [3]);
-    assert!(c.node(1).events.contains(&Event::TransferEnded { to: id(3), done: true }));
+    assert!(c.node(1).events.contains(&Event::TransferEnded { to: id(3), outcome: TransferOutcome::Done }));
     c.write(3, &["b"]);
     assert_eq!(c.node(2).payloads(), ["a", "b"]);
 }
@@ -282,12 +282,14 @@ fn a_transfer_that_is_not_answered_is_given_up() {
     c.elect(1);
     c.isolate(3);
     let now = c.now;
-    assert!(c.core(1).transfer_leader(now, id(3)));
+    c.core(1).transfer_leader(now, id(3)).unwrap();
     c.settle();
     assert!(matches!(c.propose(1, &["x"]), Err(Refused { reason: RefusedWhy::Transferring, .. })));
     c.pass(2 * ELECTION);
     assert_eq!(c.leaders(), [1]);
-    assert!(c.node(1).events.contains(&Event::TransferEnded { to: id(3), done: false }));
+    let outcome = TransferOutcome::TimedOut;
+    let ended = c.node(1).events.iter().find(|e| matches!(e, Event::TransferEnded { .. }));
+    assert_eq!(ended, Some(&Event::TransferEnded { to: id(3), outcome }));
     c.write(1, &["x"]);
 }
 
@@ -296,8 +298,9 @@ fn leadership_is_not_handed_to_who_does_not_vote() {
     let mut c = Cluster::new(&[1, 2, 3]);
     c.elect(1);
     let now = c.now;
-    assert!(!c.core(1).transfer_leader(now, id(9)));
-    assert!(!c.core(2).transfer_leader(now, id(3)));
+    assert_eq!(c.core(1).transfer_leader(now, id(9)), Err(TransferRefused::NotAVoter(id(9))));
+    assert_eq!(c.core(2).transfer_leader(now, id(3)), Err(TransferRefused::NotLeader));
+    assert_eq!(c.core(1).transfer_leader(now, id(1)), Err(TransferRefused::AlreadyLeader));
 }
 
 #[test]

@@ -385,6 +385,7 @@ fn a_change_at_a_follower_goes_to_the_leader() {
     assert_eq!(c.core(1).membership().voters, set(&[1, 2]));
     c.change(2, add(3)).unwrap();
     c.settle();
-    let refused = RefusedForward { first_sequence: 1, count: 1, reason: RefusedReason::ConfigChange };
+    let reason = RefusedReason::ConfigChange(ChangeError::Removed(id(3)));
+    let refused = RefusedForward { first_sequence: 1, count: 1, reason };
     assert_eq!(c.node(2).refused, [refused]);
 }

@@ -152,7 +152,7 @@ fn leaders_messages_and_heartbeat_answers_do_not_wait() {
     c.node(2).slow_disk = true;
     c.net.clear();
     c.give(message(1, 2, 1, Body::Heartbeat { commit: Index(0), read_round: 3 }));
-    assert_eq!(c.net, [message(2, 1, 1, Body::HeartbeatResponse { read_round: 3 })]);
+    assert_eq!(c.net, [message(2, 1, 1, Body::HeartbeatResponse { read_round: 3, overloaded: false })]);
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn a_change_hidden_among_commands_is_refused() {
     let run = chunk.seal(c.core(1).term(), Index(0), Origin::default());
     c.give(message(2, 1, 0, Body::Forward(run)));
     c.settle();
-    assert_eq!(c.node(2).refused[0].reason, RefusedReason::ConfigChange);
+    assert_eq!(c.node(2).refused[0].reason, RefusedReason::ConfigChange(ChangeError::Malformed));
     assert!(c.core(1).membership().contains(id(3)));
 }
 

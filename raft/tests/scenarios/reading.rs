@@ -100,8 +100,8 @@ fn answers_to_rounds_that_never_were_confirm_nothing() {
     read(&mut c, 1, 1);
     c.end_round(1);
     for n in [2, 3] {
-        c.give(message(n, 1, 1, Body::HeartbeatResponse { read_round: 99 }));
-        c.give(message(n, 1, 1, Body::HeartbeatResponse { read_round: 0 }));
+        c.give(message(n, 1, 1, Body::HeartbeatResponse { read_round: 99, overloaded: false }));
+        c.give(message(n, 1, 1, Body::HeartbeatResponse { read_round: 0, overloaded: false }));
     }
     assert!(answers(&mut c, 1).is_empty());
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use bytes::{BufMut, Bytes, BytesMut};
-use longboat_raft::{Body, GroupEpoch, GroupId, Message, Run};
+use longboat_raft::{Body, GroupEpoch, GroupId, Message, RefusedReason, Run};
 use smallvec::SmallVec;
 
 /// The parts of one frame, for [`crate::Transport::send`].
@@ -132,9 +132,13 @@ impl FrameBuilder {
                 self.push_u64s([commit.0, *read_round]);
                 (kind::HEARTBEAT, 0, 0)
             }
-            Body::HeartbeatResponse { read_round } => {
+            Body::AppendPaused { matched } => {
+                self.push_u64s([matched.0]);
+                (kind::APPEND_PAUSED, 0, 0)
+            }
+            Body::HeartbeatResponse { read_round, overloaded } => {
                 self.push_u64s([*read_round]);
-                (kind::HEARTBEAT_RESPONSE, 0, 0)
+                (kind::HEARTBEAT_RESPONSE, on(*overloaded, flag::OVERLOADED), 0)
             }
             Body::Commit { .. } => unreachable!("commits are packed by push_commit"),
             Body::RequestVote { pre, transfer, last } => {
@@ -147,6 +151,18 @@ impl FrameBuilder {
             Body::Snapshot(meta) => {
                 self.head.put_slice(&meta::encode(meta));
                 (kind::SNAPSHOT, 0, 0)
+            }
+            Body::WitnessSnapshot(meta) => {
+                self.head.put_slice(&meta::encode(meta));
+                (kind::WITNESS_SNAPSHOT, 0, 0)
+            }
+            Body::SnapshotNeeded { at_least } => {
+                self.push_u64s([at_least.0]);
+                (kind::SNAPSHOT_NEEDED, 0, 0)
+            }
+            Body::Removed { change } => {
+                self.push_u64s([change.0]);
+                (kind::REMOVED, 0, 0)
             }
             Body::ReadIndex { context } => {
                 self.push_u64s([*context]);
@@ -161,7 +177,14 @@ impl FrameBuilder {
                 (kind::FORWARD, 0, 1)
             }
             Body::ForwardRefused { first_sequence, count, reason } => {
-                self.push_u64s([*first_sequence, u64::from(*count) | u64::from(*reason as u8) << 32]);
+                // A number of its own for the reason, then that of the membership error with its arguments.
+                let (reason, (error, a, b)) = match reason {
+                    RefusedReason::NotLeader => (0, (0, 0, 0)),
+                    RefusedReason::Busy => (1, (0, 0, 0)),
+                    RefusedReason::ConfigChange(error) => (2, error.to_parts()),
+                };
+                let numbers = u64::from(*count) | reason << 32 | u64::from(error) << 40;
+                self.push_u64s([*first_sequence, numbers, a, b]);
                 (kind::FORWARD_REFUSED, 0, 0)
             }
             Body::TimeoutNow => (kind::TIMEOUT_NOW, 0, 0),

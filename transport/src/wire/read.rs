@@ -2,7 +2,9 @@
 
 use super::*;
 use bytes::Bytes;
-use longboat_raft::{Body, GroupEpoch, GroupId, Index, LogPos, Message, RefusedReason, ReplicaId, Run, Term};
+use longboat_raft::{
+    Body, ChangeError, GroupEpoch, GroupId, Index, LogPos, Message, RefusedReason, ReplicaId, Run, Term,
+};
 use smallvec::SmallVec;
 
 /// A message that arrived, with what its carrier added.
@@ -224,13 +226,19 @@ impl<F: FnMut(GroupId) -> bool> Messages<F> {
                 return Ok(Body::Forward(runs.pop().expect("runs returned as many as the header counts, one")));
             }
             kind::SNAPSHOT => return Ok(Body::Snapshot(Box::new(meta::decode(fields.0)?))),
+            kind::WITNESS_SNAPSHOT => return Ok(Body::WitnessSnapshot(Box::new(meta::decode(fields.0)?))),
             kind::APPEND_ACCEPTED => Body::AppendAccepted { matched: Index(fields.u64()?) },
             kind::APPEND_REJECTED => Body::AppendRejected {
                 rejected: Index(fields.u64()?),
                 hint: LogPos::new(Term(fields.u64()?), Index(fields.u64()?)),
             },
             kind::HEARTBEAT => Body::Heartbeat { commit: Index(fields.u64()?), read_round: fields.u64()? },
-            kind::HEARTBEAT_RESPONSE => Body::HeartbeatResponse { read_round: fields.u64()? },
+            kind::HEARTBEAT_RESPONSE => {
+                Body::HeartbeatResponse { read_round: fields.u64()?, overloaded: on(flag::OVERLOADED) }
+            }
+            kind::APPEND_PAUSED => Body::AppendPaused { matched: Index(fields.u64()?) },
+            kind::SNAPSHOT_NEEDED => Body::SnapshotNeeded { at_least: Index(fields.u64()?) },
+            kind::REMOVED => Body::Removed { change: Index(fields.u64()?) },
             kind::REQUEST_VOTE => Body::RequestVote {
                 pre: on(flag::PRE),
                 transfer: on(flag::TRANSFER),
@@ -244,10 +252,12 @@ impl<F: FnMut(GroupId) -> bool> Messages<F> {
             }
             kind::FORWARD_REFUSED => {
                 let (first_sequence, count) = (fields.u64()?, fields.u32()?);
-                let reason = match fields.u32()? {
-                    0 => RefusedReason::NotLeader,
-                    1 => RefusedReason::Busy,
-                    2 => RefusedReason::ConfigChange,
+                let numbers = fields.u32()?;
+                let error = ChangeError::from_parts((numbers >> 8) as u8, fields.u64()?, fields.u64()?);
+                let reason = match (numbers & 0xff, error) {
+                    (0, _) => RefusedReason::NotLeader,
+                    (1, _) => RefusedReason::Busy,
+                    (2, Some(error)) => RefusedReason::ConfigChange(error),
                     _ => return Err(WireError::Malformed("reason of a refused forward")),
                 };
                 Body::ForwardRefused { first_sequence, count, reason }

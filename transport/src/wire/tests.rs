@@ -1,8 +1,8 @@
 use super::*;
 use bytes::Bytes;
 use longboat_raft::{
-    Body, EntryKind, GroupEpoch, GroupId, HostId, Index, LogPos, Member, Membership, Message, Origin, RefusedReason,
-    ReplicaId, Run, RunBuilder, SnapshotMeta, StoreId, Term,
+    Body, ChangeError, EntryKind, GroupEpoch, GroupId, HostId, Index, LogPos, Member, Membership, Message, Origin,
+    RefusedReason, ReplicaId, Run, RunBuilder, SnapshotMeta, StoreId, Term,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -32,7 +32,8 @@ fn any_run() -> impl Strategy<Value = Run> {
             for (kind, sequence, payload) in entries {
                 b.push(EntryKind::from_u8(kind).expect("0 to 2 are kinds"), sequence, &payload);
             }
-            b.seal(Term(term), Index(first), Origin { replica: ReplicaId(replica), start })
+            let run = b.seal(Term(term), Index(first), Origin { replica: ReplicaId(replica), start });
+            if start % 4 == 0 { run.strip() } else { run }
         },
     )
 }
@@ -44,17 +45,25 @@ fn any_membership() -> impl Strategy<Value = Membership> {
         (any::<u64>(), any::<u128>()).prop_map(|(h, s)| Member { host: HostId(h), store: StoreId(s) }),
         0..5,
     );
-    ((ids(), ids(), ids(), ids()), any::<bool>(), ids(), hosts, ids(), any::<u64>()).prop_map(
-        |((voters, outgoing, learners, learners_next), auto_leave, witnesses, hosts, removed, id)| Membership {
-            voters,
-            outgoing,
-            learners,
-            learners_next,
-            auto_leave,
-            witnesses,
-            hosts,
-            removed,
-            change_id: Index(id),
+    let promotions = proptest::collection::btree_map(
+        any::<u64>().prop_map(ReplicaId),
+        proptest::option::of(any::<u64>().prop_map(ReplicaId)),
+        0..3,
+    );
+    ((ids(), ids(), ids(), ids()), any::<bool>(), ids(), promotions, hosts, ids(), any::<u64>()).prop_map(
+        |((voters, outgoing, learners, learners_next), auto_leave, witnesses, promotions, hosts, removed, id)| {
+            Membership {
+                voters,
+                outgoing,
+                learners,
+                learners_next,
+                auto_leave,
+                witnesses,
+                promotions,
+                hosts,
+                removed,
+                change_id: Index(id),
+            }
         },
     )
 }
@@ -65,8 +74,13 @@ fn any_meta() -> impl Strategy<Value = SnapshotMeta> {
 
 fn any_body() -> impl Strategy<Value = Body> {
     let index = || any::<u64>().prop_map(Index);
-    let reason =
-        prop_oneof![Just(RefusedReason::NotLeader), Just(RefusedReason::Busy), Just(RefusedReason::ConfigChange)];
+    let reason = prop_oneof![
+        Just(RefusedReason::NotLeader),
+        Just(RefusedReason::Busy),
+        (1..14u8, any::<u64>(), any::<u64>()).prop_map(|(number, a, b)| {
+            RefusedReason::ConfigChange(ChangeError::from_parts(number, a, b).expect("numbers of errors"))
+        })
+    ];
     prop_oneof![
         (any_pos(), index(), vec(any_run(), 0..4)).prop_map(|(prev, commit, runs)| Body::Append {
             prev,
@@ -76,7 +90,12 @@ fn any_body() -> impl Strategy<Value = Body> {
         index().prop_map(|matched| Body::AppendAccepted { matched }),
         (index(), any_pos()).prop_map(|(rejected, hint)| Body::AppendRejected { rejected, hint }),
         (index(), any::<u64>()).prop_map(|(commit, read_round)| Body::Heartbeat { commit, read_round }),
-        any::<u64>().prop_map(|read_round| Body::HeartbeatResponse { read_round }),
+        (any::<u64>(), any::<bool>())
+            .prop_map(|(read_round, overloaded)| Body::HeartbeatResponse { read_round, overloaded }),
+        index().prop_map(|matched| Body::AppendPaused { matched }),
+        index().prop_map(|at_least| Body::SnapshotNeeded { at_least }),
+        index().prop_map(|change| Body::Removed { change }),
+        any_meta().prop_map(|meta| Body::WitnessSnapshot(Box::new(meta))),
         index().prop_map(|commit| Body::Commit { commit }),
         (any::<bool>(), any::<bool>(), any_pos()).prop_map(|(pre, transfer, last)| Body::RequestVote {
             pre,
