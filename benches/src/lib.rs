@@ -3,10 +3,12 @@
 //! It uses the public API alone, as any other program would; there is no path through the engine that only a benchmark
 //! takes. `process` and `probe` look at the machine.
 
+pub mod chain;
 pub mod client;
 pub mod cluster;
 pub mod create;
 pub mod journal;
+pub mod kill;
 pub mod machine;
 pub mod probe;
 pub mod process;

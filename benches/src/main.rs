@@ -2,9 +2,10 @@
 
 use clap::{Parser, Subcommand};
 use longboat_bench::create::CreateReport;
+use longboat_bench::kill::KillReport;
 use longboat_bench::probe::Probe;
 use longboat_bench::restart::RestartReport;
-use longboat_bench::{BoxError, create, journal, process, restart, throughput};
+use longboat_bench::{BoxError, create, journal, kill, process, restart, throughput};
 use longboat_io::RealDisk;
 use longboat_logdb::{SharedLog, SharedLogConfig};
 use longboat_raft::HostId;
@@ -42,6 +43,8 @@ enum Command {
     Create(create::Options),
     /// Three hosts with many groups stopped in order and opened again, until each group has completed a write.
     Restart(restart::Options),
+    /// Load in a process that is killed at random moments; what was acknowledged is looked for each time.
+    Kill(kill::Options),
     /// What this machine allows: fdatasync, loopback round trip, sequential writes.
     Probe {
         /// Where a file of 64 MiB is made and removed [default: a new directory in the present one]
@@ -126,6 +129,14 @@ fn run(command: Command) -> Result<(), BoxError> {
         Command::Restart(options) => in_dir(options.dir.clone(), |dir| {
             let report = restart::run(&options, dir.to_path_buf())?;
             print(options.json, &report, RestartReport::table)
+        }),
+        Command::Kill(options) => in_dir(options.dir.clone(), |dir| {
+            if options.child {
+                return kill::child(dir);
+            }
+            let report = kill::run(&options, dir)?;
+            print(options.json, &report, KillReport::table)?;
+            if report.lost == 0 { Ok(()) } else { Err("acknowledged proposals were lost".into()) }
         }),
         Command::Probe { dir, json } => in_dir(dir, |dir| {
             let probe = Probe::run(dir)?;
