@@ -5,6 +5,7 @@ use longboat::{
     Group, GroupConfig, GroupId, HostId, NodeHost, NodeHostConfig, ReplicaId, ReplicaStart, StateMachine, Threads,
 };
 use std::error::Error;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -46,6 +47,8 @@ pub struct ClusterConfig {
 #[derive(Debug)]
 pub struct Cluster<S: StateMachine> {
     hosts: Vec<NodeHost>,
+    /// A host that was closed.
+    closed: Option<usize>,
     dirs: Vec<PathBuf>,
     /// Per group, its handle on each host.
     pub groups: Vec<[Group<S>; HOSTS]>,
@@ -95,7 +98,7 @@ impl<S: StateMachine + Default> Cluster<S> {
         let opened = begun.elapsed();
         let groups = start_groups(config, &hosts)?;
         let started = begun.elapsed();
-        let mut cluster = Self { hosts, dirs, groups, opened, started, elected: Duration::ZERO };
+        let mut cluster = Self { hosts, closed: None, dirs, groups, opened, started, elected: Duration::ZERO };
         cluster.await_leaders()?;
         cluster.elected = begun.elapsed();
         Ok(cluster)
@@ -104,7 +107,8 @@ impl<S: StateMachine + Default> Cluster<S> {
     fn await_leaders(&self) -> Result<(), BoxError> {
         let begun = Instant::now();
         for handles in &self.groups {
-            while leader_of(handles).is_none() {
+            // What a closed host last believed does not count.
+            while leader_of(handles).is_none_or(|leader| Some(leader) == self.closed) {
                 if begun.elapsed() > ELECTION_PATIENCE {
                     return Err(format!("group {} has no leader after {ELECTION_PATIENCE:?}", handles[0].id()).into());
                 }
@@ -148,6 +152,30 @@ impl<S: StateMachine + Default> Cluster<S> {
             host.close(CLOSE_PATIENCE)?;
         }
         Ok(())
+    }
+
+    /// Where a host listens.
+    pub fn address(&self, host: usize) -> SocketAddr {
+        self.hosts[host].local_address()
+    }
+
+    /// The others reach a host at `address` from now on: present connections to it are given up.
+    pub fn reroute(&self, host: usize, address: SocketAddr) {
+        for (n, other) in self.hosts.iter().enumerate() {
+            if n != host {
+                other.set_peer_address(HostId(host as u64 + 1), address);
+            }
+        }
+    }
+
+    /// Closes one host for good, and waits until the others lead all groups.
+    ///
+    /// # Errors
+    /// When it does not close, or a group finds no leader.
+    pub fn close_host(&mut self, host: usize) -> Result<(), BoxError> {
+        self.hosts[host].close(CLOSE_PATIENCE)?;
+        self.closed = Some(host);
+        self.await_leaders()
     }
 
     /// Bytes on the disk under the hosts' directories.

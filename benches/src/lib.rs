@@ -6,14 +6,17 @@
 pub mod chain;
 pub mod client;
 pub mod cluster;
+pub mod contrast;
 pub mod create;
 pub mod journal;
 pub mod kill;
+pub mod load;
 pub mod machine;
 pub mod probe;
 pub mod process;
 pub mod report;
 pub mod restart;
+pub mod slow_link;
 pub mod throughput;
 
 pub use cluster::BoxError;

@@ -1,11 +1,12 @@
 //! `longboat-bench`: see `--help`.
 
 use clap::{Parser, Subcommand};
+use longboat_bench::contrast::{ContrastReport, Scenario};
 use longboat_bench::create::CreateReport;
 use longboat_bench::kill::KillReport;
 use longboat_bench::probe::Probe;
 use longboat_bench::restart::RestartReport;
-use longboat_bench::{BoxError, create, journal, kill, process, restart, throughput};
+use longboat_bench::{BoxError, contrast, create, journal, kill, process, restart, throughput};
 use longboat_io::RealDisk;
 use longboat_logdb::{SharedLog, SharedLogConfig};
 use longboat_raft::HostId;
@@ -43,6 +44,12 @@ enum Command {
     Create(create::Options),
     /// Three hosts with many groups stopped in order and opened again, until each group has completed a write.
     Restart(restart::Options),
+    /// Half of the load on one group: does it reach the others' latency?
+    Skewed(contrast::Options),
+    /// One host behind a slow link: does it reach the groups' throughput?
+    SlowFollower(contrast::Options),
+    /// One host closed: does it reach the groups' throughput, and what does it keep in memory?
+    DeadFollower(contrast::Options),
     /// Load in a process that is killed at random moments; what was acknowledged is looked for each time.
     Kill(kill::Options),
     /// What this machine allows: fdatasync, loopback round trip, sequential writes.
@@ -130,6 +137,9 @@ fn run(command: Command) -> Result<(), BoxError> {
             let report = restart::run(&options, dir.to_path_buf())?;
             print(options.json, &report, RestartReport::table)
         }),
+        Command::Skewed(options) => contrast_in_dir(Scenario::Skewed, &options),
+        Command::SlowFollower(options) => contrast_in_dir(Scenario::SlowFollower, &options),
+        Command::DeadFollower(options) => contrast_in_dir(Scenario::DeadFollower, &options),
         Command::Kill(options) => in_dir(options.dir.clone(), |dir| {
             if options.child {
                 return kill::child(dir);
@@ -144,6 +154,13 @@ fn run(command: Command) -> Result<(), BoxError> {
             Ok(())
         }),
     }
+}
+
+fn contrast_in_dir(scenario: Scenario, options: &contrast::Options) -> Result<(), BoxError> {
+    in_dir(options.dir.clone(), |dir| {
+        let report = contrast::run(scenario, options, dir.to_path_buf())?;
+        print(options.json, &report, ContrastReport::table)
+    })
 }
 
 fn print<R: Serialize>(json: bool, report: &R, table: impl FnOnce(&R) -> String) -> Result<(), BoxError> {

@@ -1,16 +1,12 @@
 //! The load: as many operations under way as asked for, measured after a warm-up.
 
-use crate::client::{self, ClientConfig, Counts, Phase};
-use crate::cluster::{BoxError, Cluster, ClusterConfig, HOSTS, LogFigures};
-use crate::machine::Counter;
+use crate::client::{ClientConfig, Counts};
+use crate::cluster::{BoxError, Cluster, ClusterConfig, HOSTS};
+use crate::load::{self, Class, Measured};
 use crate::process;
 use crate::report::Report;
 use longboat::Threads;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 /// How much load, for how long.
 #[derive(Clone, Debug, clap::Args)]
@@ -119,20 +115,6 @@ impl Options {
     }
 }
 
-/// Everything that is read at both ends of the measured time.
-#[derive(Clone, Copy, Debug)]
-struct Sample {
-    at: Instant,
-    cpu: Duration,
-    log: LogFigures,
-}
-
-impl Sample {
-    fn take(cluster: &Cluster<Counter>) -> Self {
-        Self { at: Instant::now(), cpu: process::cpu_time(), log: cluster.log_figures() }
-    }
-}
-
 /// Runs the load in directories under `dir`.
 ///
 /// # Errors
@@ -142,51 +124,24 @@ pub fn run(options: &Options, dir: PathBuf) -> Result<(Report, Counts), BoxError
     options.say(&format!("starting {} groups on three hosts", options.groups));
     let cluster = Cluster::start(&options.cluster_config(dir))?;
     let idle = process::memory();
-    let phase = Arc::new(Phase::default());
     options.say(&format!("load: {} s to warm up, then {} s measured", options.warmup, options.duration));
-    let clients = spawn_clients(&cluster, options, &phase);
-
-    thread::sleep(Duration::from_secs_f64(options.warmup));
-    let from = Sample::take(&cluster);
-    phase.counting.store(true, Ordering::Release);
-    thread::sleep(Duration::from_secs_f64(options.duration));
-    phase.counting.store(false, Ordering::Release);
-    let to = Sample::take(&cluster);
-
-    phase.stop.store(true, Ordering::Release);
-    let mut counts = Counts::default();
-    for client in clients {
-        client.thread().unpark();
-        counts.merge(client.join().expect("a client does not panic"));
-    }
+    let class =
+        Class { groups: 0..cluster.groups.len(), config: options.client_config(), threads: options.clients as usize };
+    let mut measured = load::measure(&cluster, &[class], options.warmup, options.duration);
     let replicas = (HOSTS * options.groups as usize) as f64;
-    let mut report = report(options, &counts, from, to);
+    let mut report = report(options, &measured);
     report.peak_rss_mb = process::memory().peak_kb as f64 / 1024.0;
     report.rss_per_replica_kb = idle.resident_kb.saturating_sub(before.resident_kb) as f64 / replicas;
     report.start_s = cluster.started.as_secs_f64();
     report.elected_s = cluster.elected.as_secs_f64();
     cluster.close()?;
-    Ok((report, counts))
+    Ok((report, measured.counts.swap_remove(0)))
 }
 
-fn spawn_clients(cluster: &Cluster<Counter>, options: &Options, phase: &Arc<Phase>) -> Vec<JoinHandle<Counts>> {
-    let config = options.client_config();
-    let share = cluster.groups.len().div_ceil(options.clients as usize);
-    let spawn = |groups: &[_]| {
-        let (groups, phase) = (groups.to_vec(), Arc::clone(phase));
-        thread::Builder::new()
-            .name("client".into())
-            .spawn(move || client::run(groups, config, &phase))
-            .expect("the system has a thread for a client")
-    };
-    cluster.groups.chunks(share).map(spawn).collect()
-}
-
-fn report(options: &Options, counts: &Counts, from: Sample, to: Sample) -> Report {
-    let elapsed = (to.at - from.at).as_secs_f64();
-    let cpu = (to.cpu - from.cpu).as_secs_f64();
+fn report(options: &Options, measured: &Measured) -> Report {
+    let Measured { counts, elapsed, cpu, log } = measured;
+    let (counts, elapsed, cpu) = (&counts[0], *elapsed, *cpu);
     let operations = (counts.proposals + counts.reads) as f64;
-    let (syncs, entries) = (to.log.syncs - from.log.syncs, to.log.entries - from.log.entries);
     Report {
         system: "longboat",
         scenario: "throughput",
@@ -200,8 +155,8 @@ fn report(options: &Options, counts: &Counts, from: Sample, to: Sample) -> Repor
         p50_us: counts.latencies.micros(0.5),
         p99_us: counts.latencies.micros(0.99),
         p999_us: counts.latencies.micros(0.999),
-        fdatasyncs: syncs,
-        entries_per_fdatasync: entries as f64 / syncs.max(1) as f64,
+        fdatasyncs: log.syncs,
+        entries_per_fdatasync: log.entries as f64 / log.syncs.max(1) as f64,
         peak_rss_mb: 0.0,
         rss_per_replica_kb: 0.0,
         start_s: 0.0,
