@@ -165,6 +165,12 @@ impl Progress {
             || matches!(self.state, ProgressState::Snapshot { .. })
     }
 
+    /// Whether the member was heard of lately. `checked`: whether `active` is cleared in every election timeout; if not,
+    /// an unanswered heartbeat tells.
+    pub(crate) fn is_here(&self, checked: bool) -> bool {
+        self.active && (checked || !self.nudge)
+    }
+
     pub(crate) fn is_full(&self, bounds: InflightBounds) -> bool {
         self.state == ProgressState::Replicate && self.inflights.full(bounds)
     }

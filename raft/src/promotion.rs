@@ -46,11 +46,12 @@ impl Core {
         };
         let (now, last) = (self.now, self.log.last().index);
         let peer = &self.peers[at];
+        let here = peer.is_here(self.config.check_quorum) && peer.state == ProgressState::Replicate;
         let Some(round) = self.rounds.iter_mut().find(|r| r.learner == learner) else {
             self.rounds.push(Round { learner, target: last, since: now });
             return plant::is("promoted-before-caught-up");
         };
-        if peer.matched < round.target || !peer.active || peer.state != ProgressState::Replicate {
+        if peer.matched < round.target || !here {
             return plant::is("promoted-before-caught-up");
         }
         let took = now.nanos_since(round.since);

@@ -147,7 +147,8 @@ impl Core {
     fn can_take_over(&self, to: ReplicaId) -> bool {
         let last = self.log.last().index.0;
         let is_able = |p: &Progress| {
-            let near = p.active && p.state == ProgressState::Replicate && last - p.matched.0 <= LAG_ENTRIES_MAX;
+            let here = p.is_here(self.config.check_quorum);
+            let near = here && p.state == ProgressState::Replicate && last - p.matched.0 <= LAG_ENTRIES_MAX;
             (near || plant::is("preferred-before-caught-up")) && !p.overloaded && !p.witness
         };
         self.membership.voters.contains(&to) && self.peers.iter().any(|p| p.id == to && is_able(p))

@@ -5,6 +5,8 @@
 mod cluster;
 #[path = "scenarios/guards.rs"]
 mod guards;
+#[path = "scenarios/rules.rs"]
+mod rules;
 #[path = "scenarios/silence.rs"]
 mod silence;
 

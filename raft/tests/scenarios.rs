@@ -25,6 +25,8 @@ mod random;
 mod reading;
 #[path = "scenarios/replication.rs"]
 mod replication;
+#[path = "scenarios/rules.rs"]
+mod rules;
 #[path = "scenarios/silence.rs"]
 mod silence;
 #[path = "scenarios/snapshots.rs"]

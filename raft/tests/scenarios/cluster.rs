@@ -82,6 +82,7 @@ pub struct Node {
     pub snapshots_wanted: Vec<ReplicaId>,
     pub events: Vec<Event>,
     pub installs: Vec<SnapshotMeta>,
+    pub recovers: Vec<SnapshotMeta>,
     pub violation: Option<Violation>,
 }
 
@@ -96,6 +97,8 @@ pub struct Cluster {
     pub nodes: BTreeMap<u64, Node>,
     pub net: VecDeque<Message>,
     pub cut: BTreeSet<(u64, u64)>,
+    /// Messages that are lost on their way, besides those over a cut.
+    pub lost: fn(&Message) -> bool,
     pub now: Time,
     /// Snapshots are there as soon as they are wanted, at what is applied, and travel like messages.
     pub auto_snapshots: bool,
@@ -159,6 +162,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             net: VecDeque::new(),
             cut: BTreeSet::new(),
+            lost: |_| false,
             now: Time(1),
             auto_snapshots: false,
             configs: BTreeMap::new(),
@@ -172,8 +176,14 @@ impl Cluster {
     }
 
     pub fn add(&mut self, config: CoreConfig, disk: Disk) {
+        self.add_guarded(config, disk, Guard::None);
+    }
+
+    /// A replica that lost a part of what it had.
+    pub fn add_guarded(&mut self, config: CoreConfig, disk: Disk, guard: Guard) {
         let n = config.replica.0;
-        let core = Core::new(config.clone(), disk.restored(), self.now).unwrap();
+        let restored = Restored { guard, ..disk.restored() };
+        let core = Core::new(config.clone(), restored, self.now).unwrap();
         self.configs.insert(n, config);
         let node = Node {
             core,
@@ -187,6 +197,7 @@ impl Cluster {
             snapshots_wanted: Vec::new(),
             events: Vec::new(),
             installs: Vec::new(),
+            recovers: Vec::new(),
             violation: None,
         };
         self.nodes.insert(n, node);
@@ -222,6 +233,10 @@ impl Cluster {
             if let Some(meta) = out.install {
                 node.core.applied(meta.pos.index);
                 node.installs.push(meta);
+            }
+            if let Some(meta) = out.recover {
+                node.core.applied(meta.pos.index);
+                node.recovers.push(meta);
             }
             for run in &out.committed {
                 node.applied.extend(run.entries().map(|e| (e.index.0, e.term.0, e.kind, e.payload.to_vec())));
@@ -296,10 +311,25 @@ impl Cluster {
         while let Some(message) = self.net.pop_front() {
             steps += 1;
             assert!(steps < 100_000, "messages without end");
-            if !self.cut.contains(&(message.from.0, message.to.0)) {
+            if !self.cut.contains(&(message.from.0, message.to.0)) && !(self.lost)(&message) {
                 self.give(message);
             }
         }
+    }
+
+    /// A new replica that knows nothing, as a host that is told to join makes it; snapshots are there when they are wanted.
+    pub fn join(&mut self, n: u64, tune: impl Fn(&mut CoreConfig)) {
+        self.auto_snapshots = true;
+        let mut config = config(n);
+        tune(&mut config);
+        self.add(config, Disk::default());
+    }
+
+    /// As [`Self::change`], until nothing is on its way and new members have been heard of.
+    pub fn change_through(&mut self, n: u64, change: ConfigChange) {
+        self.change(n, change).unwrap();
+        self.settle();
+        self.pass(3 * HEARTBEAT);
     }
 
     pub fn isolate(&mut self, n: u64) {

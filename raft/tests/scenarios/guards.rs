@@ -16,6 +16,21 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("quiesce-without-match", crate::silence::nobody_is_silent_with_another_log_than_the_leaders),
     ("quiesce-before-commit-durable", crate::silence::nobody_is_silent_before_its_commit_index_is_durable),
     ("suspected-leader-kept", crate::silence::followers_of_a_suspected_leader_elect_another_at_once),
+    ("payload-to-witness", crate::rules::a_witness_keeps_places_and_no_payloads),
+    ("stripped-run-taken", crate::rules::a_replica_with_a_state_machine_takes_no_stripped_run),
+    ("witness-campaigns", crate::rules::a_witness_never_campaigns),
+    ("two-changes-in-flight", crate::rules::a_change_waits_for_the_one_before),
+    ("promoted-before-caught-up", crate::rules::a_learner_that_lags_is_not_promoted),
+    ("expected-term-ignored", crate::rules::a_proposal_for_another_term_is_refused),
+    ("transfer-to-a-laggard", crate::rules::the_target_of_a_transfer_campaigns_with_the_whole_log),
+    ("preferred-before-caught-up", crate::rules::a_preferred_replica_that_lags_is_not_handed_leadership),
+    ("preferred-without-back-off", crate::rules::handing_over_to_the_preferred_backs_off),
+    ("removed-told-too-early", crate::rules::a_removed_replica_may_go_when_a_majority_knows),
+    ("campaign-without-snapshot", crate::rules::a_replica_without_a_snapshot_does_not_campaign),
+    ("campaign-behind-the-machine", crate::rules::a_replica_behind_its_machine_does_not_campaign),
+    ("ack-after-losing-log", crate::rules::a_replica_that_lost_entries_acknowledges_nothing),
+    ("vote-after-losing-log", crate::rules::a_replica_that_lost_entries_does_not_vote),
+    ("lost-log-takes-old-snapshot", crate::rules::lost_entries_are_made_up_for_by_a_snapshot_that_covers_them),
 ];
 
 fn accepted(m: &Message) -> bool {
