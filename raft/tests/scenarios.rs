@@ -9,6 +9,8 @@ mod cluster;
 mod elections;
 #[path = "scenarios/flow.rs"]
 mod flow;
+#[path = "scenarios/fuzzing.rs"]
+mod fuzzing;
 #[path = "scenarios/guards.rs"]
 mod guards;
 #[path = "scenarios/members.rs"]

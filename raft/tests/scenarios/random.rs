@@ -8,25 +8,31 @@ use crate::cluster::*;
 use longboat_raft::*;
 use std::collections::BTreeMap;
 
-/// A small generator of the tests' own: the core's is not for others.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % sides
-    }
+/// What decides at each step.
+pub trait Dice {
+    /// A number below `sides`.
+    fn roll(&mut self, sides: u64) -> u64;
 
     fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.roll(of.len() as u64) as usize]
     }
 }
 
+/// A small generator of the tests' own: the core's is not for others.
+pub struct Seeded(pub u64);
+
+impl Dice for Seeded {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % sides
+    }
+}
+
 /// What was promised so far.
 #[derive(Default)]
-struct Promises {
+pub struct Promises {
     /// Who led in each term.
     leaders: BTreeMap<u64, u64>,
     /// What was committed at each index, as (term, payload).
@@ -38,7 +44,7 @@ struct Promises {
 }
 
 impl Promises {
-    fn check(&mut self, c: &mut Cluster) {
+    pub fn check(&mut self, c: &mut Cluster) {
         for (n, node) in &c.nodes {
             if let Some(violation) = &node.violation {
                 panic!("node {n}: {violation}");
@@ -80,7 +86,7 @@ impl Promises {
     }
 }
 
-fn change(c: &mut Cluster, dice: &mut Dice, next_id: &mut u64) {
+fn change(c: &mut Cluster, dice: &mut impl Dice, next_id: &mut u64) {
     let Some(leader) = c.leaders().first().copied() else {
         return;
     };
@@ -109,7 +115,7 @@ fn change(c: &mut Cluster, dice: &mut Dice, next_id: &mut u64) {
     }
 }
 
-fn step(c: &mut Cluster, dice: &mut Dice, next_id: &mut u64, changes: bool) {
+pub fn step(c: &mut Cluster, dice: &mut impl Dice, next_id: &mut u64, changes: bool) {
     let ids: Vec<u64> = c.nodes.keys().copied().collect();
     let n = dice.pick(&ids);
     let now = c.now;
@@ -139,7 +145,7 @@ fn step(c: &mut Cluster, dice: &mut Dice, next_id: &mut u64, changes: bool) {
             }
         }
         84..90 => {
-            drop(c.propose(n, &[&format!("{}", dice.0)]));
+            drop(c.propose(n, &[&format!("{}", dice.roll(1 << 32))]));
             c.end_round(n);
         }
         90..92 => c.node(n).slow_disk = dice.roll(2) == 0,
@@ -174,7 +180,7 @@ fn step(c: &mut Cluster, dice: &mut Dice, next_id: &mut u64, changes: bool) {
 }
 
 fn play(seed: u64, steps: u64, changes: bool) {
-    let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut dice = Seeded(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let flags = dice.roll(8);
     let members: Vec<u64> = (1..=dice.pick(&[3, 3, 5])).collect();
     let mut c = Cluster::with(&members, |config| {
