@@ -3,6 +3,8 @@
 
 #[path = "scenarios/bad_input.rs"]
 mod bad_input;
+#[path = "scenarios/bugs.rs"]
+mod bugs;
 #[path = "scenarios/cluster.rs"]
 mod cluster;
 #[path = "scenarios/elections.rs"]

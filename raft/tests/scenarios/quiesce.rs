@@ -93,8 +93,8 @@ fn a_read_wakes_the_group_and_is_answered() {
     }
 }
 
-#[test]
-fn one_of_two_sides_wakes_from_quiesce_and_the_other_does_not() {
+#[cfg_attr(not(feature = "plant"), test)]
+pub fn one_of_two_sides_wakes_from_quiesce_and_the_other_does_not() {
     // The leader wakes, and its first heartbeats are lost.
     let mut c = silent_group(&[1, 2, 3]);
     let now = c.now;
