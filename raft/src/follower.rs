@@ -174,6 +174,7 @@ impl Core {
     /// `bare`: of a place and a membership alone, as witnesses get it.
     pub(crate) fn on_snapshot(&mut self, from: ReplicaId, meta: SnapshotMeta, bare: bool) -> Result<(), Violation> {
         let senseless = meta.pos.term > self.term || meta.pos.term.is_zero() || meta.pos.index.is_zero();
+        let senseless = senseless || !meta.membership.is_consistent();
         if senseless || bare != self.is_witness || self.is_of_other_kind(&meta) {
             self.dropped += 1;
             return Ok(());

@@ -64,6 +64,18 @@ impl Membership {
         !self.outgoing.is_empty()
     }
 
+    /// Whether this can be a group's membership: somebody votes, nobody has two roles, and no removed id is back. What a
+    /// message or a file brings may not be one; of an empty set of voters nobody is a majority, and everything commits.
+    pub fn is_consistent(&self) -> bool {
+        let zero = ReplicaId::ZERO;
+        let members = [&self.voters, &self.outgoing, &self.learners, &self.learners_next];
+        !self.voters.is_empty()
+            && members.iter().all(|set| !set.contains(&zero) && set.is_disjoint(&self.removed))
+            && self.learners.iter().all(|id| !self.is_voter(*id))
+            && self.learners_next.iter().all(|id| self.outgoing.contains(id) && !self.voters.contains(id))
+            && self.witnesses.iter().all(|id| self.is_voter(*id))
+    }
+
     /// Whether the replica votes, in either half of the configuration.
     pub fn is_voter(&self, replica: ReplicaId) -> bool {
         self.voters.contains(&replica) || self.outgoing.contains(&replica)

@@ -39,6 +39,7 @@ bugs! {
     "endless vote loop": the_only_one_who_can_win_learns_the_term_to_win_in;
     "one of two sides wakes from quiesce and the other does not": quiesce::one_of_two_sides_wakes_from_quiesce_and_the_other_does_not;
     "a removed node returns with a higher term": a_removed_replica_that_returns_with_a_later_term_disturbs_nobody;
+    "a laggard and an up-to-date witness elect somebody": a_laggard_and_an_up_to_date_witness_elect_nobody;
     "the single-server change bug of 2015": a_new_leader_makes_no_change_on_top_of_one_that_it_may_have;
 }
 
@@ -382,7 +383,7 @@ pub fn a_new_leader_serves_no_read_before_it_has_committed() {
     c.end_round(2);
     // A majority follows it. It does not know yet what that means for the commit index.
     for round in 0..3 {
-        c.give(message(3, 2, 2, Body::HeartbeatResponse { read_round: round }));
+        c.give(message(3, 2, 2, Body::HeartbeatResponse { read_round: round, overloaded: false }));
     }
     assert_eq!(c.node(2).reads, [ReadReady { context: 1, index: None }]);
 }
@@ -504,6 +505,31 @@ pub fn a_removed_replica_that_returns_with_a_later_term_disturbs_nobody() {
     }
 }
 
+#[cfg_attr(not(feature = "plant"), test)]
+pub fn a_laggard_and_an_up_to_date_witness_elect_nobody() {
+    let mut c = Cluster::new(&[]);
+    let membership = Membership { witnesses: [id(3)].into(), ..voters(&[1, 2, 3]) };
+    for n in [1, 2, 3] {
+        c.add(config(n), Disk { membership: membership.clone(), ..Disk::default() });
+    }
+    c.elect(1);
+    c.write(1, &["both have it"]);
+    c.isolate(2);
+    c.write(1, &["2 lacks it"]);
+    assert_eq!(c.node(1).payloads().len(), 2, "a leader and a witness are a majority");
+    c.heal();
+    c.isolate(1);
+    c.pass(30 * ELECTION);
+    assert_eq!(c.leaders(), [1], "{:?} leads without what is committed, or without a state machine", c.leaders());
+    assert!(c.core(2).term() > Term(1), "2 tried");
+    assert_ne!(c.core(3).role(), Role::Candidate);
+    c.heal();
+    c.pass(10 * ELECTION);
+    assert_eq!(c.leaders(), [1]);
+    c.write(1, &["all are back"]);
+    assert_eq!(c.node(2).payloads(), ["both have it", "2 lacks it", "all are back"]);
+}
+
 /// Two leaders that each change the configuration they began from, one voter at a time, end with majorities that do not
 /// meet, if a change counts before it is committed, or if one is made on top of an unknown one.
 #[cfg_attr(not(feature = "plant"), test)]
@@ -543,6 +569,6 @@ mod tests {
     fn each_bug_has_a_scenario_of_its_own() {
         let names: std::collections::BTreeSet<&str> = BUGS.iter().map(|(_, name, _)| *name).collect();
         assert_eq!(names.len(), BUGS.len());
-        assert_eq!(BUGS.len(), 27);
+        assert_eq!(BUGS.len(), 28);
     }
 }

@@ -49,25 +49,50 @@ fn any_run(b: &mut Bytes<'_>, term: u64, first: u64) -> Run {
             n => chunk.push(EntryKind::Command, i, &vec![n; 3 * usize::from(n)]),
         }
     }
-    chunk.seal(Term(term), Index(first), Origin::default())
+    let run = chunk.seal(Term(term), Index(first), Origin::default());
+    if b.byte() < 50 { run.strip() } else { run }
+}
+
+/// A group of so many, of which `witness` keeps no payloads if it is one of them.
+fn group(members: u64, witness: u64, flags: u8) -> Cluster {
+    let ids: Vec<u64> = (1..=members).collect();
+    let mut membership = voters(&ids);
+    membership.witnesses = ids.iter().filter(|n| **n == witness).map(|n| id(*n)).collect();
+    let mut c = Cluster::new(&[]);
+    for n in ids {
+        let mut config = config(n);
+        tune(&mut config, flags);
+        c.add(config, Disk { membership: membership.clone(), ..Disk::default() });
+    }
+    c
 }
 
 fn any_change(b: &mut Bytes<'_>) -> ConfigChange {
     let transition = b.pick(&[Transition::Auto, Transition::JointImplicit, Transition::JointExplicit]);
-    let kinds = [ChangeKind::AddVoter, ChangeKind::AddLearner, ChangeKind::Remove, ChangeKind::Update];
+    let (add, other) = (ChangeKind::AddVoter, [ChangeKind::Remove, ChangeKind::Update]);
+    let kinds = [add, ChangeKind::AddLearner, ChangeKind::AddWitness, other[0], other[1]];
     let changes = (0..b.roll(4))
-        .map(|_| Change { kind: b.pick(&kinds), replica: id(b.roll(6)), member: Member::default() })
+        .map(|_| {
+            let replaced = id(b.roll(6));
+            let promotion = b.pick(&[Promotion::Never, Promotion::WhenCaughtUp, Promotion::Replacing(replaced)]);
+            Change { kind: b.pick(&kinds), replica: id(b.roll(6)), member: Member::default(), promotion }
+        })
         .collect();
     ConfigChange { transition, changes, after: b.flag().then(|| Index(b.near(0))), ..ConfigChange::default() }
 }
 
 fn any_membership(b: &mut Bytes<'_>) -> Membership {
-    let mut ids = |mask: u8| (0..6u64).filter(|n| mask & b.byte() & 1 << n != 0).map(id).collect();
+    let mut ids = |mask: u8| -> std::collections::BTreeSet<ReplicaId> {
+        let chosen = mask & b.byte();
+        (0..6u64).filter(|n| chosen & 1 << n != 0).map(id).collect()
+    };
     Membership {
         voters: ids(0xff),
         outgoing: ids(0x0f),
         learners: ids(0x30),
         learners_next: ids(0x08),
+        witnesses: ids(0x0c),
+        promotions: ids(0x30).into_iter().map(|n: ReplicaId| (n, Some(id(1)))).collect(),
         removed: ids(0x20),
         auto_leave: b.flag(),
         change_id: Index(b.near(0)),
@@ -88,7 +113,7 @@ fn any_message(b: &mut Bytes<'_>, core: &Core) -> Message {
         LogPos::new(term, index)
     };
     let mut term = if b.byte() < 160 { term } else { b.near(term) };
-    let body = match b.roll(16) {
+    let body = match b.roll(22) {
         0..4 => {
             let prev = place(b);
             let mut next = prev.index.0.saturating_add(1) % (1 << 62);
@@ -105,13 +130,19 @@ fn any_message(b: &mut Bytes<'_>, core: &Core) -> Message {
         4 => Body::AppendAccepted { matched: index(b) },
         5 => Body::AppendRejected { rejected: index(b), hint: place(b) },
         6 => Body::Heartbeat { commit: index(b), read_round: b.near(1) },
-        7 => Body::HeartbeatResponse { read_round: b.near(1) },
+        7 => Body::HeartbeatResponse { read_round: b.near(1), overloaded: b.flag() },
         8 => Body::Commit { commit: index(b) },
         9 => Body::RequestVote { pre: b.flag(), transfer: b.flag(), last: place(b) },
         10 => Body::VoteResponse { pre: b.flag(), granted: b.flag() },
         11 => Body::Snapshot(Box::new(SnapshotMeta { pos: place(b), membership: any_membership(b) })),
         12 => Body::ReadIndex { context: b.near(1) },
         13 => Body::ReadIndexResponse { context: b.near(1), index: b.flag().then(|| index(b)) },
+        16 => Body::AppendPaused { matched: index(b) },
+        17 => Body::WitnessSnapshot(Box::new(SnapshotMeta { pos: place(b), membership: any_membership(b) })),
+        18 => Body::SnapshotNeeded { at_least: index(b) },
+        19 => Body::Quiesce { round: b.near(1), last: place(b), commit: index(b) },
+        20 => Body::QuiesceResponse { round: b.near(1), agreed: b.flag() },
+        21 => Body::Removed { change: index(b) },
         14 if b.flag() => Body::Forward(any_run(b, term, 0)),
         14 => Body::ForwardRefused { first_sequence: b.near(0), count: 1, reason: RefusedReason::Busy },
         _ => Body::TimeoutNow,
@@ -130,7 +161,7 @@ fn any_message(b: &mut Bytes<'_>, core: &Core) -> Message {
 /// What its owner may do to a core. Errors are violations.
 fn act(b: &mut Bytes<'_>, c: &mut Cluster, n: u64) -> Result<(), Violation> {
     let now = c.now;
-    match b.roll(24) {
+    match b.roll(28) {
         0..8 => {
             let message = any_message(b, &c.nodes[&n].core);
             return c.core(n).step(now, message);
@@ -165,6 +196,13 @@ fn act(b: &mut Bytes<'_>, c: &mut Cluster, n: u64) -> Result<(), Violation> {
         20 => drop(c.complete(n)),
         21 => c.compact(n),
         22 => c.core(n).trim(),
+        23 => c.core(n).set_overloaded(now, b.flag()),
+        24 => c.core(n).suspect_leader(now),
+        25 => {
+            let other = id(b.roll(5));
+            c.core(n).set_suspected(now, other, b.flag());
+        }
+        26 => c.core(n).replica_gone(now, id(b.roll(5))),
         _ => c.end_round(n),
     }
     Ok(())
@@ -179,14 +217,15 @@ fn tune(config: &mut CoreConfig, flags: u8) {
     config.handout_bytes_max = if flags & 32 != 0 { 1 } else { usize::MAX };
     config.inflight_appends_max = if flags & 64 != 0 { 2 } else { 256 };
     config.append_bytes_max = 300;
+    config.see_off_removed = flags & 4 != 0;
+    config.quiesce_after_nanos = if flags & 2 != 0 { 3 * HEARTBEAT } else { 0 };
 }
 
 /// One core, and whatever anybody may send it or ask of it.
 pub fn one_core(data: &[u8]) {
     let mut b = Bytes(data);
-    let (flags, members) = (b.byte(), b.pick(&[1, 2, 3, 3, 5]));
-    let members: Vec<u64> = (1..=members).collect();
-    let mut c = Cluster::with(&members, |config| tune(config, flags));
+    let (flags, members, witness) = (b.byte(), b.pick(&[1, 2, 3, 3, 5]), b.pick(&[0, 0, 1, 2]));
+    let mut c = group(members, witness, flags);
     c.node(1).slow_disk = flags & 128 != 0;
     while !b.0.is_empty() {
         let before = c.core(1).hard_state();
@@ -209,7 +248,7 @@ pub fn one_core(data: &[u8]) {
 pub fn whole_group(data: &[u8]) {
     let mut b = Bytes(data);
     let flags = b.byte();
-    let mut c = Cluster::with(&[1, 2, 3], |config| tune(config, flags | 4));
+    let mut c = group(3, 0, flags | 4);
     c.auto_snapshots = flags & 128 == 0;
     let (mut next_id, mut promises) = (100, Promises::default());
     for _ in 0..2000 {
@@ -225,7 +264,7 @@ pub fn whole_group(data: &[u8]) {
 pub fn group_with_a_liar(data: &[u8]) {
     let mut b = Bytes(data);
     let flags = b.byte();
-    let mut c = Cluster::with(&[1, 2, 3], |config| tune(config, flags));
+    let mut c = group(3, b.pick(&[0, 0, 2, 3]), flags);
     c.auto_snapshots = true;
     let mut next_id = 100;
     for _ in 0..1000 {
