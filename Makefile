@@ -16,7 +16,7 @@ test: ## everything that CI checks: format, lints, documentation, simulator seed
 
 lint: setup ## clippy with warnings as errors, and the format
 	@cargo fmt --all --check
-	@scripts/cargo.sh clippy --release --workspace --all-targets -- -D warnings
+	@scripts/clippy.sh --release --workspace --all-targets
 
 bench: setup ## what this machine's disk and network can do, then load on 1, 48 and 1,000 groups
 	@scripts/cargo.sh build --release -p longboat-bench

@@ -3,6 +3,7 @@
 //! It uses the public API alone, as any other program would; there is no path through the engine that only a benchmark
 //! takes. `process` and `probe` look at the machine.
 
+pub mod all;
 pub mod chain;
 pub mod client;
 pub mod cluster;
@@ -12,6 +13,7 @@ pub mod journal;
 pub mod kill;
 pub mod load;
 pub mod machine;
+pub mod plot;
 pub mod probe;
 pub mod process;
 pub mod report;
