@@ -48,7 +48,7 @@ pub enum Command {
     /// The replica stops.
     Stop(Arc<GroupShared>),
     /// A snapshot of the group's own was saved, or was not.
-    SnapshotSaved(Arc<GroupShared>, crate::snapshot::SaveOutcome),
+    SnapshotSaved(Arc<GroupShared>, Box<crate::snapshot::SaveOutcome>),
     /// A transfer to a follower ended.
     SnapshotSent {
         /// The replica that sent.

@@ -233,7 +233,7 @@ impl SnapshotIo {
         let on_done = move |result: Result<SavedSnapshot, SnapshotError>| {
             let outcome = SaveOutcome { result: result.map_err(|e| e.to_string()), previous, request };
             io.host.apply[group_shared.apply_worker].job_done(Arc::clone(&group_shared));
-            io.host.workers[group_shared.worker()].command(Command::SnapshotSaved(group_shared, outcome));
+            io.host.workers[group_shared.worker()].command(Command::SnapshotSaved(group_shared, Box::new(outcome)));
         };
         self.spawner.spawn(Box::new(SaveJob::new(longboat_rsm::snapshot::SaveTask {
             machine: Arc::clone(&shared.machine),

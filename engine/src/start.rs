@@ -20,7 +20,7 @@ use std::sync::atomic::Ordering;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// With the group's first membership, the same on every host. Continues a replica that is here already.
-    Bootstrap(Membership),
+    Bootstrap(Box<Membership>),
     /// Joins a group that has added it: the leader will tell it everything.
     Join,
     /// Continues a replica that is here already.
@@ -315,7 +315,7 @@ fn first_state(start: Start, group: GroupId, replica: ReplicaId, host: HostId) -
             if membership.hosts.iter().any(|(id, member)| id.is_zero() || member.host.is_zero()) {
                 return Err(StartError::Config("a member's replica and host must not be zero".to_owned()));
             }
-            membership
+            *membership
         }
         Start::Join => Membership::default(),
         Start::Restart => return Err(StartError::NotFound(group)),

@@ -178,7 +178,7 @@ impl StepWorker {
                 Command::SnapshotSaved(shared, outcome) => {
                     self.with(&shared, |w, slot| {
                         let at = w.slot_ref(slot);
-                        w.late.push((at, Late::Saved(Box::new(outcome))));
+                        w.late.push((at, Late::Saved(outcome)));
                     });
                 }
                 Command::SnapshotSent { shared, to, ok } => self.with(&shared, |w, slot| {

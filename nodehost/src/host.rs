@@ -198,7 +198,7 @@ impl NodeHost {
             let start = match start {
                 ReplicaStart::Bootstrap(members) => {
                     let member = |(id, host)| (id, Member { host, store: StoreId::ZERO });
-                    Start::Bootstrap(Membership::from_voters(members.into_iter().map(member)))
+                    Start::Bootstrap(Box::new(Membership::from_voters(members.into_iter().map(member))))
                 }
                 ReplicaStart::Join => Start::Join,
                 ReplicaStart::Restart => Start::Restart,

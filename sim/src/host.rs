@@ -159,7 +159,7 @@ impl SimHost {
             let member = |host: &HostId| (ReplicaId(host.0), Member { host: *host, store: StoreId::ZERO });
             let oracle = Arc::clone(&self.around.oracle);
             StartSpec {
-                start: Start::Bootstrap(Membership::from_voters(hosts.iter().map(member))),
+                start: Start::Bootstrap(Box::new(Membership::from_voters(hosts.iter().map(member)))),
                 config: swarm.replica(*group, ReplicaId(self.id.0)),
                 machine: Box::new(Watched::new(oracle, *group, self.id, swarm.ballast)),
                 machine_type: std::any::TypeId::of::<Watched>(),
