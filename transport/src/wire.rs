@@ -4,7 +4,7 @@
 //! large runs and chunk data. [`crate::Transport`] checksums the first part of a frame, which is the head; runs and chunk data
 //! carry checksums of their own, so that no payload byte is summed twice.
 //!
-//! All integers are little-endian. A body starts with its kind (1: messages, 2: chunk, 3: chunk status) and [`WIRE_VERSION`].
+//! All integers are little-endian. A body starts with its kind (1: messages, 2: chunk, 3: chunk status, 4: a host's message) and [`WIRE_VERSION`].
 //!
 //! | messages: offset | size | field |
 //! | --- | --- | --- |
@@ -38,11 +38,13 @@
 
 mod build;
 mod chunk;
+mod host;
 mod meta;
 mod read;
 
 pub use build::{FrameBuilder, Parts};
 pub use chunk::{Chunk, ChunkOutcome, ChunkStatus, SnapshotFrame};
+pub use host::{Beat, DIGEST_BUCKETS, Digest, GoneReplica, HOST_ITEMS_MAX, HostMessage, Side, SilentGroup, SilentSum};
 pub use read::{Incoming, Messages, for_each_group, messages, messages_for};
 
 use longboat_raft::{DecodeError, RunError};
@@ -117,6 +119,7 @@ pub enum WireError {
 const BODY_MESSAGES: u8 = 1;
 const BODY_CHUNK: u8 = 2;
 const BODY_CHUNK_STATUS: u8 = 3;
+const BODY_HOST: u8 = 4;
 
 /// Bytes before the first record: kind, version, zero (2), length of the records (4), length of the tail (4), zero (4).
 const BODY_HEADER_BYTES: usize = 16;
