@@ -44,6 +44,11 @@ pub struct EngineConfig {
     pub log_cache_bytes_max: usize,
     /// The seed of election deadlines and random start numbers.
     pub seed: u64,
+    /// Greater with every start of this host.
+    pub incarnation: u64,
+    /// How long nothing may be heard of a host before it is suspected, in nanoseconds; 0 for the smallest election timeout of
+    /// the replicas here.
+    pub suspect_after_nanos: u64,
 }
 
 /// Settings of one replica.

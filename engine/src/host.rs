@@ -107,6 +107,7 @@ impl<L: LogDb> Host<L> {
             has_failed: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             counters: HostCounters::default(),
+            peers: crate::liveness::peers::PeerTable::default(),
         });
         let reader = log.log.reader();
         let writer_inbox = WriterInbox::new(Arc::clone(&notifiers.writer));

@@ -8,6 +8,7 @@ pub mod client;
 pub mod config;
 pub mod host;
 mod late;
+pub mod liveness;
 pub mod log_writer;
 pub mod notify;
 pub mod outbox;

@@ -71,6 +71,7 @@ impl WriterInbox {
 
 struct Waiting {
     seq: Seq,
+    since: Time,
     worker: Option<usize>,
     worker_seq: u64,
     held: Vec<OutFrame>,
@@ -126,12 +127,20 @@ impl<L: LogDb> LogWriter<L> {
         for batch in self.taken.drain(..) {
             // A batch without updates waits for what was submitted before it.
             if !batch.updates.is_empty() {
+                // Told before it begins: beginning it may block.
+                let since = self.waiting.front().map_or(now, |w| w.since);
+                self.host.peers.writing_since.store(since.0.max(1), Ordering::Relaxed);
                 self.submitted = self.log.submit(batch.updates);
                 self.last_submit = now;
                 self.stated = false;
             }
-            let mut waiting =
-                Waiting { seq: self.submitted, worker: batch.worker, worker_seq: batch.seq, held: batch.held };
+            let mut waiting = Waiting {
+                seq: self.submitted,
+                since: now,
+                worker: batch.worker,
+                worker_seq: batch.seq,
+                held: batch.held,
+            };
             if plant::is("ack-before-durable") {
                 Self::send(&*self.transport, &mut waiting.held);
             }
@@ -156,6 +165,8 @@ impl<L: LogDb> LogWriter<L> {
                 self.touched[worker] = true;
             }
         }
+        let since = self.waiting.front().map_or(0, |w| w.since.0.max(1));
+        self.host.peers.writing_since.store(since, Ordering::Relaxed);
         for (worker, touched) in self.touched.iter_mut().enumerate() {
             if std::mem::take(touched) {
                 self.host.workers[worker].notifier.notify();

@@ -1,11 +1,13 @@
 //! The transport poller: reads sockets and hands each frame to the workers that it concerns.
 
+use crate::liveness::Liveness;
 use crate::shared::{HostShared, InFrame};
 use crate::snapshot::SnapshotIo;
 use crate::worker::{Work, Worker};
 use bytes::Bytes;
-use longboat_raft::{HostId, Time};
-use longboat_transport::{FrameSink, Lane, Transport, wire};
+use longboat_raft::{HostId, StoreId, Time};
+use longboat_transport::wire::{self, HostMessage};
+use longboat_transport::{FrameSink, Lane, Transport};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,13 +22,18 @@ struct Sink {
     snapshots: Arc<SnapshotIo>,
     /// Workers that were given something in this round, to be woken once each.
     touched: Vec<bool>,
+    liveness: Liveness,
+    /// The round's moment.
+    now: Time,
 }
 
 impl Poller {
     /// The poller of a host.
     pub fn new(host: Arc<HostShared>, transport: Arc<dyn Transport>, snapshots: Arc<SnapshotIo>) -> Self {
         let touched = vec![false; host.workers.len()];
-        Self { transport, sink: Sink { host, snapshots, touched } }
+        let liveness = Liveness::new(Arc::clone(&host), Arc::clone(&transport));
+        let now = host.clock.now();
+        Self { transport, sink: Sink { host, snapshots, touched, liveness, now } }
     }
 }
 
@@ -39,18 +46,23 @@ impl Sink {
         }
     }
 
-    fn concerned(&self, frame: &Bytes) -> Vec<bool> {
+    fn concerned(&self, from: HostId, frame: &Bytes) -> Vec<bool> {
         let mut concerned = vec![false; self.touched.len()];
+        let mut unknown = Vec::new();
         let groups = self.host.groups.read();
         let walked = wire::for_each_group(frame, |group| match groups.get(&group) {
             Some(shared) => concerned[shared.worker()] = true,
             None => {
                 self.host.counters.dropped_unknown.fetch_add(1, Ordering::Relaxed);
+                unknown.push(group);
             }
         });
+        drop(groups);
         if walked.is_err() {
             self.host.counters.bad_frames.fetch_add(1, Ordering::Relaxed);
             concerned.fill(false);
+        } else if !unknown.is_empty() {
+            self.liveness.unknown(from, frame, &unknown);
         }
         concerned
     }
@@ -58,6 +70,11 @@ impl Sink {
 
 impl FrameSink for Sink {
     fn frame(&mut self, from: HostId, lane: Lane, frame: Bytes) {
+        self.liveness.heard(self.now, from);
+        if HostMessage::is_one(&frame) {
+            self.liveness.message(self.now, from, &frame);
+            return;
+        }
         if lane == Lane::Snapshot {
             self.snapshots.frame(from, frame);
             return;
@@ -67,7 +84,7 @@ impl FrameSink for Sink {
             self.give(0, frame);
             return;
         }
-        for (worker, concerned) in self.concerned(&frame.frame).into_iter().enumerate() {
+        for (worker, concerned) in self.concerned(from, &frame.frame).into_iter().enumerate() {
             if concerned {
                 self.give(worker, frame.clone());
             }
@@ -77,17 +94,24 @@ impl FrameSink for Sink {
     fn disconnected(&mut self, host: HostId) {
         tracing::debug!(%host, "peer disconnected");
     }
+
+    fn connected(&mut self, host: HostId, _store: StoreId, incarnation: u64) {
+        self.liveness.incarnation(self.now, host, incarnation);
+    }
 }
 
 impl Worker for Poller {
-    fn run_round(&mut self, _now: Time) -> Work {
+    fn run_round(&mut self, now: Time) -> Work {
+        self.sink.now = now;
         let frames = self.transport.poll(&mut self.sink);
         for (worker, touched) in self.sink.touched.iter_mut().enumerate() {
             if std::mem::take(touched) {
                 self.sink.host.workers[worker].notifier.notify();
             }
         }
-        Work { did: frames > 0, again: false, next: None }
+        // After what has arrived was handed over: whoever was heard just now is not suspected.
+        let next = self.sink.liveness.round(now);
+        Work { did: frames > 0, again: false, next: Some(next) }
     }
 }
 

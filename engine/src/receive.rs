@@ -81,6 +81,7 @@ impl StepWorker {
                 Some(&slot) => ahead.push((self.slot_ref(slot), incoming)),
                 None if dropped_unknown => {
                     self.host.counters.dropped_unknown.fetch_add(1, Ordering::Relaxed);
+                    self.hear_unknown(frame.from, &incoming);
                 }
                 None => {}
             }

@@ -5,6 +5,7 @@
 
 use crate::apply::ApplyItem;
 use crate::config::ReplicaConfig;
+use crate::liveness::index::Silence;
 use crate::queue::{Chunk, Inbox, ReadChunk};
 use crate::shared::{GroupShared, reason};
 use crate::snapshot::{SaveTask, SnapshotOutcome, SnapshotRequest, SnapshotTimeout};
@@ -92,6 +93,10 @@ pub struct Replica {
     pub delivered: Option<Index>,
     /// Restored from a snapshot that the state machine must recover from first.
     pub recover_first: Option<SnapshotMeta>,
+    /// What it was noted with when it fell silent.
+    pub(crate) silence: Option<Box<Silence>>,
+    /// The version of the hosts' suspicions that its core was told.
+    pub(crate) suspicions: u64,
 }
 
 impl Replica {
@@ -124,6 +129,8 @@ impl Replica {
             routes: Vec::new(),
             delivered: None,
             recover_first: None,
+            silence: None,
+            suspicions: 0,
         };
         replica.routes_from_membership();
         replica
@@ -139,6 +146,15 @@ impl Replica {
         match routes.iter_mut().find(|r| r.0 == id) {
             Some(route) => route.1 = host,
             None => routes.push((id, host)),
+        }
+    }
+
+    /// Tells the core which members are on suspected hosts.
+    pub(crate) fn tell_suspicions(&mut self, now: Time, is_suspected: impl Fn(HostId) -> bool) {
+        for &(id, host) in &self.routes {
+            if id != self.config.replica {
+                self.core.set_suspected(now, id, is_suspected(host));
+            }
         }
     }
 
@@ -339,7 +355,12 @@ impl Replica {
             match event {
                 Event::MembershipChanged { .. } => {
                     self.routes_from_membership();
-                    *self.shared.membership.lock() = Arc::new(self.core.membership().clone());
+                    // The hosts of the new members are not known to be suspected or not.
+                    self.suspicions = 0;
+                    let after = Arc::new(self.core.membership().clone());
+                    let before = std::mem::replace(&mut *self.shared.membership.lock(), Arc::clone(&after));
+                    let host = &self.shared.host;
+                    host.peers.members_changed(host.config.host, &before, &after);
                 }
                 Event::LeaderChanged { .. } => moved = true,
                 _ => {}

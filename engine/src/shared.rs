@@ -69,6 +69,8 @@ pub enum Command {
     },
     /// The state machine has recovered from an installed snapshot.
     Recovered(Arc<GroupShared>, Index),
+    /// Something about another host.
+    Peer(crate::liveness::PeerNews),
     /// A cold read is done.
     Fetched {
         /// The replica that asked.
@@ -393,9 +395,17 @@ pub struct HostShared {
     pub closing: AtomicBool,
     /// Counters.
     pub counters: HostCounters,
+    /// The other hosts, and what is silent between them and this one.
+    pub peers: crate::liveness::peers::PeerTable,
 }
 
 impl HostShared {
+    /// Whether the group's replica does not run here, but once did.
+    pub fn was_here(&self, group: GroupId) -> bool {
+        (self.stopped.lock().contains_key(&group) || self.quarantined.lock().contains(&group))
+            && !self.groups.read().contains_key(&group)
+    }
+
     /// The group's replica on this host.
     pub fn group(&self, group: GroupId) -> Option<Arc<GroupShared>> {
         self.groups.read().get(&group).cloned()

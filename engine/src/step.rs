@@ -11,6 +11,7 @@
 
 use crate::apply::ApplyTask;
 use crate::late::Late;
+use crate::liveness::Waking;
 use crate::log_writer::{SealedBatch, WriterInbox};
 use crate::outbox::Outbox;
 use crate::replica::Replica;
@@ -75,7 +76,7 @@ pub(crate) struct Open {
 pub struct StepWorker {
     index: usize,
     pub(crate) host: Arc<HostShared>,
-    transport: Arc<dyn Transport>,
+    pub(crate) transport: Arc<dyn Transport>,
     writer: Arc<WriterInbox>,
     pub(crate) snapshots: Arc<SnapshotIo>,
     slots: Vec<Slot>,
@@ -101,6 +102,8 @@ pub struct StepWorker {
     starved: Vec<SlotRef>,
     /// What is done after the visits, when all that these groups' cores have accepted is sealed.
     pub(crate) late: Vec<(SlotRef, Late)>,
+    /// Silent replicas, and those to wake.
+    pub(crate) waking: Waking,
     failed: bool,
 }
 
@@ -140,6 +143,7 @@ impl StepWorker {
             apply,
             starved: Vec::new(),
             late: Vec::new(),
+            waking: Waking::default(),
             failed: false,
         }
     }
@@ -156,6 +160,10 @@ impl StepWorker {
     pub(crate) fn replica_at(&mut self, at: SlotRef) -> Option<&mut Replica> {
         let slot = &mut self.slots[at.slot as usize];
         if slot.generation == at.generation { slot.replica.as_deref_mut() } else { None }
+    }
+
+    pub(crate) fn replica_in(&self, slot: u32) -> Option<&Replica> {
+        self.slots[slot as usize].replica.as_deref()
     }
 
     pub(crate) fn activate(&mut self, slot: u32) {
@@ -192,6 +200,7 @@ impl StepWorker {
                     w.replica(slot).core.applied(index);
                     w.recovered(slot, index);
                 }),
+                Command::Peer(news) => self.peer_news(news),
                 Command::Fetched { shared, ticket, runs } => {
                     self.with(&shared, |w, slot| w.fetched(slot, ticket, runs));
                 }
@@ -254,6 +263,8 @@ impl StepWorker {
             self.apply[shared.apply_worker].push(ApplyTask { shared: Arc::clone(&shared), items });
         }
         replica.publish();
+        let timeout = replica.config.election_timeout_nanos;
+        self.host.peers.replica_started(self.host.config.host, &shared.membership.lock(), timeout);
         entry.replica = Some(replica);
         self.by_group.insert(shared.group, slot);
         shared.moved_in(at);
@@ -269,6 +280,14 @@ impl StepWorker {
         entry.generation = next_generation(entry.generation);
         self.free.push(slot);
         self.by_group.remove(&replica.config.group);
+        if let Some(silence) = replica.silence.take() {
+            self.waking.index.remove(slot, &silence);
+        }
+        let timeout = replica.config.election_timeout_nanos;
+        self.host.peers.replica_stopped(self.host.config.host, &replica.shared.membership.lock(), timeout);
+        if !self.host.has_failed.load(Ordering::SeqCst) {
+            self.waking.stopped(&replica);
+        }
         replica.shared.close(queued.clone());
         replica.fail_all(queued, under_way);
         let shared = Arc::clone(&replica.shared);
@@ -419,6 +438,7 @@ impl StepWorker {
     }
 
     fn visit(&mut self, now: Time, slot: u32) {
+        self.tell_suspicions(now, slot);
         let mut out = std::mem::take(&mut self.out);
         let at = SlotRef { slot, generation: self.slots[slot as usize].generation };
         let replica = self.slots[slot as usize].replica.as_deref_mut().expect("the caller checked");
@@ -471,6 +491,7 @@ impl StepWorker {
         if again {
             self.activate(slot);
         }
+        self.note_silence(now, slot);
     }
 
     pub(crate) fn push_update(&mut self, update: Update) {
@@ -481,6 +502,7 @@ impl StepWorker {
     /// Hands over what the round gathered.
     fn flush(&mut self) {
         self.early.send(&*self.transport);
+        self.send_gone();
         let open = &mut self.open;
         if !(open.updates.is_empty() && open.held.is_empty() && open.tokens.is_empty() && open.after.is_empty()) {
             let seq = self.next_seq;
@@ -560,12 +582,17 @@ impl Worker for StepWorker {
         let more = self.take_frames(now);
         self.take_ready(now);
         self.expire(now);
+        self.wake_due(now);
         let busy = !self.active.is_empty();
         self.visit_active(now);
         self.do_late();
         self.flush();
-        Work { did: busy, again: more || !self.active.is_empty(), next: self.wheel.next() }
+        Work { did: busy, again: more || !self.active.is_empty(), next: earlier(self.wheel.next(), self.waking.next()) }
     }
+}
+
+fn earlier(a: Option<Time>, b: Option<Time>) -> Option<Time> {
+    a.into_iter().chain(b).min()
 }
 
 impl std::fmt::Debug for StepWorker {

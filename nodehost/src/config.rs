@@ -85,6 +85,9 @@ pub struct NodeHostConfig {
     pub snapshot_sends_max: usize,
     /// Snapshot streams from other hosts at once.
     pub snapshot_receives_max: usize,
+    /// How long nothing may be heard of another host before it is suspected, and the groups that it led look for other leaders;
+    /// 0 for the smallest election timeout of the replicas here. In milliseconds.
+    pub suspect_after_ms: u64,
 }
 
 impl Default for NodeHostConfig {
@@ -109,6 +112,7 @@ impl Default for NodeHostConfig {
             log_cache_bytes_max: 1 << 20,
             snapshot_sends_max: 8,
             snapshot_receives_max: 8,
+            suspect_after_ms: 0,
         }
     }
 }
@@ -145,10 +149,11 @@ impl NodeHostConfig {
         within("queue_bytes_max", self.queue_bytes_max as u64, self.payload_bytes_max as u64, 1 << 40)?;
         within("queue_reads_max", self.queue_reads_max as u64, 1, 1 << 30)?;
         within("snapshot_sends_max", self.snapshot_sends_max as u64, 1, 1024)?;
-        within("snapshot_receives_max", self.snapshot_receives_max as u64, 1, 1024)
+        within("snapshot_receives_max", self.snapshot_receives_max as u64, 1, 1024)?;
+        within("suspect_after_ms", self.suspect_after_ms, 0, 600_000)
     }
 
-    pub(crate) fn engine(&self, seed: u64) -> EngineConfig {
+    pub(crate) fn engine(&self, seed: u64, incarnation: u64) -> EngineConfig {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let by_cores = |n: usize| {
             if n > 0 {
@@ -172,6 +177,8 @@ impl NodeHostConfig {
             snapshot_receives_max: self.snapshot_receives_max,
             log_cache_bytes_max: self.log_cache_bytes_max,
             seed,
+            incarnation,
+            suspect_after_nanos: self.suspect_after_ms * 1_000_000,
         }
     }
 }
@@ -195,6 +202,9 @@ pub struct GroupConfig {
     pub pre_vote: bool,
     /// A leader that does not hear from a quorum steps down (thesis section 6.2).
     pub check_quorum: bool,
+    /// A group that had nothing to do for this long falls silent: it costs nothing until it is used again. 0 for never. In
+    /// milliseconds; the same for all members, since one that never does keeps the others awake.
+    pub quiesce_after_ms: u64,
 }
 
 impl Default for GroupConfig {
@@ -208,6 +218,7 @@ impl Default for GroupConfig {
             compaction_overhead: 1_000,
             pre_vote: true,
             check_quorum: true,
+            quiesce_after_ms: 5_000,
         }
     }
 }
@@ -228,7 +239,11 @@ impl GroupConfig {
             self.election_timeout_ms,
             above,
         )?;
-        within("election_timeout_ms", self.election_timeout_ms, 2, 600_000)
+        within("election_timeout_ms", self.election_timeout_ms, 2, 600_000)?;
+        if self.quiesce_after_ms == 0 {
+            return Ok(());
+        }
+        within("quiesce_after_ms", self.quiesce_after_ms, self.heartbeat_interval_ms, 86_400_000)
     }
 
     pub(crate) fn engine(&self) -> ReplicaConfig {
@@ -241,7 +256,7 @@ impl GroupConfig {
             compaction_overhead: self.compaction_overhead,
             pre_vote: self.pre_vote,
             check_quorum: self.check_quorum,
-            quiesce_after_nanos: 0,
+            quiesce_after_nanos: self.quiesce_after_ms * 1_000_000,
         }
     }
 }
@@ -271,6 +286,8 @@ mod tests {
         let e = NodeHostConfig { payload_bytes_max: 1 << 30, ..host() }.validate().expect_err("too large");
         assert_eq!(e.field, "payload_bytes_max");
         assert!(e.to_string().contains("1073741824") && e.to_string().contains("15728640"), "{e}");
+        let e = GroupConfig { quiesce_after_ms: 1, ..group() }.validate().expect_err("below a heartbeat");
+        assert_eq!((e.field, e.to_string().contains("from 100 to")), ("quiesce_after_ms", true));
         let e = GroupConfig { election_timeout_ms: 100, ..group() }.validate().expect_err("not above");
         assert_eq!((e.field, e.value.as_str()), ("election_timeout_ms", "100"));
     }

@@ -145,7 +145,7 @@ impl NodeHost {
             },
             registry.clone(),
         )?;
-        let engine = config.engine(incarnation ^ config.host_id.0.rotate_left(48));
+        let engine = config.engine(incarnation ^ config.host_id.0.rotate_left(48), incarnation);
         let layout = layout(&config);
         let notifiers = layout.notifiers(&engine);
         let snapshot_threads = if config.snapshot_workers > 0 { config.snapshot_workers } else { 2 };

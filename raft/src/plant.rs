@@ -18,6 +18,8 @@ pub const ALL: &[(&str, &str)] = &[
         "a group falls silent although a follower's log or commit index differs from the leader's",
     ),
     ("quiesce-before-commit-durable", "a replica falls silent before its commit index is durable"),
+    ("beat-hash-ignored", "hosts do not compare who is silent between them"),
+    ("gone-notice-dropped", "a replica that stops on a live host tells nobody"),
     ("suspected-leader-kept", "a follower whose leader's host is suspected goes on to believe in that leader"),
     ("payload-to-witness", "a leader sends a witness the payloads of commands"),
     ("stripped-run-taken", "a replica with a state machine takes a run whose payloads are gone"),

@@ -355,8 +355,8 @@ impl Core {
         }
         self.quiet.round = round;
         let matches = (last == self.log.last() && commit == self.commit) || plant::is("quiesce-without-match");
+        // Reads whose question or answer was lost are no reason to stay awake: whoever waits for one asks again, and wakes it.
         let settled = self.handout.handed == self.commit
-            && self.reads.is_idle()
             && self.outbox.install.is_none()
             && !self.asked_to_help
             && self.membership.contains(self.config.replica);

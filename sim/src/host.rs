@@ -131,7 +131,7 @@ impl SimHost {
         around.oracle.recovered_store(self.id, &opened.groups);
         let log = Recorder::new(opened.log, Arc::clone(&around.oracle), self.id);
         let log = Opened { log, store: opened.store, groups: opened.groups };
-        let config = around.swarm.engine(self.id, life_seed);
+        let config = around.swarm.engine(self.id, life_seed, self.lives);
         let notifiers = Notifiers::separate(&config);
         let (spawner, transport) = (SimSpawner::new(), around.network.join(self.id));
         let parts = HostParts {
@@ -238,14 +238,21 @@ impl Life {
         out.extend((0..self.jobs.len()).filter(|&i| self.jobs[i].not_before <= now).map(Role::Job));
     }
 
+    /// A group whose replica here is awake.
+    pub fn awake(&self) -> Option<GroupId> {
+        let mut replicas = self.host.steps.iter().flat_map(|s| s.replicas());
+        replicas.find(|r| !r.core.is_quiet()).map(|r| r.config.group)
+    }
+
     /// What the replica of a group here is like.
     pub fn describe(&self, group: GroupId) -> Option<String> {
         let replica = self.host.steps.iter().flat_map(|s| s.replicas()).find(|r| r.config.group == group)?;
         let core = &replica.core;
         let applied = replica.shared.published.applied.load(Ordering::Relaxed);
         Some(format!(
-            "{} {:?} of term {} led by {:?}: log {:?} to {:?}, durable {}, commit {}, handed {}, applied {applied}",
+            "{}{} {:?} of term {} led by {:?}: log {:?} to {:?}, durable {}, commit {}, handed {}, applied {applied}",
             core.replica(),
+            if core.is_quiet() { ", silent," } else { "" },
             core.role(),
             core.term(),
             core.leader(),

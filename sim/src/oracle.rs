@@ -262,6 +262,15 @@ impl Group {
         if commit > known {
             return Err(format!("host {host} takes {commit} for committed, leaders have committed through {known}"));
         }
+        if replica.core.is_quiet()
+            && let Some(durable) = self.shadows.get(&host).map(|s| &s.durable)
+            && (durable.hard.commit != commit
+                || durable.last() != replica.core.last()
+                || durable.last().index != commit)
+        {
+            let what = (durable.hard, durable.last());
+            return Err(format!("host {host} is silent with a commit index of {commit}; durable are {what:?}"));
+        }
         let applied = replica.shared.published.applied.load(Ordering::Relaxed);
         if applied > commit.0 {
             return Err(format!("host {host} has applied {applied}, its commit index is {commit}"));

@@ -96,6 +96,8 @@ pub struct Swarm {
     log_cache_bytes_max: usize,
     pre_vote: bool,
     check_quorum: bool,
+    /// Without anything to do for this long groups fall silent; 0 for never. In nanoseconds.
+    pub quiesce_after_nanos: u64,
     segment_bytes: u64,
     segments_max: u64,
     settle_segments: usize,
@@ -143,6 +145,7 @@ impl Swarm {
             segments_max: rng.between(3, 8),
             settle_segments: rng.between(1, 4) as usize,
             disk: disk(rng),
+            quiesce_after_nanos: heartbeat_interval_nanos * *rng.pick(&[0, 3, 10, 50]),
         }
     }
 
@@ -162,6 +165,7 @@ impl Swarm {
             large: (0, 0),
             pre_vote: true,
             check_quorum: true,
+            quiesce_after_nanos: 400 * MILLI,
             ..Self::draw(rng)
         }
     }
@@ -172,7 +176,7 @@ impl Swarm {
     }
 
     /// Settings of a host's engine, in one life of it.
-    pub fn engine(&self, host: HostId, seed: u64) -> EngineConfig {
+    pub fn engine(&self, host: HostId, seed: u64, incarnation: u64) -> EngineConfig {
         EngineConfig {
             host,
             step_workers: self.step_workers,
@@ -187,6 +191,8 @@ impl Swarm {
             snapshot_receives_max: 2,
             log_cache_bytes_max: self.log_cache_bytes_max,
             seed,
+            incarnation,
+            suspect_after_nanos: 0,
         }
     }
 
@@ -201,7 +207,7 @@ impl Swarm {
             compaction_overhead: self.compaction_overhead,
             pre_vote: self.pre_vote,
             check_quorum: self.check_quorum,
-            quiesce_after_nanos: 0,
+            quiesce_after_nanos: self.quiesce_after_nanos,
         }
     }
 

@@ -25,6 +25,8 @@ const PROGRESS_NANOS: u64 = 10_000_000_000;
 /// After all faults healed, all replicas are equal within this time, in nanoseconds: a snapshot transfer whose last
 /// words were lost is given up by its sender after 30 s.
 const CONVERGE_NANOS: u64 = 45_000_000_000;
+/// After everything has come to rest, all groups are silent within this time beyond their idle time, in nanoseconds.
+const SILENCE_NANOS: u64 = 20_000_000_000;
 /// Time between the writes that look for progress, in nanoseconds.
 const PROBE_NANOS: u64 = 200_000_000;
 
@@ -179,8 +181,23 @@ impl World {
         self.clients.expect_progress();
     }
 
-    /// Checks that every group makes progress and that all replicas come to the same state.
+    /// Checks that every group makes progress and that all replicas come to the same state; and, where groups fall silent, that all
+    /// of them do, and wake again.
     pub fn converge(&mut self) {
+        let healed = self.now();
+        self.progress();
+        self.come_to_rest(healed);
+        if self.around.swarm.quiesce_after_nanos > 0 {
+            self.fall_silent();
+            self.clients.expect_progress();
+            let woken = self.now();
+            self.progress();
+            self.come_to_rest(woken);
+        }
+    }
+
+    /// Every group acknowledges a write.
+    fn progress(&mut self) {
         let groups = self.around.swarm.groups.clone();
         let (healed, mut probe) = (self.now(), self.now());
         let progress_by = healed.plus_nanos(PROGRESS_NANOS);
@@ -202,6 +219,11 @@ impl World {
                 self.around.oracle.violate(format!("group {group}: no progress after all faults healed: {what}"));
             }
         }
+    }
+
+    /// All replicas come to the same state.
+    fn come_to_rest(&mut self, healed: Time) {
+        let groups = self.around.swarm.groups.clone();
         let by = healed.plus_nanos(CONVERGE_NANOS);
         let mut look = self.now();
         let converged = self.run_until(by, |w| {
@@ -219,6 +241,29 @@ impl World {
             let what = self.differing().unwrap_or_else(open);
             self.around.oracle.violate(format!("no convergence after all faults healed: {what}"));
         }
+    }
+
+    /// Every replica falls silent.
+    fn fall_silent(&mut self) {
+        self.say(|_| "-- all groups are to fall silent --".to_owned());
+        let by = self.now().plus_nanos(SILENCE_NANOS + self.around.swarm.quiesce_after_nanos);
+        let mut look = self.now();
+        let silent = self.run_until(by, |w| {
+            if w.now() < look {
+                return false;
+            }
+            look = w.now().plus_nanos(PROBE_NANOS / 4);
+            w.awake().is_none()
+        });
+        if let Some((group, host)) = self.awake().filter(|_| !silent && !self.around.oracle.is_violated()) {
+            let what = self.describe(group);
+            self.around.oracle.violate(format!("group {group} does not fall silent on host {host}: {what}"));
+        }
+    }
+
+    /// A replica that is awake.
+    pub fn awake(&self) -> Option<(GroupId, HostId)> {
+        self.hosts.iter().find_map(|h| Some((h.life.as_ref()?.awake()?, h.id)))
     }
 
     fn probe(&mut self, group: GroupId, host: HostId) {

@@ -1,0 +1,241 @@
+//! What a step worker has to do with silence: its index of silent replicas, and waking them, a bounded number at a time.
+//!
+//! Invariant: what is told here is a hint: whom it wakes finds out by itself how things are. So it may be late, come twice or be
+//! about a former state, and none of it must be waited for.
+
+use crate::liveness::index::{Silence, SilentIndex, Tie};
+use crate::liveness::{PeerNews, SendToHost, gone_of, send_gone_to_all};
+use crate::replica::Replica;
+use crate::shared::SlotRef;
+use crate::step::StepWorker;
+use longboat_raft::{GroupId, HostId, ReplicaId, Role, Time, plant};
+use longboat_transport::wire::{GoneReplica, HOST_ITEMS_MAX, HostMessage, Incoming, Side, SilentGroup};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// Silent replicas that a worker wakes per millisecond: the votes and heartbeats of as many share frames and syncs, and what
+/// awake groups have to do goes on beside them.
+const WAKES_PER_MILLI: usize = 64;
+const MILLI: u64 = 1_000_000;
+
+/// Why a replica is woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// The host of its leader is suspected, or has started anew.
+    Leader(HostId),
+    /// Another host differs.
+    Differs,
+    /// A replica of its group has stopped.
+    Gone(ReplicaId),
+}
+
+/// What a worker has to wake, and whom it has to tell.
+#[derive(Default)]
+pub(crate) struct Waking {
+    pub(crate) index: SilentIndex,
+    queue: VecDeque<(SlotRef, Why)>,
+    /// When the next ones may be woken.
+    at: Time,
+    gone: Vec<(HostId, GoneReplica)>,
+}
+
+impl Waking {
+    /// When the worker wants its next round for this.
+    pub(crate) fn next(&self) -> Option<Time> {
+        (!self.queue.is_empty()).then_some(self.at)
+    }
+
+    /// This replica has stopped, and its peers are told at the end of the round.
+    pub(crate) fn stopped(&mut self, replica: &Replica) {
+        let own = replica.shared.host.config.host;
+        let (group, epoch) = (replica.config.group, replica.shared.epoch);
+        let gone = GoneReplica { group, epoch, replica: replica.config.replica };
+        let hosts = super::peers::hosts_of(own, replica.core.membership());
+        if !plant::is("gone-notice-dropped") {
+            self.gone.extend(hosts.into_iter().map(|host| (host, gone)));
+        }
+    }
+}
+
+impl StepWorker {
+    pub(crate) fn peer_news(&mut self, news: PeerNews) {
+        match news {
+            PeerNews::Suspected(host) | PeerNews::Restarted(host) => {
+                let led_there: Vec<u32> = self.waking.index.slots(host, Side::Followed, u64::MAX).collect();
+                self.wake_later(led_there, Why::Leader(host));
+            }
+            PeerNews::Started(host) => {
+                let missing = self.waking.index.missing(host).to_vec();
+                self.wake_later(missing, Why::Differs);
+            }
+            PeerNews::List { to, led, followed, turn } => {
+                self.list(to, Side::Led, led, turn);
+                self.list(to, Side::Followed, followed, turn);
+            }
+            PeerNews::Check(from, side, list) => self.check(from, side, &list),
+            PeerNews::Differing(groups) => {
+                let slots: Vec<u32> = groups.iter().filter_map(|group| self.by_group.get(group).copied()).collect();
+                self.wake_later(slots, Why::Differs);
+            }
+            PeerNews::Gone(from, list) => {
+                for gone in &*list {
+                    self.hear_gone(from, gone);
+                }
+            }
+        }
+    }
+
+    fn wake_later(&mut self, slots: Vec<u32>, why: Why) {
+        let at: Vec<_> = slots.into_iter().map(|slot| (self.slot_ref(slot), why)).collect();
+        self.waking.queue.extend(at);
+    }
+
+    fn hear_gone(&mut self, from: HostId, gone: &GoneReplica) {
+        let Some(&slot) = self.by_group.get(&gone.group) else { return };
+        let replica = self.replica(slot);
+        if replica.shared.epoch == gone.epoch && replica.host_of(gone.replica) == Some(from) {
+            self.wake_later(vec![slot], Why::Gone(gone.replica));
+        }
+    }
+
+    /// Tells a host what is silent here in these buckets; of too many, a part that differs from turn to turn.
+    fn list(&mut self, to: HostId, side: Side, mask: u64, turn: u64) {
+        let slots: Vec<u32> = self.waking.index.slots(to, side, mask).collect();
+        if slots.is_empty() {
+            return;
+        }
+        let parts = slots.len().div_ceil(HOST_ITEMS_MAX);
+        let from = (turn % parts as u64) as usize * HOST_ITEMS_MAX;
+        let told = |slot: &u32| {
+            let silence = self.replica_in(*slot)?.silence.as_deref()?;
+            silence.told_to(to).filter(|t| t.0 == side).map(|t| t.1)
+        };
+        let list: Vec<SilentGroup> = slots[from..].iter().take(HOST_ITEMS_MAX).filter_map(told).collect();
+        HostMessage::Silent(side, list).send(&*self.transport, to);
+    }
+
+    /// What another host says is silent there. What is otherwise here wakes, here and there.
+    fn check(&mut self, from: HostId, side: Side, list: &[SilentGroup]) {
+        let mut differing: Vec<GroupId> = Vec::new();
+        for theirs in list {
+            let Some(&slot) = self.by_group.get(&theirs.group) else { continue };
+            let replica = self.replica(slot);
+            // A leader that is still asking will be silent, or will wake its followers, soon.
+            let asking = side == Side::Followed
+                && replica.core.is_falling_quiet()
+                && replica.core.role() == Role::Leader
+                && replica.core.term() == theirs.term;
+            let ours = replica.silence.as_deref().and_then(|s| s.told_to(from));
+            let equal = ours.is_some_and(|(our_side, ours)| our_side != side && ours == *theirs);
+            if !equal && !asking {
+                differing.push(theirs.group);
+                self.wake_later(vec![slot], Why::Differs);
+            }
+        }
+        if !differing.is_empty() {
+            tracing::debug!(host = %from, groups = differing.len(), "groups are silent differently at two hosts");
+            HostMessage::Differing(differing).send(&*self.transport, from);
+        }
+    }
+
+    /// Wakes those whose turn it is.
+    pub(crate) fn wake_due(&mut self, now: Time) {
+        if self.waking.queue.is_empty() || now < self.waking.at {
+            return;
+        }
+        self.waking.at = now.plus_nanos(MILLI);
+        for _ in 0..WAKES_PER_MILLI {
+            let Some((at, why)) = self.waking.queue.pop_front() else { return };
+            let Some(replica) = self.replica_at(at) else { continue };
+            match why {
+                Why::Leader(host) => {
+                    // Meanwhile another may lead.
+                    if replica.core.leader().and_then(|l| replica.host_of(l)) == Some(host) {
+                        replica.core.suspect_leader(now);
+                    }
+                }
+                Why::Differs => replica.core.wake(now),
+                Why::Gone(gone) => replica.core.replica_gone(now, gone),
+            }
+            self.activate(at.slot);
+        }
+    }
+
+    /// What is suspected of the members' hosts, if that has changed since the last visit.
+    pub(crate) fn tell_suspicions(&mut self, now: Time, slot: u32) {
+        let version = self.host.peers.version();
+        let host = Arc::clone(&self.host);
+        let replica = self.replica(slot);
+        if replica.suspicions != version {
+            replica.suspicions = version;
+            replica.tell_suspicions(now, |at| host.peers.is_suspected(at));
+        }
+    }
+
+    /// After a visit: the index and the sums follow what the replica is now.
+    pub(crate) fn note_silence(&mut self, now: Time, slot: u32) {
+        let replica = self.replica(slot);
+        if replica.silence.is_none() && !replica.core.is_quiet() {
+            return;
+        }
+        let silence = if replica.core.is_quiet() { silence_of(replica) } else { None };
+        if replica.core.is_quiet() && silence.is_none() {
+            // Of a member whose host is not known nobody would ever tell that it differs.
+            replica.core.wake(now);
+            self.activate(slot);
+        }
+        let replica = self.replica(slot);
+        if replica.silence.as_deref() == silence.as_ref() {
+            return;
+        }
+        let (fresh, stale) = (silence.map(Box::new), replica.silence.take());
+        replica.silence.clone_from(&fresh);
+        if let Some(stale) = stale {
+            self.waking.index.remove(slot, &stale);
+        }
+        if let Some(fresh) = fresh {
+            self.waking.index.insert(&self.host.peers, slot, &fresh);
+        }
+    }
+
+    /// A message for a group that does not run here.
+    pub(crate) fn hear_unknown(&mut self, from: HostId, incoming: &Incoming) {
+        self.waking.gone.extend(gone_of(&self.host, incoming).map(|gone| (from, gone)));
+    }
+
+    /// Tells other hosts which replicas do not run here.
+    pub(crate) fn send_gone(&mut self) {
+        if !self.waking.gone.is_empty() {
+            send_gone_to_all(&*self.transport, std::mem::take(&mut self.waking.gone));
+        }
+    }
+}
+
+/// What a silent replica believes; `None` when the host of somebody that it counts on is not known.
+fn silence_of(replica: &Replica) -> Option<Silence> {
+    let core = &replica.core;
+    let (own, leader) = (replica.shared.host.config.host, core.leader()?);
+    let mut silence = Silence {
+        group: replica.config.group,
+        epoch: replica.shared.epoch,
+        replica: replica.config.replica,
+        term: core.term(),
+        leader,
+        ties: smallvec::SmallVec::new(),
+    };
+    if core.role() != Role::Leader {
+        silence.ties.push((replica.host_of(leader).filter(|h| *h != own)?, Tie::Follows));
+        return Some(silence);
+    }
+    // A host holds one replica of a group; of a wrong membership the first counts.
+    let mut ties: BTreeMap<HostId, Tie> = BTreeMap::new();
+    for member in core.membership().replicas().filter(|r| *r != replica.config.replica) {
+        let tie = match core.lagging().contains(&member) {
+            true if core.is_gone(member) => Tie::Misses,
+            lagging => Tie::Leads { member, lagging },
+        };
+        ties.entry(replica.host_of(member)?).or_insert(tie);
+    }
+    silence.ties = ties.into_iter().collect();
+    Some(silence)
+}
