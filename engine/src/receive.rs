@@ -45,7 +45,7 @@ impl StepWorker {
         let mut ahead = std::mem::take(&mut self.ahead);
         let mut good = true;
         while good {
-            good = self.look_ahead(&mut messages, &mut ahead);
+            good = self.look_ahead(frame.from, &mut messages, &mut ahead);
             self.warm(ahead.iter().map(|(at, _)| at.slot));
             if ahead.is_empty() {
                 break;
@@ -62,7 +62,12 @@ impl StepWorker {
 
     /// Takes the next messages of a frame and finds whom they are for. Returns false at the end of the frame, and when the
     /// rest of it makes no sense.
-    fn look_ahead(&mut self, messages: &mut wire::Messages, ahead: &mut Vec<(SlotRef, wire::Incoming)>) -> bool {
+    fn look_ahead(
+        &mut self,
+        from: HostId,
+        messages: &mut wire::Messages,
+        ahead: &mut Vec<(SlotRef, wire::Incoming)>,
+    ) -> bool {
         let dropped_unknown = self.host.workers.len() == 1;
         while ahead.len() < WARM_AHEAD {
             let incoming = match messages.next() {
@@ -81,7 +86,7 @@ impl StepWorker {
                 Some(&slot) => ahead.push((self.slot_ref(slot), incoming)),
                 None if dropped_unknown => {
                     self.host.counters.dropped_unknown.fetch_add(1, Ordering::Relaxed);
-                    self.hear_unknown(frame.from, &incoming);
+                    self.hear_unknown(from, &incoming);
                 }
                 None => {}
             }
