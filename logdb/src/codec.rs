@@ -39,6 +39,14 @@ impl Rows {
     pub(crate) fn is_empty(&self) -> bool {
         self.to.is_zero()
     }
+
+    /// Takes in the row after the last one.
+    pub(crate) fn extend(&mut self, first: Index, last: Index) {
+        if self.is_empty() {
+            self.from = first;
+        }
+        self.to = last;
+    }
 }
 
 pub(crate) fn put_record(out: &mut Vec<u8>, record: &Record) {

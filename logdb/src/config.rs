@@ -17,6 +17,10 @@ pub const SEGMENT_BYTES_MAX: u64 = 2 << 30;
 /// after a crash.
 const SETTLE_SEGMENTS_DEFAULT: usize = 4;
 
+/// Bytes per group that a segment must have on average to be archived, unless configured: a reference to them takes 60 bytes
+/// as a row, so what is kept in RocksDB of archived segments stays below a sixteenth of the log.
+const ARCHIVE_SPAN_BYTES_MIN_DEFAULT: u64 = 1 << 10;
+
 /// The journal's directory in the host's, unless it is set apart.
 pub(crate) const JOURNAL: &str = "journal";
 
@@ -46,6 +50,9 @@ pub struct SharedLogConfig {
     pub journal_bytes_max: u64,
     /// Sealed segments that one settling pass takes at most.
     pub settle_segments: usize,
+    /// Bytes of entries per group that a segment must have on average to be kept as it is when it is settled, instead of
+    /// being written again as rows. The largest number keeps none.
+    pub archive_span_bytes_min: u64,
     /// Where rows go.
     pub key_value: KeyValue,
     /// Ids come from this seed instead of the machine's random numbers, so that runs repeat. A directory that is made
@@ -63,6 +70,7 @@ impl SharedLogConfig {
             segment_bytes: SEGMENT_BYTES_DEFAULT,
             journal_bytes_max: JOURNAL_BYTES_MAX_DEFAULT,
             settle_segments: SETTLE_SEGMENTS_DEFAULT,
+            archive_span_bytes_min: ARCHIVE_SPAN_BYTES_MIN_DEFAULT,
             key_value: KeyValue::RocksDb,
             seed: None,
         }

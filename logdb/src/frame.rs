@@ -159,6 +159,25 @@ impl Frame {
     }
 }
 
+/// Where the runs of a frame start and how many there are, by the fixed part at its front; nothing is checked yet.
+pub(crate) fn front(bytes: &[u8]) -> Option<(usize, usize)> {
+    let mut b = bytes.get(..FRAME_HEADER_BYTES)?;
+    b.advance(4);
+    let flags = b.get_u32_le();
+    b.advance(32);
+    let (run_count, record_len) = (b.get_u32_le() as usize, b.get_u32_le() as usize);
+    let front = 8 * usize::from(flags & CUT != 0) + 16 * usize::from(flags & COMPACT != 0);
+    Some(((FRAME_HEADER_BYTES + front).saturating_add(record_len.next_multiple_of(8)), run_count))
+}
+
+/// The length of a run in bytes, by its header.
+pub(crate) fn run_length(head: &[u8]) -> u64 {
+    let entries = u64::from((&head[4..]).get_u32_le());
+    let mut b = &head[40..];
+    let (payload, session) = (u64::from(b.get_u32_le()), u64::from(b.get_u32_le()));
+    RUN_HEADER_BYTES as u64 + entries * DESCRIPTOR_BYTES as u64 + session + payload
+}
+
 /// Takes the runs out of a frame, checksums of their contents included.
 pub(crate) fn runs(frame: &Frame, bytes: &Bytes) -> Result<SmallVec<[Run; 1]>, FrameFault> {
     frame
@@ -189,9 +208,7 @@ fn walk_runs(
         let mut b = &head[4..];
         let entries = u64::from(b.get_u32_le());
         let (term, first) = (Term(b.get_u64_le()), Index(b.get_u64_le()));
-        let mut b = &head[40..];
-        let (payload, session) = (u64::from(b.get_u32_le()), u64::from(b.get_u32_le()));
-        let length = RUN_HEADER_BYTES as u64 + entries * DESCRIPTOR_BYTES as u64 + session + payload;
+        let length = run_length(head);
         if length > (bytes.len() - at) as u64 {
             return Err(BEYOND);
         }

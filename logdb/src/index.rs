@@ -43,6 +43,8 @@ pub(crate) struct Group {
     pub(crate) removed: bool,
     /// Counts the times that entries were taken back, so that a reader notices.
     pub(crate) cuts: u32,
+    /// It is in the index's list of groups with rows that are not needed any more.
+    has_dead_rows: bool,
     /// Ascending, contiguous, from the first entry that is not settled to the last.
     pub(crate) spans: SmallVec<[Span; 1]>,
     /// The use number of the segment that `newest` is about.
@@ -58,7 +60,13 @@ impl Group {
 
     /// Whether uncommitted entries lie in this segment.
     pub(crate) fn pins(&self, segment: u64) -> bool {
-        self.spans.iter().any(|s| s.segment == segment && s.hi > self.commit)
+        self.span(segment).is_some_and(|s| s.hi > self.commit)
+    }
+
+    /// The entries that are kept and lie in this segment. Spans ascend by segment as they do by entries.
+    pub(crate) fn span(&self, segment: u64) -> Option<&Span> {
+        let at = self.spans.partition_point(|s| s.segment < segment);
+        self.spans.get(at).filter(|s| s.segment == segment)
     }
 }
 
@@ -125,6 +133,8 @@ pub(crate) struct LogIndex {
     frames: Vec<ActiveFrame>,
     /// The groups with a frame in the segment that is being written.
     touched: Vec<u32>,
+    /// The groups of whose rows in the key-value store some are not needed any more, each once.
+    dead_rows: Vec<u32>,
 }
 
 /// The body of a footer, and where each group's items are in it.
@@ -213,13 +223,18 @@ impl LogIndex {
             // Only a bootstrap brings a group back, no snapshot that was on its way.
             return Ok(());
         }
+        let mut rows_died = false;
         if let Some(start) = effect.fresh {
+            rows_died = g.settled > g.start;
             (g.start, g.last, g.settled, g.removed) = (start, start, Index::ZERO, effect.removed);
             if effect.forgets_commit || effect.removed {
                 g.commit = Index::ZERO;
             }
             g.spans.clear();
             g.cuts = g.cuts.wrapping_add(1);
+        }
+        if rows_died {
+            note(&mut self.dead_rows, slot, g);
         }
         if g.removed {
             return Ok(());
@@ -244,6 +259,9 @@ impl LogIndex {
         if let Some(to) = effect.compact_to {
             if to > g.last {
                 return Err(format!("group {}: compaction to {to} beyond {}", g.id, g.last));
+            }
+            if g.settled > g.start && to > g.start {
+                note(&mut self.dead_rows, slot, g);
             }
             compact(g, to);
         }
@@ -328,11 +346,34 @@ impl LogIndex {
         for id in groups {
             let Some(slot) = self.slot(*id) else { continue };
             let g = &mut self.groups[slot as usize];
-            while let Some(s) = g.spans.first().copied().filter(|s| s.segment <= through) {
-                g.settled = s.hi;
-                g.spans.remove(0);
+            let count = g.spans.partition_point(|s| s.segment <= through);
+            if let Some(last) = g.spans.drain(..count).next_back() {
+                g.settled = last.hi;
             }
         }
+    }
+
+    /// Takes up to `max` groups out of the list of those with rows that are not needed any more.
+    pub(crate) fn take_dead_rows(&mut self, max: usize) -> Vec<GroupId> {
+        let from = self.dead_rows.len().saturating_sub(max);
+        let mut taken: Vec<GroupId> = Vec::new();
+        for slot in self.dead_rows.drain(from..) {
+            let g = &mut self.groups[slot as usize];
+            g.has_dead_rows = false;
+            taken.push(g.id);
+        }
+        taken
+    }
+
+    /// Puts a group into that list.
+    pub(crate) fn note_dead_rows(&mut self, id: GroupId) {
+        if let Some(slot) = self.slot(id) {
+            note(&mut self.dead_rows, slot, &mut self.groups[slot as usize]);
+        }
+    }
+
+    pub(crate) fn has_dead_rows(&self) -> bool {
+        !self.dead_rows.is_empty()
     }
 
     /// Whether every kept entry of every group has a place.
@@ -350,6 +391,12 @@ impl LogIndex {
             }
         }
         Ok(())
+    }
+}
+
+fn note(list: &mut Vec<u32>, slot: u32, g: &mut Group) {
+    if !std::mem::replace(&mut g.has_dead_rows, true) {
+        list.push(slot);
     }
 }
 
@@ -371,9 +418,8 @@ fn cut(g: &mut Group, from: Index) {
 
 fn compact(g: &mut Group, to: Index) {
     g.start = g.start.max(to);
-    while g.spans.first().is_some_and(|s| s.hi <= g.start) {
-        g.spans.remove(0);
-    }
+    let gone = g.spans.partition_point(|s| s.hi <= g.start);
+    g.spans.drain(..gone);
     if let Some(s) = g.spans.first_mut() {
         s.lo = s.lo.max(g.start.next());
     }

@@ -104,10 +104,20 @@ impl Settled {
 pub(crate) const KEY_SETTLING: &[u8] = b"\0settling";
 /// What the keys of group rows begin with.
 const GROUP_PREFIX: u8 = 1;
-/// The version at the front of a log row.
-const LOG_ROW_VERSION: u32 = 1;
-/// Bytes in front of a log row's runs: version, count of runs, last index.
+/// What the keys of archived segments' rows begin with.
+const ARCHIVED_PREFIX: u8 = 2;
+/// The number at the front of a log row that holds runs.
+const LOG_ROW_RUNS: u32 = 1;
+/// The number at the front of a log row that says which archived segment has the runs.
+const LOG_ROW_REFERENCE: u32 = 2;
+/// Bytes in front of a log row's runs: what it is, count of runs, last index.
 const LOG_ROW_HEADER_BYTES: usize = 16;
+/// Bytes of a reference.
+const REFERENCE_BYTES: usize = 40;
+/// The version at the front of an archived segment's row.
+const ARCHIVED_ROW_VERSION: u32 = 1;
+/// Bytes of an archived segment's row.
+const ARCHIVED_ROW_BYTES: usize = 32;
 
 pub(crate) fn group_key(group: GroupId) -> Vec<u8> {
     let mut key = vec![GROUP_PREFIX];
@@ -129,6 +139,101 @@ pub(crate) fn log_key(group: GroupId, first: Index) -> Vec<u8> {
 
 pub(crate) fn take_log_key(mut key: &[u8]) -> Option<(GroupId, Index)> {
     (key.len() == 16).then(|| (GroupId(key.get_u64()), Index(key.get_u64())))
+}
+
+/// The first key of archived segments' rows. Ascending by use number.
+pub(crate) const ARCHIVED_KEYS: &[u8] = &[ARCHIVED_PREFIX];
+
+pub(crate) fn archived_key(use_number: u64) -> Vec<u8> {
+    let mut key = vec![ARCHIVED_PREFIX];
+    key.put_u64(use_number);
+    key
+}
+
+/// The use number of an archived segment's row; `None` for other keys.
+pub(crate) fn use_of_archived_key(mut key: &[u8]) -> Option<u64> {
+    (key.len() == 9 && key.get_u8() == ARCHIVED_PREFIX).then(|| key.get_u64())
+}
+
+/// An archived segment, as a row of [`Table::State`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ArchivedRow {
+    /// The use that the segment's file must still have.
+    pub(crate) use_id: u64,
+    /// Where its footer is.
+    pub(crate) footer_offset: u64,
+    /// The bytes of all references to it together.
+    pub(crate) live_bytes: u64,
+}
+
+impl ArchivedRow {
+    pub(crate) fn encode(self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(ARCHIVED_ROW_BYTES);
+        out.put_u32_le(ARCHIVED_ROW_VERSION);
+        out.put_u32_le(0);
+        out.put_u64_le(self.use_id);
+        out.put_u64_le(self.footer_offset);
+        out.put_u64_le(self.live_bytes);
+        out
+    }
+
+    pub(crate) fn decode(mut bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != ARCHIVED_ROW_BYTES || bytes.get_u32_le() != ARCHIVED_ROW_VERSION {
+            return None;
+        }
+        bytes.advance(4);
+        Some(Self { use_id: bytes.get_u64_le(), footer_offset: bytes.get_u64_le(), live_bytes: bytes.get_u64_le() })
+    }
+}
+
+/// A row of [`Table::Log`] in place of the entries themselves: an archived segment has them. The first is in the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reference {
+    /// The segment's use.
+    pub(crate) use_number: u64,
+    /// The last entry.
+    pub(crate) last: Index,
+    /// The group's items in the list of frames of the segment's footer.
+    pub(crate) at: u32,
+    pub(crate) count: u32,
+    /// About how many bytes of the segment they are; never zero.
+    pub(crate) bytes: u64,
+}
+
+impl Reference {
+    pub(crate) fn encode(self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(REFERENCE_BYTES);
+        out.put_u32_le(LOG_ROW_REFERENCE);
+        out.put_u32_le(0);
+        out.put_u64_le(self.last.0);
+        out.put_u64_le(self.use_number);
+        out.put_u32_le(self.at);
+        out.put_u32_le(self.count);
+        out.put_u64_le(self.bytes);
+        out
+    }
+
+    /// The reference that this row is; `None` when it holds runs.
+    pub(crate) fn decode(mut value: &[u8]) -> Option<Self> {
+        if value.len() != REFERENCE_BYTES || value.get_u32_le() != LOG_ROW_REFERENCE {
+            return None;
+        }
+        value.advance(4);
+        Some(Self {
+            last: Index(value.get_u64_le()),
+            use_number: value.get_u64_le(),
+            at: value.get_u32_le(),
+            count: value.get_u32_le(),
+            bytes: value.get_u64_le(),
+        })
+    }
+
+    /// What is left of it from `first` on, for one that starts at `from`. Its bytes are taken to be spread evenly.
+    pub(crate) fn starting_at(self, from: Index, first: Index) -> Self {
+        let (all, left) = (u128::from(self.last.0 - from.0 + 1), u128::from(self.last.0 - first.0 + 1));
+        let bytes = (u128::from(self.bytes) * left / all) as u64;
+        Self { bytes: bytes.max(1), ..self }
+    }
 }
 
 /// Gathers runs into one row of [`Table::Log`].
@@ -159,13 +264,10 @@ impl LogRow {
     pub(crate) fn finish(&mut self, group: GroupId, rows: &mut Rows, batch: &mut KvBatch) {
         let LogRow { first: Some(first), last, runs, mut value } = std::mem::take(self) else { return };
         let mut header = &mut value[..LOG_ROW_HEADER_BYTES];
-        header.put_u32_le(LOG_ROW_VERSION);
+        header.put_u32_le(LOG_ROW_RUNS);
         header.put_u32_le(runs);
         header.put_u64_le(last.0);
-        if rows.is_empty() {
-            rows.from = first;
-        }
-        rows.to = last;
+        rows.extend(first, last);
         batch.put(Table::Log, log_key(group, first), value);
     }
 }
@@ -173,8 +275,8 @@ impl LogRow {
 /// The runs of a row of [`Table::Log`], their checksums checked.
 pub(crate) fn take_log_row(value: Vec<u8>) -> Result<Vec<Run>, String> {
     let mut value = Bytes::from(value);
-    if value.len() < LOG_ROW_HEADER_BYTES || value.get_u32_le() != LOG_ROW_VERSION {
-        return Err("log row: its version is not known".into());
+    if value.len() < LOG_ROW_HEADER_BYTES || value.get_u32_le() != LOG_ROW_RUNS {
+        return Err("log row: its kind is not known".into());
     }
     let count = value.get_u32_le();
     value.advance(8);
@@ -235,6 +337,22 @@ mod tests {
             assert_eq!(before(5), Some((five, vec![1, 5])));
             assert_eq!(before(4), None);
         }
+    }
+
+    #[test]
+    fn references_and_rows_of_archived_segments_read_back_and_nothing_else_is_taken_for_one() {
+        let reference = Reference { use_number: 7, last: Index(99), at: 3, count: 4, bytes: 1000 };
+        let bytes = reference.encode();
+        assert_eq!(Reference::decode(&bytes), Some(reference));
+        assert!(take_log_row(bytes.clone()).is_err());
+        assert_eq!(Reference::decode(&bytes[..39]), None);
+        let left = reference.starting_at(Index(90), Index(95));
+        assert_eq!((left.bytes, reference.starting_at(Index(90), Index(90))), (500, reference));
+        let row = ArchivedRow { use_id: 1 << 60, footer_offset: 4096, live_bytes: 12 };
+        assert_eq!(ArchivedRow::decode(&row.encode()), Some(row));
+        assert_eq!(ArchivedRow::decode(&row.encode()[..31]), None);
+        assert_eq!(use_of_archived_key(&archived_key(12)), Some(12));
+        assert_eq!((use_of_archived_key(&group_key(GroupId(12))), group_of_key(&archived_key(12))), (None, None));
     }
 
     #[test]

@@ -6,12 +6,14 @@
 //!
 //! Must not know: workers, transport, state machines, what a vote or an append means.
 
+mod archive;
 mod codec;
 mod config;
 mod fill;
 mod fold;
 mod format;
 mod frame;
+mod heads;
 mod identity;
 mod index;
 mod kv;
@@ -21,6 +23,7 @@ mod segment;
 mod settle;
 mod shared;
 mod store;
+mod upkeep;
 mod writer;
 
 pub use config::{
@@ -197,8 +200,12 @@ pub struct LogStats {
     pub settled_entries: u64,
     /// Journal segments that wait to be used again.
     pub free_segments: u64,
+    /// Segments that are settled and stay as they are, because much of what they hold is kept. Not in `segments`.
+    pub archived_segments: u64,
+    /// The bytes of their files.
+    pub archived_file_bytes: u64,
     /// Bytes of segments in use, as a part of the journal's bound. Settling starts above 50; near 100 and beyond, it does
-    /// not keep up, and a host should take no more proposals.
+    /// not keep up, and a host should take no more proposals. 1,000 when there is no room for more segments.
     pub pressure_percent: u32,
 }
 

@@ -1,4 +1,5 @@
-//! Reading entries, from any thread: from the segments while they hold them, else from the key-value store.
+//! Reading entries, from any thread: from the journal's segments while they hold them, else from rows of the key-value
+//! store, or from the archived segments that rows refer to.
 //!
 //! Places are looked up under the index's lock and read without it. What is read was durable when looked up, is checked
 //! against its checksums, and its file is not used again while it is being read.
@@ -6,7 +7,7 @@
 use crate::format::{FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FrameAt};
 use crate::frame::{self, Frame};
 use crate::index::{Place, Span};
-use crate::kv::{Table, log_key, take_log_key, take_log_row};
+use crate::kv::{Reference, Table, log_key, take_log_key, take_log_row};
 use crate::segment::Segment;
 use crate::shared::Shared;
 use crate::{LogReader, ReadError};
@@ -59,13 +60,32 @@ impl SharedReader {
     fn settled(&self, out: &mut Gather, to: Index) -> Result<(), ReadError> {
         let kv = &self.shared.kv;
         let failed = |e: String| ReadError::Failed(e);
+        let mut missed = None;
         while !out.is_full() && out.next <= to {
             let row = kv.at_or_before(Table::Log, &log_key(out.group, out.next)).map_err(|e| failed(e.0))?;
             let Some((key, value)) = row else { return Err(ReadError::Unavailable) };
-            if take_log_key(&key).is_none_or(|(g, _)| g != out.group) {
+            let Some((_, first)) = take_log_key(&key).filter(|(g, _)| *g == out.group) else {
                 return Err(ReadError::Unavailable);
-            }
+            };
             let before = out.next;
+            if let Some(Reference { use_number, last, at, count, .. }) = Reference::decode(&value) {
+                if last < out.next {
+                    return Err(ReadError::Unavailable);
+                }
+                let Some(segment) = self.shared.archive.segment(use_number) else {
+                    // The last reference to a segment goes before the segment, so the next look does not find this one.
+                    if missed.replace(use_number) == Some(use_number) {
+                        return Err(ReadError::Unavailable);
+                    }
+                    continue;
+                };
+                let span = Span { segment: use_number, lo: first, hi: last.min(to), at, count };
+                read_footer(&segment, &span, out)?;
+                if out.next == before {
+                    return Err(ReadError::Unavailable);
+                }
+                continue;
+            }
             for run in take_log_row(value).map_err(failed)? {
                 out.take(&run, to);
             }

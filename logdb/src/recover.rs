@@ -7,6 +7,7 @@
 //! - the last valid record is written again with the same bytes and synced before anything else happens, because after
 //!   a kill or a failed sync the page cache may show what the disk does not hold.
 
+use crate::archive::{self, Archive};
 use crate::codec::Rows;
 use crate::fold::Folded;
 use crate::format::{
@@ -16,7 +17,7 @@ use crate::format::{
 use crate::frame::{self, Frame, FrameFault};
 use crate::identity::{LOCK, LOST_AND_FOUND};
 use crate::index::LogIndex;
-use crate::kv::Settled;
+use crate::kv::{ArchivedRow, Settled};
 use crate::segment::{Sealed, Segment, SegmentFile, Window};
 use crate::shared::Files;
 use crate::{GroupState, OpenError};
@@ -157,6 +158,21 @@ pub(crate) fn holds_records(disk: &SharedDisk, dir: &Path) -> Result<bool, OpenE
     Ok(false)
 }
 
+/// Takes out the files of archived segments: each must still have the use that its row says.
+pub(crate) fn take_archived(found: &mut Found, rows: Vec<(u64, ArchivedRow)>) -> Result<Archive, OpenError> {
+    let take = |(use_number, row): (u64, ArchivedRow)| {
+        let at = found.candidates.partition_point(|c| c.header.use_number < use_number);
+        let is_it = |c: &Candidate| (c.header.use_number, c.header.use_id) == (use_number, row.use_id);
+        if !found.candidates.get(at).is_some_and(is_it) {
+            return Err(OpenError::Corrupt(format!("archived segment {use_number} is missing or damaged")));
+        }
+        let Candidate { header, file } = found.candidates.remove(at);
+        let segment = archive::open(Segment::new(Arc::new(file), &header), &row)?;
+        Ok((segment, row.live_bytes))
+    };
+    rows.into_iter().map(take).collect()
+}
+
 /// Replays the records after `settled` over the groups of the key-value store.
 pub(crate) fn replay(
     found: Found,
@@ -176,11 +192,9 @@ pub(crate) fn replay(
         )));
     };
     let mut candidate = unused.remove(&first).expect("just found");
-    let mut count = 0;
     let mut bytes = 0;
     let header = loop {
         let Candidate { header, file } = candidate;
-        count += 1;
         bytes += file.capacity;
         let Some(next_use_id) = replay.segment(header, Arc::new(file))? else { break header };
         let next = unused.values().find(|c| c.header.use_id == next_use_id).map(|c| c.header.use_number);
@@ -197,10 +211,9 @@ pub(crate) fn replay(
     replay.index.check().map_err(OpenError::Corrupt)?;
     let later = unused.values().filter(|c| c.header.use_number > header.use_number);
     let prepared = later.map(|c| c.file.path.clone()).collect();
-    let mut files = Files { next_number: found.next_number, count, bytes, ..Files::default() };
+    let mut files = Files { next_number: found.next_number, bytes, ..Files::default() };
     let (blank, surplus) = keep_one(found.blank, segment_bytes);
     for file in blank.into_iter().chain(unused.into_values().map(|c| c.file)) {
-        files.count += 1;
         files.bytes += file.capacity;
         files.free.push(Arc::new(file));
     }
@@ -418,34 +431,6 @@ fn refusal(seq: u64, fault: FrameFault) -> Result<&'static str, OpenError> {
     match fault {
         FrameFault::Damaged(why) => Ok(why),
         FrameFault::NotUnderstood(why) => Err(OpenError::Format(format!("record {seq}: {why}"))),
-    }
-}
-
-/// Walks the records of a sealed segment, for settling.
-pub(crate) struct SegmentFrames<'a> {
-    segment: &'a Segment,
-    window: Window<'a>,
-    position: u64,
-    seq: u64,
-}
-
-impl<'a> SegmentFrames<'a> {
-    /// Starts at `position`, which is that of record `seq`.
-    pub(crate) fn new(segment: &'a Segment, position: u64, seq: u64) -> Self {
-        Self { segment, window: Window::new(&segment.file, READ_BYTES), position, seq }
-    }
-
-    /// The frames of the next record, and where the one after it starts; `None` at the footer.
-    pub(crate) fn next(&mut self) -> Result<Option<(Vec<Frame>, u64)>, OpenError> {
-        let sealed = self.segment.sealed.get().expect("only sealed segments are settled");
-        if self.position == sealed.offset {
-            return Ok(None);
-        }
-        let record = read_record(&mut self.window, self.position, self.segment.seed, self.seq)?
-            .map_err(|why| OpenError::Corrupt(format!("record {}: {why}", self.seq)))?;
-        self.position += padded(record.header.length);
-        self.seq += 1;
-        Ok(Some((record.frames.into_iter().map(|(_, frame)| frame).collect(), self.position)))
     }
 }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use longboat_io::{DiskFile, SharedDisk};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// A file of the journal. Readers share it; it is used again only when nobody else holds it.
@@ -16,8 +17,8 @@ pub(crate) struct SegmentFile {
     pub(crate) path: PathBuf,
     /// The file's length in bytes: those with one huge entry are longer than the others.
     pub(crate) capacity: u64,
-    /// Its blocks were written once, or are not worth writing ahead.
-    pub(crate) filled: bool,
+    /// Its blocks before this place were written once, or are not worth writing ahead.
+    filled_to: AtomicU64,
     file: Box<dyn DiskFile>,
 }
 
@@ -37,31 +38,39 @@ impl SegmentFile {
             }
             return Err(e);
         }
-        Ok(Self { path, capacity, filled: false, file })
+        Ok(Self { path, capacity, filled_to: AtomicU64::new(0), file })
     }
 
-    /// Writes zeros from `position` on, about `budget` bytes, and makes them durable at the end of the file. Returns where it
-    /// is. For files without a use only.
-    pub(crate) fn fill(&mut self, mut position: u64, budget: u64) -> io::Result<u64> {
+    /// Writes about `budget` bytes of zeros where nothing was written yet, and syncs them: what piles up in the page cache
+    /// would hold up the next sync of somebody else. For files without a use only.
+    pub(crate) fn fill(&mut self, budget: u64) -> io::Result<()> {
         const ZEROS: &[u8] = &[0; 256 << 10];
+        let mut position = *self.filled_to.get_mut();
         let until = position.saturating_add(budget.max(1)).min(self.capacity);
         while position < until {
             let bytes = (self.capacity - position).min(ZEROS.len() as u64);
             self.file.write_all_at(&ZEROS[..bytes as usize], position)?;
             position += bytes;
         }
-        if position == self.capacity {
-            self.file.sync_data()?;
-            self.filled = true;
-        }
-        Ok(position)
+        self.file.sync_data()?;
+        *self.filled_to.get_mut() = position;
+        Ok(())
+    }
+
+    pub(crate) fn is_filled(&self) -> bool {
+        self.filled_to.load(Ordering::Relaxed) >= self.capacity
+    }
+
+    /// From here on its blocks are not worth writing ahead: they were written in a use, or that failed.
+    pub(crate) fn set_filled(&self) {
+        self.filled_to.store(self.capacity, Ordering::Relaxed);
     }
 
     /// Opens a file of before.
     pub(crate) fn open(disk: &SharedDisk, path: &Path) -> io::Result<Self> {
         let file = disk.open(path)?;
         let capacity = file.len()? / BLOCK * BLOCK;
-        Ok(Self { path: path.to_path_buf(), capacity, filled: true, file })
+        Ok(Self { path: path.to_path_buf(), capacity, filled_to: AtomicU64::new(capacity), file })
     }
 
     fn name(number: u64) -> String {
@@ -97,6 +106,7 @@ pub(crate) struct Sealed {
 pub(crate) struct Segment {
     pub(crate) file: Arc<SegmentFile>,
     pub(crate) use_number: u64,
+    pub(crate) use_id: u64,
     pub(crate) first_seq: u64,
     pub(crate) seed: u32,
     /// Set when the footer is durable.
@@ -105,8 +115,8 @@ pub(crate) struct Segment {
 
 impl Segment {
     pub(crate) fn new(file: Arc<SegmentFile>, header: &SegmentHeader) -> Self {
-        let (use_number, first_seq) = (header.use_number, header.first_seq);
-        Self { file, use_number, first_seq, seed: header.seed(), sealed: OnceLock::new() }
+        let SegmentHeader { use_number, use_id, first_seq, .. } = *header;
+        Self { file, use_number, use_id, first_seq, seed: header.seed(), sealed: OnceLock::new() }
     }
 }
 
@@ -138,5 +148,11 @@ impl<'a> Window<'a> {
         }
         let at = (offset - self.base) as usize;
         Ok(Some(self.piece.slice(at..at + len as usize)))
+    }
+
+    /// The bytes there if they were read already.
+    pub(crate) fn has(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let at = usize::try_from(offset.checked_sub(self.base)?).ok()?;
+        self.piece.get(at..at.checked_add(len)?)
     }
 }

@@ -1,24 +1,32 @@
-//! Settling: one pass takes the oldest sealed segments, writes what is still needed of them to the key-value store,
-//! and gives their files back.
+//! Settling: one pass takes the oldest sealed segments out of the journal. What they say of their groups becomes rows of the
+//! key-value store; the entries that are still kept become rows too, or stay where they are in an archived segment.
 //!
-//! Order of a pass: rows of committed entries that are still kept, in any number of batches; then, in one batch, the
-//! row of every group that the segments speak of as of their last record, and that record as the settled sequence; then
-//! a flush; only then are the files free. A crash before the flush leaves the old settled sequence and at most rows that
-//! nothing refers to, which the next opening sweeps.
+//! Order of a pass: rows of committed entries that are still kept, or references in their place, in any number of batches;
+//! then, in one batch, the row of every group that the segments speak of as of their last record, the rows of the segments
+//! that are archived, and that record as the settled sequence; then a flush; only then are the other files free. A crash before
+//! the flush leaves the old settled sequence and at most rows that nothing refers to, which the next opening sweeps.
 //!
 //! Entries that were compacted, cut or overwritten meanwhile are not written at all: the index says what is kept.
+//!
+//! What it costs: a segment of which much is kept is archived, and only the heads of its frames are read. Of the others less
+//! than a quarter is written again. So settling takes a small part of the disk's time whatever the load is, and a
+//! step of it is bounded, but for the flush. It never holds the index's lock for longer than some hundred groups take.
 
-use crate::codec::{Rows, group_row};
+use crate::archive::{self, Changes, is_little};
+use crate::codec::group_row;
 use crate::fold::Folded;
-use crate::format::{BLOCK, FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterGroup, crc};
+use crate::format::{BLOCK, FOOTER_ITEM_BYTES, FooterGroup};
+use crate::heads::SegmentHeads;
+use crate::index::Span;
 use crate::kv::{
-    KEY_SETTLED, KEY_SETTLING, KvBatch, KvError, LogRow, Settled, Table, group_key, log_key, take_log_key,
+    KEY_SETTLED, KEY_SETTLING, KvBatch, KvError, LogRow, Reference, Settled, Table, group_key, log_key, take_log_key,
 };
 use crate::reader::{Gather, read_footer};
-use crate::recover::SegmentFrames;
 use crate::segment::Segment;
-use crate::shared::{LOOKS_UNTIL_PREPARE, Shared};
-use crate::{LogError, OpenError, ReadError};
+use crate::shared::{Pins, Shared};
+use crate::upkeep::{self, Upkeep, drop_rows};
+use crate::{LogError, OpenError};
+use bytes::Bytes;
 use longboat_io::{Job, JobState};
 use longboat_raft::{GroupId, Index, plant};
 use std::collections::BTreeMap;
@@ -27,13 +35,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Bytes at which a row is closed: large enough to be cheap to store, small enough to read for one follower.
-const ROW_BYTES: usize = 256 << 10;
-/// Groups whose place is moved under one hold of the index's lock.
+pub(crate) const ROW_BYTES: usize = 256 << 10;
+/// Groups that are looked at or changed under one hold of the index's lock.
 const GROUPS_AT_ONCE: usize = 256;
+/// Looks for housekeeping that pass between two rounds of upkeep while no segment is to be settled: entries go one group at a
+/// time, and each round may end with a flush.
+const LOOKS_UNTIL_UPKEEP: u32 = 16;
 
 /// Why a pass can't go on.
 #[derive(Debug)]
-struct Failed(String);
+pub(crate) struct Failed(String);
 
 impl From<KvError> for Failed {
     fn from(e: KvError) -> Self {
@@ -47,12 +58,6 @@ impl From<OpenError> for Failed {
     }
 }
 
-impl From<ReadError> for Failed {
-    fn from(e: ReadError) -> Self {
-        Self(format!("settling: {e}"))
-    }
-}
-
 impl From<io::Error> for Failed {
     fn from(e: io::Error) -> Self {
         Self(format!("settling: {e}"))
@@ -62,6 +67,8 @@ impl From<io::Error> for Failed {
 /// What comes next.
 #[derive(Debug)]
 enum Phase {
+    /// Delete what is not needed any more.
+    Upkeep(Upkeep),
     /// Choose the segments.
     Plan,
     /// Read the records of a segment, from this place on.
@@ -72,19 +79,37 @@ enum Phase {
     Finish,
 }
 
+/// A segment of a pass.
+#[derive(Debug)]
+struct Settling {
+    segment: Arc<Segment>,
+    /// Its footer's groups and list.
+    footer: Bytes,
+    /// It stays as it is, with references to it.
+    keep: bool,
+    /// The bytes of all references to it.
+    referred: u64,
+}
+
 /// One pass.
 #[derive(Debug)]
 pub(crate) struct SettleJob {
     shared: Arc<Shared>,
     phase: Phase,
-    segments: Vec<Arc<Segment>>,
-    groups: BTreeMap<GroupId, Folded>,
-    batch: KvBatch,
+    segments: Vec<Settling>,
+    groups: BTreeMap<GroupId, Folding>,
+    changes: Changes,
     entries: u64,
     /// The last durable record when the pass was made.
     last_seq: u64,
-    /// A file should be made ahead of its use.
-    prepare: bool,
+}
+
+/// A group in a pass.
+#[derive(Debug)]
+struct Folding {
+    folded: Folded,
+    /// Through where its log was compacted when its rows were made.
+    start: Index,
 }
 
 impl Drop for SettleJob {
@@ -98,6 +123,8 @@ impl Job for SettleJob {
         if self.shared.is_closed() {
             return JobState::Done;
         }
+        // The writer must always find a file, so that comes first.
+        self.shared.prepare_file();
         match self.try_step(budget) {
             Ok(state) => state,
             Err(Failed(why)) => {
@@ -110,14 +137,20 @@ impl Job for SettleJob {
 
 /// A pass over the oldest segments, if enough of them wait for one and no other is running.
 pub(crate) fn job(shared: &Arc<Shared>, last_seq: u64) -> Option<SettleJob> {
-    let prepare = shared.may_prepare() && shared.wants_file(&shared.files.lock());
+    let prepare = shared.may_prepare() && shared.wants_file();
     let due = !candidates(shared).is_empty() && !is_pinned(shared, last_seq);
-    if !(prepare || due) || shared.job_running.swap(true, Ordering::AcqRel) {
+    let upkeep = (due || shared.looks_until_upkeep.tick()) && Upkeep::is_due(shared);
+    if !(prepare || due || upkeep) || shared.job_running.swap(true, Ordering::AcqRel) {
         return None;
     }
-    let (phase, segments, groups) = (Phase::Plan, Vec::new(), BTreeMap::new());
-    let shared = Arc::clone(shared);
-    Some(SettleJob { shared, phase, segments, groups, batch: KvBatch::default(), entries: 0, last_seq, prepare })
+    let phase = if upkeep {
+        shared.looks_until_upkeep.set(LOOKS_UNTIL_UPKEEP);
+        Phase::Upkeep(Upkeep::new())
+    } else {
+        Phase::Plan
+    };
+    let (segments, groups, changes) = (Vec::new(), BTreeMap::new(), Changes::default());
+    Some(SettleJob { shared: Arc::clone(shared), phase, segments, groups, changes, entries: 0, last_seq })
 }
 
 /// The sealed segments that are due: there are more than half of what the journal may have.
@@ -141,21 +174,40 @@ fn is_pinned(shared: &Shared, last_seq: u64) -> bool {
     last_seq < pins.looked_at + RECORDS_UNTIL_NEXT_LOOK && pins.groups.iter().any(pinned)
 }
 
+/// What a sealed segment still holds.
+#[derive(Debug, Default)]
+struct Look {
+    /// The groups with uncommitted entries in it.
+    pinned: Vec<GroupId>,
+    /// The bytes of frames with entries that are kept, and the groups that have any.
+    live_bytes: u64,
+    spans: u64,
+}
+
+/// About how many bytes of the segment the entries of this span are: whole frames, as its footer lists them.
+fn span_bytes(segment: &Segment, footer: &Bytes, span: &Span) -> u64 {
+    let (mut bytes, mut after) = (0, None);
+    for frame in upkeep::items(segment, footer, span.at, span.count).rev() {
+        if frame.first <= span.hi && after.is_none_or(|next| span.lo < next) {
+            bytes += u64::from(frame.length);
+        }
+        after = Some(frame.first);
+    }
+    bytes.max(1)
+}
+
 impl SettleJob {
     fn try_step(&mut self, budget: usize) -> Result<JobState, Failed> {
-        match self.phase {
-            Phase::Plan => {
-                if self.prepare
-                    && let Err(error) = self.shared.prepare_file()
-                {
-                    self.shared.looks_until_prepare.store(LOOKS_UNTIL_PREPARE, Ordering::Relaxed);
-                    // Not needed yet: when it is, and there is still no room, the writer fails with the reason.
-                    tracing::warn!(%error, "no journal segment could be prepared");
+        match &mut self.phase {
+            Phase::Upkeep(upkeep) => {
+                if upkeep.step(&self.shared, budget)? {
+                    self.phase = Phase::Plan;
                 }
-                self.plan()
+                Ok(JobState::Again)
             }
-            Phase::Fold { segment, position, seq } => self.fold(segment, position, seq, budget),
-            Phase::Rows { after } => self.rows(after, budget),
+            Phase::Plan => self.plan(),
+            &mut Phase::Fold { segment, position, seq } => self.fold(segment, position, seq, budget),
+            &mut Phase::Rows { after } => self.rows(after, budget),
             Phase::Finish => self.finish(),
         }
     }
@@ -163,61 +215,71 @@ impl SettleJob {
     /// Takes the oldest segments up to the first one that holds an uncommitted entry.
     fn plan(&mut self) -> Result<JobState, Failed> {
         for segment in candidates(&self.shared) {
-            let pinned = self.pinned(&segment)?;
-            if pinned.is_empty() {
-                self.segments.push(segment);
+            // A group that is not recognised here would be settled with entries that are not committed.
+            let footer = upkeep::footer_body(&segment).map_err(|e| Failed(format!("settling: {e}")))?;
+            let look = self.look(&segment, &footer);
+            if look.pinned.is_empty() {
+                let large_spans = look.live_bytes / look.spans.max(1) >= self.shared.archive_span_bytes_min;
+                let keep = look.spans > 0 && large_spans && !is_little(look.live_bytes, &segment);
+                self.segments.push(Settling { segment, footer, keep, referred: 0 });
                 continue;
             }
             if self.segments.is_empty() {
-                let (unreported, groups) = (pinned.clone(), pinned);
+                let (unreported, groups) = (look.pinned.clone(), look.pinned);
                 let (segment, looked_at) = (segment.use_number, self.last_seq);
-                *self.shared.pins.lock() = crate::shared::Pins { unreported, groups, segment, looked_at };
+                *self.shared.pins.lock() = Pins { unreported, groups, segment, looked_at };
             }
             break;
         }
         let Some(first) = self.segments.first() else { return Ok(JobState::Done) };
+        let first_seq = first.segment.first_seq;
         let mut batch = KvBatch::default();
         batch.put(Table::State, KEY_SETTLING.to_vec(), Vec::new());
         self.shared.kv.write(batch)?;
-        self.phase = Phase::Fold { segment: 0, position: BLOCK, seq: first.first_seq };
+        self.phase = Phase::Fold { segment: 0, position: BLOCK, seq: first_seq };
         Ok(JobState::Again)
     }
 
-    /// The groups with uncommitted entries in a sealed segment.
-    fn pinned(&self, segment: &Segment) -> Result<Vec<GroupId>, Failed> {
-        let sealed = segment.sealed.get().expect("only sealed segments are candidates");
-        let body = sealed.footer.length as usize - FOOTER_HEADER_BYTES;
-        let bytes = segment.file.read(sealed.offset + FOOTER_HEADER_BYTES as u64, body)?;
-        if crc(segment.seed, &bytes) != sealed.footer.body_crc {
-            // A group that is not recognised here would be settled with entries that are not committed.
-            let path = segment.file.path.display();
-            return Err(Failed(format!("settling: the footer of {path} is damaged")));
+    fn look(&self, segment: &Segment, footer: &Bytes) -> Look {
+        let mut look = Look::default();
+        let groups = segment.sealed.get().expect("only sealed segments are candidates").footer.groups as usize;
+        for some in footer[..groups * FOOTER_ITEM_BYTES].chunks(GROUPS_AT_ONCE * FOOTER_ITEM_BYTES) {
+            let index = self.shared.index.read();
+            for item in some.chunks_exact(FOOTER_ITEM_BYTES) {
+                let id = FooterGroup::decode(item).group;
+                let Some(group) = index.group(id) else { continue };
+                let Some(span) = group.span(segment.use_number) else { continue };
+                look.spans += 1;
+                look.live_bytes += span_bytes(segment, footer, span);
+                if group.pins(segment.use_number) {
+                    look.pinned.push(id);
+                }
+            }
         }
-        let bytes = &bytes[..sealed.footer.groups as usize * FOOTER_ITEM_BYTES];
-        let index = self.shared.index.read();
-        let ids = bytes.chunks_exact(FOOTER_ITEM_BYTES).map(|b| FooterGroup::decode(b).group);
-        Ok(ids.filter(|id| index.group(*id).is_some_and(|g| g.pins(segment.use_number))).collect())
+        look
     }
 
     /// Folds records until the budget is used.
     fn fold(&mut self, at: usize, position: u64, seq: u64, budget: usize) -> Result<JobState, Failed> {
-        let segment = Arc::clone(&self.segments[at]);
-        let mut records = SegmentFrames::new(&segment, position, seq);
+        let segment = Arc::clone(&self.segments[at].segment);
+        let mut records = SegmentHeads::new(&segment, position, seq);
         let (mut end, mut next_seq) = (position, seq);
         while end - position < budget.max(1) as u64 {
             let Some((frames, after)) = records.next()? else {
                 self.phase = match self.segments.get(at + 1) {
-                    Some(next) => Phase::Fold { segment: at + 1, position: BLOCK, seq: next.first_seq },
+                    Some(next) => Phase::Fold { segment: at + 1, position: BLOCK, seq: next.segment.first_seq },
                     None => Phase::Rows { after: None },
                 };
                 return Ok(JobState::Again);
             };
             for frame in &frames {
-                let folded = match self.groups.entry(frame.group) {
+                let group = match self.groups.entry(frame.group) {
                     std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
-                    std::collections::btree_map::Entry::Vacant(e) => e.insert(load(&self.shared, frame.group)?),
+                    std::collections::btree_map::Entry::Vacant(e) => {
+                        e.insert(Folding { folded: load(&self.shared, frame.group)?, start: Index::ZERO })
+                    }
                 };
-                folded.apply(frame).map_err(Failed)?;
+                group.folded.apply(frame).map_err(Failed)?;
             }
             (end, next_seq) = (after, next_seq + 1);
         }
@@ -229,95 +291,88 @@ impl SettleJob {
     fn rows(&mut self, after: Option<GroupId>, budget: usize) -> Result<JobState, Failed> {
         use std::ops::Bound::{Excluded, Unbounded};
         let mut groups = std::mem::take(&mut self.groups);
-        let mut last = after;
         let from = after.map_or(Unbounded, Excluded);
-        for (group, folded) in groups.range_mut((from, Unbounded)) {
-            if self.batch.bytes >= budget.max(1) {
+        let mut last = after;
+        for (group, folding) in groups.range_mut((from, Unbounded)) {
+            if self.changes.batch.bytes >= budget.max(1) {
                 break;
             }
             last = Some(*group);
-            self.drop_rows(*group, folded)?;
-            self.group_rows(*group, folded)?;
+            let folded = &mut folding.folded;
+            let kept_after = match self.shared.index.read().group(*group) {
+                Some(g) if !folded.reset => g.start.max(folded.state.start.index).min(folded.rows.to),
+                _ => folded.rows.to,
+            };
+            drop_rows(&self.shared, *group, &mut folded.rows, kept_after, &mut self.changes)?;
+            self.group_rows(*group, folding);
         }
         let done = last == groups.last_key_value().map(|(g, _)| *g);
         self.groups = groups;
-        self.shared.kv.write(std::mem::take(&mut self.batch))?;
+        self.changes.write(&self.shared)?;
         self.phase = if done { Phase::Finish } else { Phase::Rows { after: last } };
         Ok(JobState::Again)
     }
 
-    /// Deletes the rows of entries that are gone, key by key: a range deletion per group and truncation would pile up.
-    fn drop_rows(&mut self, group: GroupId, folded: &mut Folded) -> Result<(), Failed> {
-        let kept_after = match self.shared.index.read().group(group) {
-            Some(g) if !folded.reset => g.start.max(folded.state.start.index).min(folded.rows.to),
-            _ => folded.rows.to,
-        };
-        if folded.rows.is_empty() || kept_after < folded.rows.from {
-            return Ok(());
-        }
-        let mut keys: Vec<Index> = Vec::new();
-        self.shared.kv.scan(Table::Log, &log_key(group, folded.rows.from), &mut |key, _| match take_log_key(key) {
-            Some((g, first)) if g == group && first <= folded.rows.to => {
-                keys.push(first);
-                // The row after tells where the one before ends.
-                first <= kept_after
-            }
-            _ => false,
-        })?;
-        let whole = keys.iter().enumerate().take_while(|(i, _)| {
-            let last = keys.get(i + 1).map_or(folded.rows.to, |next| next.prev());
-            last <= kept_after
-        });
-        let count = whole.count();
-        for first in &keys[..count] {
-            self.batch.delete(Table::Log, log_key(group, *first));
-        }
-        folded.rows = match keys.get(count) {
-            Some(first) => Rows { from: *first, ..folded.rows },
-            None => Rows::default(),
-        };
-        Ok(())
-    }
-
-    /// Writes the entries of one group that are still kept in the segments of this pass. All of them are committed.
-    fn group_rows(&mut self, group: GroupId, folded: &mut Folded) -> Result<(), Failed> {
+    /// Writes the entries of one group that are still kept in the segments of this pass, or refers to them where the
+    /// segment stays. All of them are committed.
+    fn group_rows(&mut self, group: GroupId, folding: &mut Folding) {
         let spans = {
             let index = self.shared.index.read();
-            index.group(group).map(|g| g.spans.clone()).unwrap_or_default()
+            let known = index.group(group);
+            folding.start = known.map(|g| g.start).unwrap_or_default();
+            known.map(|g| g.spans.clone()).unwrap_or_default()
         };
+        let (rows, batch) = (&mut folding.folded.rows, &mut self.changes.batch);
         let mut row = LogRow::default();
-        for segment in &self.segments {
+        for settling in &mut self.segments {
+            let Settling { segment, footer, keep, referred } = settling;
             let Some(span) = spans.iter().find(|s| s.segment == segment.use_number) else { continue };
             let mut next = span.lo;
-            while next <= span.hi {
+            while next <= span.hi && !*keep {
                 let bytes_left = ROW_BYTES.saturating_sub(row.bytes()).max(1);
                 let mut part = Gather { group, next, hi: span.hi, bytes_left, runs: Vec::new() };
-                read_footer(segment, span, &mut part)?;
+                let read = read_footer(segment, span, &mut part);
+                if read.is_err() || part.next == next {
+                    // Who needs them is told when they are read; nobody else is to suffer.
+                    tracing::warn!(%group, from = %next, error = ?read.err(), "entries can't be read, their segment stays");
+                    break;
+                }
                 for run in &part.runs {
                     row.push(run);
                     self.entries += run.count() as u64;
                 }
                 next = part.next;
                 if row.bytes() >= ROW_BYTES {
-                    row.finish(group, &mut folded.rows, &mut self.batch);
+                    row.finish(group, rows, batch);
                 }
             }
+            if next <= span.hi {
+                row.finish(group, rows, batch);
+                let bytes = span_bytes(segment, footer, &Span { lo: next, ..*span });
+                let Span { segment: use_number, hi: last, at, count, .. } = *span;
+                let reference = Reference { use_number, last, at, count, bytes };
+                batch.put(Table::Log, log_key(group, next), reference.encode());
+                rows.extend(next, last);
+                *referred += bytes;
+            }
         }
-        row.finish(group, &mut folded.rows, &mut self.batch);
-        Ok(())
+        row.finish(group, rows, batch);
     }
 
     fn finish(&mut self) -> Result<JobState, Failed> {
-        let last = self.segments.last().expect("a pass has segments");
+        let last = &self.segments.last().expect("a pass has segments").segment;
         let footer = last.sealed.get().expect("sealed").footer;
         let (through, settled) = (last.use_number, footer.last_seq);
         let mut batch = KvBatch::default();
-        for (group, folded) in &self.groups {
+        for (group, Folding { folded, .. }) in &self.groups {
             let mut state = folded.state.clone();
             if plant::is("vote-lost-on-recycle") {
                 state.hard_state = load(&self.shared, *group)?.state.hard_state;
             }
             batch.put(Table::State, group_key(*group), group_row(&state, folded.rows));
+        }
+        for settling in self.segments.iter().filter(|s| s.referred > 0) {
+            archive::put_row(&settling.segment, settling.referred, &mut batch);
         }
         let row = Settled { seq: settled, next_use_id: footer.next_use_id };
         batch.put(Table::State, KEY_SETTLED.to_vec(), row.encode());
@@ -327,29 +382,49 @@ impl SettleJob {
         self.shared.settled.store(settled, Ordering::Release);
         self.shared.row_bytes.store(self.shared.kv.bytes(), Ordering::Relaxed);
         self.shared.settled_entries.fetch_add(self.entries, Ordering::Relaxed);
-        let groups: Vec<GroupId> = self.groups.keys().copied().collect();
-        for some in groups.chunks(GROUPS_AT_ONCE) {
-            self.shared.index.write().settle(some, through);
-        }
+        self.hand_over(through);
+        tracing::debug!(settled, segments = self.segments.len(), groups = self.groups.len(), "settled");
         self.give_back(through);
-        tracing::debug!(settled, segments = self.segments.len(), groups = groups.len(), "settled");
         Ok(JobState::Done)
     }
 
+    /// From here on readers look for the entries in rows and by references.
+    fn hand_over(&self, through: u64) {
+        for settling in self.segments.iter().filter(|s| s.referred > 0) {
+            self.shared.archive.insert(Arc::clone(&settling.segment), settling.referred);
+        }
+        let groups: Vec<GroupId> = self.groups.keys().copied().collect();
+        for some in groups.chunks(GROUPS_AT_ONCE) {
+            let mut index = self.shared.index.write();
+            index.settle(some, through);
+            for id in some {
+                let Folding { folded, start } = &self.groups[id];
+                // What went while the rows were written is not known to be in rows by who let it go.
+                let is_less = index.group(*id).is_some_and(|g| g.start > *start || g.settled < folded.rows.to);
+                if is_less && !folded.rows.is_empty() {
+                    index.note_dead_rows(*id);
+                }
+            }
+        }
+    }
+
     fn give_back(&mut self, through: u64) {
+        let kept: Vec<u64> = self.segments.iter().filter(|s| s.referred > 0).map(|s| s.segment.use_number).collect();
         self.segments.clear();
         let gone: Vec<Arc<Segment>> = {
             let mut index = self.shared.index.write();
             let count = index.segments.partition_point(|s| s.use_number <= through);
             index.segments.drain(..count).collect()
         };
+        let (archived, gone): (Vec<_>, Vec<_>) = gone.into_iter().partition(|s| kept.contains(&s.use_number));
+        self.shared.leave(archived.iter().map(|s| s.file.capacity));
         // Each segment goes before its file is free: a file that somebody else holds can't be used again.
         self.shared.recycle(gone.into_iter().map(|s| Arc::clone(&s.file)).collect());
     }
 }
 
 /// What the key-value store knows of a group.
-fn load(shared: &Shared, group: GroupId) -> Result<Folded, Failed> {
+pub(crate) fn load(shared: &Shared, group: GroupId) -> Result<Folded, Failed> {
     let Some(row) = shared.kv.get(Table::State, &group_key(group))? else { return Ok(Folded::new(group)) };
     let (state, rows) = crate::codec::take_group_row(group, &row).map_err(|e| Failed(e.to_string()))?;
     Ok(crate::recover::folded(state, rows))
@@ -376,6 +451,7 @@ pub(crate) fn sweep(shared_kv: &dyn crate::kv::Kv, groups: &BTreeMap<GroupId, Fo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::Rows;
     use crate::kv::{Kv, MemKv};
     use longboat_io::{RealDisk, SharedDisk};
 

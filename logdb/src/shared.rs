@@ -3,6 +3,7 @@
 //! Lock order: the index before the free files. Neither is held during any I/O.
 
 use crate::LogError;
+use crate::archive::Archive;
 use crate::index::LogIndex;
 use crate::kv::Kv;
 use crate::segment::SegmentFile;
@@ -14,12 +15,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-/// Free files that are kept though the journal is over its bound, so that it need not make one right away again.
-const FREE_FILES_KEPT: usize = 2;
+/// Free files that are there ahead of their use, and that are kept though the journal is over its bound. The writer is to
+/// find one whenever it needs it: making one takes longer than writing some megabytes. And while no more can be made, the
+/// last ones are for votes, compaction and what else must go on.
+const FREE_FILES_READY: usize = 2;
+/// The pressure that is reported while files can't be made and the last ones are in use: far beyond where a host takes no
+/// more proposals.
+const STARVED_PERCENT: u32 = 1000;
 
 /// Looks for housekeeping that pass after a file could not be made, until the next attempt: about a second of a busy
 /// host's. A full disk stays full for longer than that.
-pub(crate) const LOOKS_UNTIL_PREPARE: u32 = 100;
+const LOOKS_UNTIL_PREPARE: u32 = 100;
 
 /// The store behind all its handles.
 #[derive(Debug)]
@@ -31,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) segment_bytes: u64,
     pub(crate) journal_bytes_max: u64,
     pub(crate) settle_segments: usize,
+    pub(crate) archive_span_bytes_min: u64,
+    pub(crate) archive: Archive,
     pub(crate) files: Mutex<Files>,
     /// Every record up to this one is in the key-value store, durably.
     pub(crate) settled: AtomicU64,
@@ -41,7 +49,11 @@ pub(crate) struct Shared {
     pub(crate) failure: Mutex<Option<LogError>>,
     pub(crate) job_running: AtomicBool,
     /// Looks to let pass before the next attempt to prepare a file, after one that failed.
-    pub(crate) looks_until_prepare: AtomicU32,
+    pub(crate) looks_until_prepare: Countdown,
+    /// The last attempt failed.
+    pub(crate) starved: AtomicBool,
+    /// Looks to let pass before the next round of upkeep on its own.
+    pub(crate) looks_until_upkeep: Countdown,
     /// The last record when somebody last looked whether the host is idle.
     pub(crate) looked_at: AtomicU64,
     pub(crate) closed: AtomicBool,
@@ -56,9 +68,27 @@ pub(crate) struct Files {
     /// Not in use, oldest first.
     pub(crate) free: Vec<Arc<SegmentFile>>,
     pub(crate) next_number: u64,
-    /// How many there are, and their bytes, used and free.
-    pub(crate) count: u64,
+    /// The bytes of all, used and free, but not of those that are archived.
     pub(crate) bytes: u64,
+}
+
+/// Counts down from look to look.
+#[derive(Debug, Default)]
+pub(crate) struct Countdown(AtomicU32);
+
+impl Countdown {
+    pub(crate) fn set(&self, looks: u32) {
+        self.0.store(looks, Ordering::Relaxed);
+    }
+
+    /// Counts one look. Whether it had come to its end before.
+    pub(crate) fn tick(&self) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err()
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
 }
 
 /// The groups that keep the oldest segment from being settled.
@@ -85,31 +115,45 @@ impl Shared {
         Ok(Arc::new(file))
     }
 
-    /// Makes one more free file, unless there is one or the bound is reached.
-    pub(crate) fn prepare_file(&self) -> io::Result<()> {
+    /// Makes one more free file if one is wanted.
+    pub(crate) fn prepare_file(&self) {
         let files = self.files.lock();
-        if self.wants_file(&files) {
-            let file = self.make_file(files, self.segment_bytes)?;
-            self.files.lock().free.push(Arc::new(file));
+        if !self.looks_until_prepare.is_over() || !self.wants_one(&files) {
+            return;
         }
-        Ok(())
+        match self.make_file(files, self.segment_bytes) {
+            Ok(file) => {
+                self.files.lock().free.push(Arc::new(file));
+                self.starved.store(false, Ordering::Relaxed);
+            }
+            Err(error) => {
+                self.looks_until_prepare.set(LOOKS_UNTIL_PREPARE);
+                self.starved.store(true, Ordering::Relaxed);
+                // Not needed yet: when it is, and there is still no room, the writer fails with the reason.
+                tracing::warn!(%error, "no journal segment could be prepared");
+            }
+        }
     }
 
     /// Whether a look for housekeeping may come to a new file: not for a while after one could not be made.
     pub(crate) fn may_prepare(&self) -> bool {
-        let passed = |left: u32| left.checked_sub(1);
-        self.looks_until_prepare.fetch_update(Ordering::Relaxed, Ordering::Relaxed, passed).is_err()
+        self.looks_until_prepare.tick()
     }
 
-    pub(crate) fn wants_file(&self, files: &Files) -> bool {
-        files.free.is_empty() && files.bytes + self.segment_bytes <= self.journal_bytes_max
+    pub(crate) fn wants_file(&self) -> bool {
+        self.wants_one(&self.files.lock())
+    }
+
+    /// Beyond the bound too there is always one: the writer would make it itself otherwise.
+    fn wants_one(&self, files: &Files) -> bool {
+        let is_within = files.bytes + self.segment_bytes <= self.journal_bytes_max;
+        files.free.len() < if is_within { FREE_FILES_READY } else { 1 }
     }
 
     /// Counts a file and lets go of the list, then makes the file: nobody waits for the disk who only wants a free one.
     fn make_file(&self, mut files: MutexGuard<'_, Files>, capacity: u64) -> io::Result<SegmentFile> {
         let number = files.next_number;
         files.next_number += 1;
-        files.count += 1;
         files.bytes += capacity;
         drop(files);
         let made = SegmentFile::create(&self.disk, &self.journal_dir, number, capacity);
@@ -121,15 +165,16 @@ impl Shared {
 
     /// One file of that length less.
     fn forget(&self, capacity: u64) {
-        let mut files = self.files.lock();
-        files.count -= 1;
-        files.bytes -= capacity;
+        self.files.lock().bytes -= capacity;
     }
 
-    /// A free file whose blocks were never written, out of the list.
+    /// A free file whose blocks were never written, out of the list; another one stays in it.
     pub(crate) fn take_unfilled(&self) -> Option<SegmentFile> {
         let mut files = self.files.lock();
-        let at = files.free.iter_mut().position(|f| !f.filled && Arc::get_mut(f).is_some())?;
+        if files.free.len() < 2 {
+            return None;
+        }
+        let at = files.free.iter_mut().position(|f| !f.is_filled() && Arc::get_mut(f).is_some())?;
         let file = files.free.remove(at);
         Some(Arc::into_inner(file).expect("nobody else holds it, and the list is locked"))
     }
@@ -141,6 +186,9 @@ impl Shared {
 
     /// Takes back files whose segments are settled; removes what is beyond the bound.
     pub(crate) fn recycle(&self, freed: Vec<Arc<SegmentFile>>) {
+        for file in &freed {
+            file.set_filled();
+        }
         self.files.lock().free.extend(freed);
         while let Some(file) = self.take_surplus() {
             if let Err(error) = self.disk.remove_file(&file.path) {
@@ -153,10 +201,21 @@ impl Shared {
         }
     }
 
+    /// Files of these lengths are no longer the journal's: their segments are archived.
+    pub(crate) fn leave(&self, capacities: impl Iterator<Item = u64>) {
+        self.files.lock().bytes -= capacities.sum::<u64>();
+    }
+
+    /// Takes back files whose segments were archived.
+    pub(crate) fn recycle_archived(&self, freed: Vec<Arc<SegmentFile>>) {
+        self.files.lock().bytes += freed.iter().map(|f| f.capacity).sum::<u64>();
+        self.recycle(freed);
+    }
+
     /// A free file beyond the bound, out of the list.
     fn take_surplus(&self) -> Option<Arc<SegmentFile>> {
         let mut files = self.files.lock();
-        let beyond = files.bytes > self.journal_bytes_max && files.free.len() > FREE_FILES_KEPT;
+        let beyond = files.bytes > self.journal_bytes_max && files.free.len() > FREE_FILES_READY;
         if beyond { files.free.pop() } else { None }
     }
 
@@ -170,8 +229,15 @@ impl Shared {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Bytes of the segments that are in use.
+    /// Bytes of the segments that are in use, but for archived ones.
     pub(crate) fn live_bytes(&self) -> u64 {
         self.index.read().segments.iter().map(|s| s.file.capacity).sum()
+    }
+
+    /// How full the journal is, in percent of its bound.
+    pub(crate) fn pressure_percent(&self) -> u32 {
+        let percent = (self.live_bytes() * 100 / self.journal_bytes_max) as u32;
+        let starved = self.starved.load(Ordering::Relaxed) && self.files.lock().free.len() < FREE_FILES_READY;
+        if starved { percent.max(STARVED_PERCENT) } else { percent }
     }
 }

@@ -1,5 +1,6 @@
 //! The shared store: opening it, and its face as a [`LogDb`].
 
+use crate::archive::{self, Archive};
 use crate::config::JOURNAL;
 use crate::fold::Folded;
 use crate::format::{BLOCK, SegmentHeader};
@@ -8,7 +9,7 @@ use crate::kv::{KEY_IDENTITY, KEY_SETTLED, KEY_SETTLING, Kv, KvBatch, MemKv, Roc
 use crate::reader::SharedReader;
 use crate::recover::{self, LastWritten, Owner, Replayed};
 use crate::segment::SegmentFile;
-use crate::shared::{Files, Pins, Shared};
+use crate::shared::{Countdown, Files, Pins, Shared};
 use crate::writer::{Active, Writer, open_active};
 use crate::{
     KeyValue, LogDb, LogError, LogReader, LogStats, OpenError, Opened, Progress, Seq, SharedLogConfig, Update, fill,
@@ -21,7 +22,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// One log store for all groups of a host: a journal in front of a key-value store.
 #[derive(Debug)]
@@ -126,16 +127,19 @@ impl LogDb for SharedLog {
 
     fn stats(&self) -> LogStats {
         let (live, segments) = (self.shared.live_bytes(), self.shared.index.read().segments.len() as u64);
-        let written = self.writer.written;
+        let (written, archive) = (self.writer.written, self.shared.archive.figures());
+        let free_segments = self.shared.files.lock().free.len() as u64;
         LogStats {
             syncs: written.syncs,
             entries: written.entries,
             journal_bytes_written: written.bytes,
             segments,
-            log_bytes: live + self.shared.row_bytes.load(Ordering::Relaxed),
+            log_bytes: live + self.shared.row_bytes.load(Ordering::Relaxed) + archive.live_bytes,
             settled_entries: self.shared.settled_entries.load(Ordering::Relaxed),
-            free_segments: self.shared.files.lock().free.len() as u64,
-            pressure_percent: (live * 100 / self.shared.journal_bytes_max) as u32,
+            free_segments,
+            archived_segments: archive.segments,
+            archived_file_bytes: archive.file_bytes,
+            pressure_percent: self.shared.pressure_percent(),
         }
     }
 }
@@ -238,7 +242,7 @@ fn make_journal(disk: &SharedDisk, config: &SharedLogConfig, header: SegmentHead
     for number in 1..=2 {
         let mut file = SegmentFile::create(disk, &dir, number, config.segment_bytes)?;
         // A new store has the time: what is written to them later is written over.
-        file.fill(0, u64::MAX)?;
+        file.fill(u64::MAX)?;
         if number == 1 {
             let mut file = disk.open(&file.path)?;
             file.write_all_at(&block, 0)?;
@@ -261,7 +265,8 @@ fn recover_store(
     let owner = Owner { store, host: config.host_id };
     // Entries of the directory that are seen may not be durable yet.
     disk.sync_dir(&journal)?;
-    let found = recover::find(&disk, &journal, owner)?;
+    let mut found = recover::find(&disk, &journal, owner)?;
+    let archive = recover::take_archived(&mut found, archive::load(&*kv)?)?;
     let (rows, settled) = load_rows(&*kv)?;
     if kv.get(Table::State, KEY_SETTLING)?.is_some() {
         settle::sweep(&*kv, &rows)?;
@@ -291,7 +296,7 @@ fn recover_store(
         "opened a log store"
     );
     let segment = index.segments.back().map(Arc::clone).expect("a journal has a segment that is written");
-    let shared = Arc::new(share(disk, config, kv, locks, Recovered { index, files, settled: settled.seq }));
+    let shared = Arc::new(share(disk, config, kv, locks, Recovered { index, files, archive, settled: settled.seq }));
     let active = open_active(&shared, Arc::clone(&segment.file), header)?;
     for path in surplus {
         if let Err(error) = shared.disk.remove_file(&path) {
@@ -315,6 +320,7 @@ fn recover_store(
 struct Recovered {
     index: crate::index::LogIndex,
     files: Files,
+    archive: Archive,
     settled: u64,
 }
 
@@ -332,6 +338,8 @@ fn share(
         segment_bytes: config.segment_bytes,
         journal_bytes_max: config.journal_bytes_max,
         settle_segments: config.settle_segments,
+        archive_span_bytes_min: config.archive_span_bytes_min,
+        archive: recovered.archive,
         files: Mutex::new(recovered.files),
         settled: AtomicU64::new(recovered.settled),
         settled_entries: AtomicU64::new(0),
@@ -339,7 +347,9 @@ fn share(
         kv,
         failure: Mutex::new(None),
         job_running: AtomicBool::new(false),
-        looks_until_prepare: AtomicU32::new(0),
+        looks_until_prepare: Countdown::default(),
+        starved: AtomicBool::new(false),
+        looks_until_upkeep: Countdown::default(),
         looked_at: AtomicU64::new(0),
         closed: AtomicBool::new(false),
         pins: Mutex::new(Pins::default()),

@@ -3,40 +3,49 @@
 //! After each: what was reported durable is there, in whole batches; nothing is there that was not submitted; and what
 //! the store said that it held when it was opened is still there after another power loss right away.
 
-use crate::scenarios::{Crash, fail_everywhere, stop_everywhere};
+use crate::scenarios::{Course, Crash, fail_everywhere, stop_everywhere};
 use crate::support::*;
 use longboat_io::sim::SimOp;
 use std::io;
 
+/// What the tests of this page go through, with the seeds to go through it with.
+fn courses(from: u64) -> impl Iterator<Item = (u64, Course)> {
+    let random = (from..from + 3).map(|seed| (seed, Course::AsRows(80)));
+    let archiving = (from..from + 2).map(|seed| (seed, Course::InPlace(120)));
+    random.chain(archiving).chain([(from, Course::KeepAndLetGo)])
+}
+
 #[test]
 fn a_kill_at_any_change_loses_nothing_durable() {
-    let stops: u64 = (1..4).map(|seed| stop_everywhere(seed, 80, Crash::Kill)).sum();
-    assert!(stops > 300, "only {stops} changes");
+    let stops: u64 = courses(1).map(|(seed, course)| stop_everywhere(seed, course, Crash::Kill)).sum();
+    assert!(stops > 600, "only {stops} changes");
 }
 
 #[test]
 fn a_power_loss_at_any_change_loses_nothing_durable() {
-    let stops: u64 = (11..14).map(|seed| stop_everywhere(seed, 80, Crash::PowerLoss)).sum();
-    assert!(stops > 300, "only {stops} changes");
+    let stops: u64 = courses(11).map(|(seed, course)| stop_everywhere(seed, course, Crash::PowerLoss)).sum();
+    assert!(stops > 600, "only {stops} changes");
 }
 
 #[test]
 fn a_failed_sync_is_final_and_loses_nothing_durable_after_a_kill() {
-    let failed: u64 = (21..24).map(|seed| fail_everywhere(SimOp::Sync, seed, 80, Crash::Kill)).sum();
-    assert!(failed > 150, "only {failed} syncs");
+    let failed: u64 = courses(21).map(|(seed, course)| fail_everywhere(SimOp::Sync, seed, course, Crash::Kill)).sum();
+    assert!(failed > 300, "only {failed} syncs");
 }
 
 #[test]
 fn a_failed_sync_is_final_and_loses_nothing_durable_after_a_power_loss() {
-    let failed: u64 = (31..34).map(|seed| fail_everywhere(SimOp::Sync, seed, 80, Crash::PowerLoss)).sum();
-    assert!(failed > 150, "only {failed} syncs");
+    let fail = |(seed, course)| fail_everywhere(SimOp::Sync, seed, course, Crash::PowerLoss);
+    let failed: u64 = courses(31).map(fail).sum();
+    assert!(failed > 300, "only {failed} syncs");
 }
 
 #[test]
 fn a_failed_write_or_directory_change_loses_nothing_durable() {
     for (op, from) in [(SimOp::Write, 41), (SimOp::Metadata, 51)] {
-        let failed: u64 = (from..from + 2).map(|seed| fail_everywhere(op, seed, 80, Crash::PowerLoss)).sum();
-        assert!(failed > 15, "only {failed} calls");
+        let courses = [(from, Course::AsRows(80)), (from + 1, Course::AsRows(80)), (from, Course::KeepAndLetGo)];
+        let failed = courses.map(|(seed, course)| fail_everywhere(op, seed, course, Crash::PowerLoss));
+        assert!(failed.iter().sum::<u64>() > 30, "only {failed:?} calls");
     }
 }
 
@@ -101,7 +110,7 @@ fn a_full_disk_gathers_no_files_and_is_not_asked_at_every_look() {
     for _ in 0..200 {
         housekeep(&mut *log);
     }
-    assert_eq!(disk.files().len(), files.len() + 1, "once there is room, a file is made ahead");
+    assert_eq!(disk.files().len(), files.len() + 2, "once there is room, two files are made ahead");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::model::{self, ModelGroup, ModelGroups};
 use crate::support::*;
 use crate::workload::{Action, Step, reseal};
 use longboat_io::JobState;
-use longboat_logdb::{GroupState, LogDb, LogError, OpenError, Update};
+use longboat_logdb::{GroupState, LogDb, LogError, OpenError, ReadError, Update};
 
 /// A store and the model of all that was submitted to it.
 pub(crate) struct Driver<'a> {
@@ -16,6 +16,9 @@ pub(crate) struct Driver<'a> {
     pub(crate) durable: usize,
     /// The batches before this opening.
     base: usize,
+    /// The most segments that were archived at any time, and whether one was let go.
+    pub(crate) archived_max: u64,
+    pub(crate) archived_freed: bool,
 }
 
 /// Why a run ended early.
@@ -25,6 +28,8 @@ pub(crate) enum Stopped {
     Open(OpenError),
     #[allow(dead_code, reason = "shown when a test fails")]
     Log(LogError),
+    #[allow(dead_code, reason = "shown when a test fails")]
+    Read(ReadError),
 }
 
 impl From<LogError> for Stopped {
@@ -33,9 +38,27 @@ impl From<LogError> for Stopped {
     }
 }
 
+/// What was read. A machine that has stopped reads nothing; any other failure is the store's.
+fn unless_stopped(read: Result<Vec<Seen>, ReadError>) -> Result<Vec<Seen>, Stopped> {
+    read.map_err(|e| match e {
+        ReadError::Failed(why) if why.contains("the simulated machine has stopped") => {
+            Stopped::Read(ReadError::Failed(why))
+        }
+        e => panic!("durable and kept, but {e}"),
+    })
+}
+
 impl<'a> Driver<'a> {
     pub(crate) fn new(host: &'a mut dyn Host) -> Self {
-        Self { host, log: None, history: vec![ModelGroups::new()], durable: 0, base: 0 }
+        Self {
+            host,
+            log: None,
+            history: vec![ModelGroups::new()],
+            durable: 0,
+            base: 0,
+            archived_max: 0,
+            archived_freed: false,
+        }
     }
 
     pub(crate) fn groups(&self) -> &ModelGroups {
@@ -59,7 +82,9 @@ impl<'a> Driver<'a> {
         (self.base, self.durable) = (held, held);
         let reader = log.reader();
         for state in states.iter().filter(|s| !s.removed) {
-            assert_eq!(read_all(&*reader, state), model_entries(&self.groups()[&state.group]), "group {}", state.group);
+            let (first, last) = (state.start.index.0 + 1, state.last.index.0);
+            let seen = unless_stopped(read(&*reader, state.group.0, first, last, 1 << 16))?;
+            assert_eq!(seen, model_entries(&self.groups()[&state.group]), "group {}", state.group);
         }
         self.log = Some(log);
         Ok(())
@@ -126,6 +151,9 @@ impl<'a> Driver<'a> {
                     break;
                 }
             }
+            let archived = self.log().stats().archived_segments;
+            self.archived_freed |= archived < self.archived_max;
+            self.archived_max = self.archived_max.max(archived);
         }
         let pinned = self.log().pinned();
         if !pinned.is_empty() {
@@ -151,7 +179,7 @@ impl<'a> Driver<'a> {
         let hi = lo + u64::from(a) % (last - lo + 1);
         let all = model_entries(g);
         let wanted = &all[(lo - first) as usize..=(hi - first) as usize];
-        let seen = read(&*reader, g.state.group.0, lo, hi, a as usize % 4000).expect("durable and kept");
+        let seen = unless_stopped(read(&*reader, g.state.group.0, lo, hi, a as usize % 4000))?;
         assert_eq!(seen, wanted, "group {} from {lo} to {hi}", g.state.group);
         Ok(())
     }

@@ -25,6 +25,11 @@ proptest! {
     fn a_simulated_disk_holds_what_the_model_holds(steps in steps(1..300), seed in any::<u64>()) {
         agree(&mut SimHost::new(seed), &steps)?;
     }
+
+    #[test]
+    fn a_simulated_disk_with_archived_segments_holds_what_the_model_holds(steps in steps(1..500), seed in any::<u64>()) {
+        agree(&mut SimHost::tiny(seed).keeping(), &steps)?;
+    }
 }
 
 proptest! {
@@ -33,6 +38,11 @@ proptest! {
     #[test]
     fn a_real_disk_with_rocksdb_holds_what_the_model_holds(steps in steps(100..300)) {
         agree(&mut RealHost::new(KeyValue::RocksDb), &steps)?;
+    }
+
+    #[test]
+    fn a_real_disk_with_archived_segments_holds_what_the_model_holds(steps in steps(100..500)) {
+        agree(&mut RealHost::new(KeyValue::RocksDb).keeping(), &steps)?;
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Scenarios that more than one test goes through: with all rules in place, and with one of them broken.
 
-use crate::driver::Driver;
+use crate::driver::{Driver, Stopped};
 use crate::support::*;
 use crate::workload::{Step, seeded_steps};
 use longboat_io::sim::{SimDisk, SimOp};
@@ -26,10 +26,59 @@ impl Crash {
     }
 }
 
-/// Goes through the steps until something fails. Whether it came to the end.
-fn go(driver: &mut Driver<'_>, steps: &[Step]) -> bool {
-    let mut steps = steps.iter();
-    driver.open().is_ok() && steps.all(|s| driver.step(s).is_ok()) && driver.drain().is_ok()
+/// What a run goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Course {
+    /// So many random steps; all that is kept is settled as rows.
+    AsRows(usize),
+    /// So many random steps; segments with much that is kept stay where they are.
+    InPlace(usize),
+    /// Segments stay, lose one group's entries and then the other's, and are used again.
+    KeepAndLetGo,
+}
+
+impl Course {
+    fn host(self, seed: u64) -> SimHost {
+        let host = SimHost::tiny(seed);
+        if matches!(self, Self::AsRows(_)) { host } else { host.keeping() }
+    }
+
+    /// Goes on until something fails. Whether it came to the end.
+    fn go(self, driver: &mut Driver<'_>, seed: u64) -> bool {
+        let gone = driver.open().and_then(|()| match self {
+            Self::AsRows(count) | Self::InPlace(count) => {
+                seeded_steps(seed, count).iter().try_for_each(|s| driver.step(s))
+            }
+            Self::KeepAndLetGo => keep_and_let_go(driver),
+        });
+        gone.is_ok() && driver.drain().is_ok()
+    }
+}
+
+/// Writes two groups until segments are archived, lets one group go, so that the other's entries are remnants, and then
+/// that one too, so that the files are used again.
+pub(crate) fn keep_and_let_go(driver: &mut Driver<'_>) -> Result<(), Stopped> {
+    let (large, small) = (vec![1; 5000], vec![2; 600]);
+    let write = |driver: &mut Driver<'_>, i: u64, compact: [u64; 2]| {
+        let compacted = |g: usize| (compact[g] > 0).then(|| pos(1, compact[g]));
+        let of =
+            |group, payload: &[u8], compact_to| Update { compact_to, ..append(group, hard(1, 0, i), i, &[payload]) };
+        driver.submit(vec![of(1, &large, compacted(0)), of(2, &small, compacted(1))]);
+        driver.drain()?;
+        driver.housekeep(u32::MAX)
+    };
+    let mut next = 1;
+    for (count, lag) in [(26, [0, 0]), (8, [2, 0]), (8, [2, 6]), (6, [1, 1])] {
+        for i in next..next + count {
+            write(driver, i, lag.map(|lag| if lag > 0 { i - lag } else { 0 }))?;
+        }
+        next += count;
+        // Looks that nothing else is due at.
+        for _ in 0..20 {
+            driver.housekeep(u32::MAX)?;
+        }
+    }
+    Ok(())
 }
 
 /// Crashes, opens, loses power, opens, goes on, and opens once more.
@@ -51,18 +100,23 @@ fn crash_and_go_on(driver: &mut Driver<'_>, disk: &SimDisk, crash: Crash, more: 
 }
 
 /// Stops the machine after every number of changes. Returns how many there were.
-pub(crate) fn stop_everywhere(seed: u64, count: usize, crash: Crash) -> u64 {
-    let (steps, more) = (seeded_steps(seed, count), seeded_steps(seed + 1000, 12));
+pub(crate) fn stop_everywhere(seed: u64, course: Course, crash: Crash) -> u64 {
+    let more = seeded_steps(seed + 1000, 12);
     let mut stops = 0;
     for changes in 0.. {
-        let mut host = SimHost::tiny(seed);
+        let mut host = course.host(seed);
         let disk = host.disk.clone();
         disk.reseed(seed * 1_000_003 + changes);
         disk.stop_after(changes);
         let mut driver = Driver::new(&mut host);
-        if go(&mut driver, &steps) {
+        if course.go(&mut driver, seed) {
             let settled = disk.contents(Path::new("/host/kv/rows")).expect("flushed").len();
-            assert!(settled > 500, "the steps of seed {seed} settle too little");
+            let (archived, freed) = (driver.archived_max, driver.archived_freed);
+            match course {
+                Course::AsRows(_) => assert!(settled > 500, "the steps of seed {seed} settle too little"),
+                Course::InPlace(_) => assert!(settled > 200, "the steps of seed {seed} settle too little"),
+                Course::KeepAndLetGo => assert!(archived > 3 && freed, "{archived} archived, freed: {freed}"),
+            }
             break;
         }
         stops += 1;
@@ -72,16 +126,16 @@ pub(crate) fn stop_everywhere(seed: u64, count: usize, crash: Crash) -> u64 {
 }
 
 /// Fails every call of a kind in turn. Returns how many there were.
-pub(crate) fn fail_everywhere(op: SimOp, seed: u64, count: usize, crash: Crash) -> u64 {
-    let (steps, more) = (seeded_steps(seed, count), seeded_steps(seed + 1000, 12));
+pub(crate) fn fail_everywhere(op: SimOp, seed: u64, course: Course, crash: Crash) -> u64 {
+    let more = seeded_steps(seed + 1000, 12);
     let mut failed = 0;
     for skip in 0.. {
-        let mut host = SimHost::tiny(seed);
+        let mut host = course.host(seed);
         let disk = host.disk.clone();
         disk.reseed(seed * 1_000_003 + skip);
         disk.inject(op, skip, io::ErrorKind::Other);
         let mut driver = Driver::new(&mut host);
-        if go(&mut driver, &steps) && !disk.has_faulted() {
+        if course.go(&mut driver, seed) && !disk.has_faulted() {
             break;
         }
         failed += 1;

@@ -76,6 +76,22 @@ impl SimHost {
     }
 }
 
+impl SimHost {
+    /// Segments with much that is kept are archived when they are settled.
+    pub(crate) fn keeping(mut self) -> Self {
+        self.config.archive_span_bytes_min = 1;
+        self
+    }
+}
+
+impl RealHost {
+    /// Segments with much that is kept are archived when they are settled.
+    pub(crate) fn keeping(mut self) -> Self {
+        self.config.archive_span_bytes_min = 1;
+        self
+    }
+}
+
 impl Host for SimHost {
     fn open(&mut self) -> OpenResult {
         open_shared(self.disk.process(), &self.config)
@@ -98,6 +114,7 @@ pub(crate) fn small(dir: &Path, key_value: KeyValue) -> SharedLogConfig {
         segment_bytes: SEGMENT_BYTES,
         journal_bytes_max: 4 * SEGMENT_BYTES,
         settle_segments: 2,
+        archive_span_bytes_min: u64::MAX,
         key_value,
         ..SharedLogConfig::new(dir, HOST)
     }
@@ -108,7 +125,9 @@ pub(crate) fn hosts() -> Vec<(&'static str, Box<dyn Host>)> {
     vec![
         ("model", Box::new(ModelHost::default())),
         ("simulated disk", Box::new(SimHost::new(1))),
+        ("simulated disk, archiving", Box::new(SimHost::new(1).keeping())),
         ("real disk, RocksDB", Box::new(RealHost::new(KeyValue::RocksDb))),
+        ("real disk, RocksDB, archiving", Box::new(RealHost::new(KeyValue::RocksDb).keeping())),
         ("real disk, rows in memory", Box::new(RealHost::new(KeyValue::Memory))),
     ]
 }

@@ -18,6 +18,7 @@ mod workload;
 
 use longboat_io::sim::SimOp;
 use longboat_raft::plant;
+use scenarios::{Course, Crash};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Whether the check fails with this bug planted. It must pass without.
@@ -32,12 +33,20 @@ fn catches(name: &str, check: impl Fn()) -> bool {
 
 fn failed_syncs() {
     for seed in 41..44 {
-        scenarios::fail_everywhere(SimOp::Sync, seed, 40, scenarios::Crash::Kill);
+        scenarios::fail_everywhere(SimOp::Sync, seed, Course::AsRows(40), Crash::Kill);
     }
+}
+
+/// Archives, lets go and uses again, with the power lost after every change.
+fn archive_and_lose_power() {
+    scenarios::stop_everywhere(61, Course::KeepAndLetGo, Crash::PowerLoss);
 }
 
 #[test]
 fn every_planted_bug_of_the_store_is_caught() {
     assert!(catches("vote-lost-on-recycle", scenarios::vote_then_recycle));
     assert!(catches("reopen-without-rewrite", failed_syncs));
+    for name in ["archive-recycled-before-flush", "archived-segment-lost-from-list", "remnants-dropped"] {
+        assert!(catches(name, archive_and_lose_power), "{name}");
+    }
 }
