@@ -70,6 +70,13 @@ impl Core {
         Ok(())
     }
 
+    /// Gives up a transfer that is under way, as if its time were over: for an owner that thought better of it, or that
+    /// wants another target.
+    pub fn give_up_transfer(&mut self, now: Time) {
+        self.wake(now);
+        self.transfer_times_out();
+    }
+
     /// Which replica is to lead when it can, from now on.
     pub fn set_preferred(&mut self, replica: Option<ReplicaId>) {
         self.config.preferred = replica;

@@ -73,7 +73,13 @@ impl Env {
                 case.only(&["from", "to"])?;
                 let end = |key| case.values(key).map_or(Err("no from or to".to_owned()), |v| number(&v[0]));
                 let (from, to) = (end("from")?, end("to")?);
-                self.input(from, |node| _ = node.core.transfer_leader(node.clock, ReplicaId(to)))?;
+                self.input(from, |node| {
+                    // etcd gives a transfer up for another. Here that is asked for.
+                    if let Err(TransferRefused::Busy(_)) = node.core.transfer_leader(node.clock, ReplicaId(to)) {
+                        node.core.give_up_transfer(node.clock);
+                        _ = node.core.transfer_leader(node.clock, ReplicaId(to));
+                    }
+                })?;
             }
             "compact" => {
                 let [id, to] = ids()?[..] else {

@@ -294,6 +294,26 @@ fn a_transfer_that_is_not_answered_is_given_up() {
 }
 
 #[test]
+fn a_transfer_is_given_up_for_another_when_its_owner_says_so() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    c.isolate(3);
+    let now = c.now;
+    c.core(1).transfer_leader(now, id(3)).unwrap();
+    c.settle();
+    assert_eq!(c.core(1).transfer_leader(now, id(2)), Err(TransferRefused::Busy(id(3))));
+    c.core(1).give_up_transfer(now);
+    c.core(1).transfer_leader(now, id(2)).unwrap();
+    c.settle();
+    assert_eq!(c.leaders(), [2]);
+    let ended = |e: &Event| matches!(e, Event::TransferEnded { .. });
+    let outcomes: Vec<&Event> = c.nodes[&1].events.iter().filter(|e| ended(e)).collect();
+    let given_up = Event::TransferEnded { to: id(3), outcome: TransferOutcome::TimedOut };
+    let done = Event::TransferEnded { to: id(2), outcome: TransferOutcome::Done };
+    assert_eq!(outcomes, [&given_up, &done]);
+}
+
+#[test]
 fn leadership_is_not_handed_to_who_does_not_vote() {
     let mut c = Cluster::new(&[1, 2, 3]);
     c.elect(1);
