@@ -13,6 +13,7 @@ pub mod hash;
 pub mod host;
 pub mod jobs;
 pub mod machine;
+pub mod model;
 pub mod network;
 pub mod oracle;
 pub mod recorder;

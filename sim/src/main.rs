@@ -1,8 +1,8 @@
 //! `longboat-sim`: runs seeds, replays one, plants bugs.
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use longboat_raft::{GroupId, plant};
-use longboat_sim::{Totals, Trace, run};
+use longboat_sim::{Totals, Trace, model, run};
 use std::ops::Range;
 use std::process::ExitCode;
 
@@ -10,6 +10,8 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Seeds to run, from..to.
     #[arg(long, value_parser = seeds, default_value = "0..200")]
     seeds: Range<u64>,
@@ -31,6 +33,29 @@ struct Arguments {
     /// List the bugs that can be planted.
     #[arg(long)]
     list_bugs: bool,
+}
+
+/// What to do instead of running seeds.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Walks through the states of small groups over the shipped core, and checks the rules in each.
+    Model {
+        /// The configuration; all of them if not given.
+        #[arg(long)]
+        config: Option<String>,
+        /// How many distinct states to visit in each.
+        #[arg(long, default_value_t = 1_000_000)]
+        states: usize,
+        /// Print a line of JSON for each configuration.
+        #[arg(long)]
+        json: bool,
+        /// List the configurations.
+        #[arg(long)]
+        list: bool,
+        /// Plant a bug, which is to be caught (builds with the feature `plant` only).
+        #[arg(long)]
+        plant: Option<String>,
+    },
 }
 
 fn seeds(text: &str) -> Result<Range<u64>, String> {
@@ -56,6 +81,9 @@ fn plant_bug(_name: &str) -> Result<(), String> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(Command::Model { config, states, json, list, plant }) = &arguments.command {
+        return check_models(config.as_deref(), *states, *json, *list, plant.as_deref());
+    }
     if arguments.list_bugs {
         for (name, what) in plant::ALL {
             println!("{name:<34} {what}");
@@ -74,6 +102,45 @@ fn main() -> ExitCode {
     }
     // A planted bug is to be caught, anything else is to find nothing.
     if (totals.violations > 0) == arguments.plant.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Walks through one configuration or all.
+fn check_models(config: Option<&str>, states: usize, json: bool, list: bool, plant: Option<&str>) -> ExitCode {
+    if list {
+        for config in model::all() {
+            println!("{:<18} {}", config.name, config.about);
+        }
+        return ExitCode::SUCCESS;
+    }
+    let configs = match config.map(model::named) {
+        None => model::all(),
+        Some(Some(config)) => vec![config],
+        Some(None) => {
+            eprintln!("no configuration is called {}: see --list", config.unwrap_or_default());
+            return ExitCode::from(2);
+        }
+    };
+    if let Some(Err(error)) = plant.map(plant_bug) {
+        eprintln!("{error}");
+        return ExitCode::from(2);
+    }
+    // A panic is reported as the violation that it is.
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut violations = 0;
+    for config in configs {
+        let outcome = model::explore(&config, model::Limits { states });
+        if json {
+            println!("{}", outcome.json(config.name));
+        } else {
+            println!("{}: {} states, {} deep, {:.1} s", config.name, outcome.states, outcome.depth, outcome.seconds);
+        }
+        if let Some(found) = outcome.found {
+            violations += 1;
+            eprintln!("{}: {} (after {} states)", config.name, found.what, found.states);
+            found.trace.iter().for_each(|line| eprintln!("{line}"));
+        }
+    }
+    if (violations > 0) == plant.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn run_all(arguments: &Arguments) -> Totals {
