@@ -34,9 +34,6 @@ impl Model {
         if core.role() == Role::Leader && !core.is_voter() && !core.helps_out() && self.config.step_down {
             said.wrong(|| format!("replica {id} leads in term {} and is no voter", core.term()));
         }
-        if core.role() == Role::Leader && core.membership().witnesses.contains(&id) {
-            said.wrong(|| format!("witness {id} leads in term {}", core.term()));
-        }
     }
 
     fn check_membership(&self, node: &Node, handed: usize, said: &mut Said) {

@@ -1,4 +1,8 @@
-//! The search: breadth first through half of the states, then dives along random paths from the edge and from the start.
+//! The search: cheapest histories first through half of the states, then dives along random paths from the edge and from
+//! the start.
+//!
+//! A history costs what its actions cost: those of a good day little, faults more. So all histories up to some cost are walked,
+//! long ones without faults and shorter ones with some, where counting actions alone would stop at short ones full of faults.
 //!
 //! Invariant: the search is a function of the configuration and its limits; two runs visit the same states.
 
@@ -43,8 +47,8 @@ pub struct Outcome {
     pub transitions: u64,
     /// The most actions from the start to a state.
     pub depth: u32,
-    /// All states within so many actions from the start were visited.
-    pub depth_complete: u32,
+    /// All histories of at most this cost were walked.
+    pub cost_complete: u32,
     /// States in which a third term was reached, three commands were proposed and two crashes had happened.
     pub states_far: usize,
     /// Distinct states of single replicas.
@@ -67,7 +71,7 @@ impl Outcome {
             "states": self.states,
             "transitions": self.transitions,
             "depth": self.depth,
-            "depth_complete": self.depth_complete,
+            "cost_complete": self.cost_complete,
             "states_with_3_terms_3_proposals_2_crashes": self.states_far,
             "replica_states": self.replica_states,
             "packets": self.packets,
@@ -81,6 +85,12 @@ impl Outcome {
     }
 }
 
+/// More than the cost of any history that there is memory for.
+const COST_MAX: usize = 200;
+
+/// States that were reached and not left yet, by the cost of reaching them.
+type Edge = Vec<VecDeque<(u32, State)>>;
+
 /// No state led here: it is a start.
 const START: u32 = u32::MAX;
 
@@ -91,6 +101,7 @@ struct Search {
     /// How each state was first reached.
     came_by: Vec<(u32, Option<Action>)>,
     depths: Vec<u8>,
+    costs: Vec<u8>,
     outcome: Outcome,
 }
 
@@ -103,6 +114,7 @@ pub fn explore(config: &Config, limits: Limits) -> Outcome {
         seen: ByHash::default(),
         came_by: Vec::new(),
         depths: Vec::new(),
+        costs: Vec::new(),
         outcome: Outcome::default(),
     };
     search.run(limits);
@@ -115,7 +127,7 @@ pub fn explore(config: &Config, limits: Limits) -> Outcome {
 
 impl Search {
     fn run(&mut self, limits: Limits) {
-        let mut edge = VecDeque::new();
+        let mut edge: Edge = vec![VecDeque::new(); COST_MAX];
         match trace::starts(&mut self.model) {
             Ok(starts) => self.starts = starts,
             Err((what, trace)) => {
@@ -125,11 +137,12 @@ impl Search {
         }
         for start in self.starts.clone() {
             let at = self.visit(&start, START, None).expect("starts differ");
-            edge.push_back((at, start));
+            edge[0].push_back((at, start));
         }
         self.widen(&mut edge, limits.states / 2);
+        let edge: Vec<(u32, State)> = edge.into_iter().flatten().collect();
         if !edge.is_empty() && self.outcome.found.is_none() {
-            self.dive(edge.into(), limits.states);
+            self.dive(edge, limits.states);
         }
     }
 
@@ -143,6 +156,7 @@ impl Search {
         self.came_by.push((from, by));
         let depth = if from == START { 0 } else { self.depths[from as usize].saturating_add(1) };
         self.depths.push(depth);
+        self.costs.push(u8::MAX);
         self.outcome.depth = self.outcome.depth.max(u32::from(depth));
         let third = state.leaders.len() > 2 && state.nodes.iter().any(|n| self.model.nodes.at(*n).core.term().0 >= 3);
         let far = third && state.spent(Budget::Proposals) >= 3 && state.spent(Budget::Crashes) >= 2;
@@ -150,29 +164,47 @@ impl Search {
         Ok(number)
     }
 
-    /// Breadth first until so many states are known.
-    fn widen(&mut self, edge: &mut VecDeque<(u32, State)>, states: usize) {
+    /// Cheapest first until so many states are known.
+    fn widen(&mut self, edge: &mut Edge, states: usize) {
         let mut actions = Vec::new();
-        while let Some((at, state)) = edge.pop_front() {
-            // All states of lower depth have been left by all their actions.
-            self.outcome.depth_complete = u32::from(self.depths[at as usize]);
-            if self.came_by.len() >= states {
-                edge.push_front((at, state));
-                return;
-            }
-            self.model.actions(&state, &mut actions);
-            for &action in &actions {
-                match self.model.next(&state, action) {
-                    Next::State(next) => {
-                        self.outcome.transitions += 1;
-                        if let Ok(number) = self.visit(&next, at, Some(action)) {
-                            edge.push_back((number, *next));
-                        }
+        for cost in 0..COST_MAX {
+            while let Some((at, state)) = edge[cost].pop_front() {
+                // A cheaper way here was found meanwhile, and taken.
+                if usize::from(self.costs[at as usize]) < cost {
+                    continue;
+                }
+                if self.came_by.len() >= states {
+                    edge[cost].push_front((at, state));
+                    return;
+                }
+                self.costs[at as usize] = cost as u8;
+                self.model.actions(&state, &mut actions);
+                for &action in &actions {
+                    match self.model.next(&state, action) {
+                        Next::State(next) => self.reach(edge, at, cost + cost_of(&action), *next, action),
+                        Next::Nothing => {}
+                        Next::Wrong(what) => return self.found(what, at, action),
                     }
-                    Next::Nothing => {}
-                    Next::Wrong(what) => return self.found(what, at, action),
                 }
             }
+            self.outcome.cost_complete = cost as u32;
+        }
+    }
+
+    /// A state is reached from another one by an action, at a cost in all.
+    fn reach(&mut self, edge: &mut Edge, from: u32, cost: usize, state: State, action: Action) {
+        self.outcome.transitions += 1;
+        let number = match self.visit(&state, from, Some(action)) {
+            Ok(number) => number,
+            Err(known) if usize::from(self.costs[known as usize]) > cost => {
+                self.came_by[known as usize] = (from, Some(action));
+                known
+            }
+            Err(_) => return,
+        };
+        self.costs[number as usize] = cost as u8;
+        if cost < COST_MAX {
+            edge[cost].push_back((number, state));
         }
     }
 
@@ -243,6 +275,21 @@ impl Search {
         let states = self.came_by.len();
         let (what, trace) = trace::shorten(&mut self.model, &start, path, what);
         self.outcome.found = Some(Found { what, states, trace });
+    }
+}
+
+/// What an action adds to the cost of a history.
+fn cost_of(action: &Action) -> usize {
+    let stalls = |stall: &bool| if *stall { 3 } else { 0 };
+    match action {
+        Action::Deliver { stall, .. } | Action::Propose { stall, .. } | Action::Change { stall, .. } => {
+            1 + stalls(stall)
+        }
+        Action::Timeout { stall, .. } => 2 + stalls(stall),
+        Action::Finish { .. } | Action::Tell { .. } | Action::Write { .. } | Action::Fetch { .. } => 1,
+        Action::Read { .. } | Action::Transfer { .. } => 1,
+        Action::Heartbeat { .. } | Action::Compact { .. } | Action::Lapse { .. } => 2,
+        Action::Crash { .. } | Action::Lose { .. } | Action::Delay { .. } | Action::Copy { .. } => 3,
     }
 }
 

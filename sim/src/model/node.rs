@@ -127,6 +127,7 @@ impl Node {
     pub(crate) fn hash(&self) -> [u64; 2] {
         let Self { core, disk, flying, written, history, fetches, promised, clock: _ } = self;
         let mut hash = Hash128::new();
+        core.replica().hash(&mut hash);
         core.hash_timeless(&mut hash);
         disk.hash(&mut hash);
         flying.hash(&mut hash);
