@@ -1,14 +1,24 @@
-//! Tests of the tests: every planted bug is caught, by few seeds. A plant holds for the whole process: one test plants all.
+//! Tests of the tests: planted bugs are caught, by few seeds and by few states of models. A plant holds for the whole
+//! process: one test at a time plants.
 #![cfg(feature = "plant")]
 
 use longboat_raft::plant;
+use longboat_sim::model::{self, Limits};
 use longboat_sim::{Trace, run};
+use std::sync::Mutex;
+
+/// Held by the test that plants.
+static PLANTING: Mutex<()> = Mutex::new(());
+
+/// The states of a model that a planted bug which it is to catch may survive.
+const STATES_MAX: usize = 300_000;
 
 /// The worlds that a planted bug may survive: far fewer than the seeds of one test run.
 const SEEDS_MAX: u64 = 100;
 
 #[test]
 fn every_planted_bug_is_caught_within_a_hundred_worlds() {
+    let _alone = PLANTING.lock();
     // A panic that a planted bug leads to is a way of being caught.
     std::panic::set_hook(Box::new(|_| {}));
     let mut survivors = Vec::new();
@@ -23,4 +33,24 @@ fn every_planted_bug_is_caught_within_a_hundred_worlds() {
     plant::set(None);
     let _ = std::panic::take_hook();
     assert!(survivors.is_empty(), "not caught in {SEEDS_MAX} worlds each: {survivors:?}");
+}
+
+#[test]
+fn every_model_catches_its_planted_bugs_within_few_states() {
+    let _alone = PLANTING.lock();
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut survivors = Vec::new();
+    for config in model::all() {
+        assert!(config.plants.len() >= 2, "{} has too few planted bugs to catch", config.name);
+        for name in config.plants {
+            plant::set(Some(name));
+            match model::explore(&config, Limits { states: STATES_MAX }).found {
+                Some(found) => println!("{}: {name} caught after {} states: {}", config.name, found.states, found.what),
+                None => survivors.push(format!("{name} by {}", config.name)),
+            }
+        }
+    }
+    plant::set(None);
+    let _ = std::panic::take_hook();
+    assert!(survivors.is_empty(), "not caught within {STATES_MAX} states: {survivors:?}");
 }

@@ -1,5 +1,5 @@
-//! The search: cheapest histories first through half of the states, then dives along random paths from the edge and from
-//! the start.
+//! The search: cheapest histories first, and in turn with that dives along random paths from the edge and from the start, each
+//! for half of the states.
 //!
 //! A history costs what its actions cost: those of a good day little, faults more. So all histories up to some cost are walked,
 //! long ones without faults and shorter ones with some, where counting actions alone would stop at short ones full of faults.
@@ -91,6 +91,9 @@ const COST_MAX: usize = 200;
 /// States that were reached and not left yet, by the cost of reaching them.
 type Edge = Vec<VecDeque<(u32, State)>>;
 
+/// States that cheapest-first search and dives each visit in turn.
+const TURN: usize = 5_000;
+
 /// No state led here: it is a start.
 const START: u32 = u32::MAX;
 
@@ -139,10 +142,17 @@ impl Search {
             let at = self.visit(&start, START, None).expect("starts differ");
             edge[0].push_back((at, start));
         }
-        self.widen(&mut edge, limits.states / 2);
-        let edge: Vec<(u32, State)> = edge.into_iter().flatten().collect();
-        if !edge.is_empty() && self.outcome.found.is_none() {
-            self.dive(edge, limits.states);
+        let mut rng = Rng::new(SEED);
+        while self.came_by.len() < limits.states && self.outcome.found.is_none() {
+            let known = self.came_by.len();
+            self.widen(&mut edge, limits.states.min(known + TURN));
+            if self.outcome.found.is_none() {
+                self.dive(&mut rng, &edge, limits.states.min(known + 2 * TURN));
+            }
+            if self.came_by.len() == known {
+                // There is nothing that was not seen.
+                return;
+            }
         }
     }
 
@@ -167,7 +177,7 @@ impl Search {
     /// Cheapest first until so many states are known.
     fn widen(&mut self, edge: &mut Edge, states: usize) {
         let mut actions = Vec::new();
-        for cost in 0..COST_MAX {
+        for cost in self.outcome.cost_complete as usize..COST_MAX {
             while let Some((at, state)) = edge[cost].pop_front() {
                 // A cheaper way here was found meanwhile, and taken.
                 if usize::from(self.costs[at as usize]) < cost {
@@ -209,21 +219,20 @@ impl Search {
     }
 
     /// Along random paths until so many states are known.
-    fn dive(&mut self, edge: Vec<(u32, State)>, states: usize) {
-        let mut rng = Rng::new(SEED);
+    fn dive(&mut self, rng: &mut Rng, edge: &Edge, states: usize) {
         let mut actions = Vec::new();
         let mut dives_without_news = 0;
         while self.came_by.len() < states && dives_without_news < 1000 {
             let known = self.came_by.len();
             let (mut at, mut state) = if rng.chance(500) {
-                edge[rng.below(edge.len() as u64) as usize].clone()
+                pick(rng, edge).unwrap_or_else(|| (0, self.starts[0].clone()))
             } else {
                 let start = rng.below(self.starts.len() as u64) as usize;
                 (start as u32, self.starts[start].clone())
             };
             for _ in 0..DIVE_MAX {
                 self.model.actions(&state, &mut actions);
-                let Some((next, action)) = self.step(&mut rng, at, &state, &mut actions) else { break };
+                let Some((next, action)) = self.step(rng, at, &state, &mut actions) else { break };
                 at = self.visit(&next, at, Some(action)).unwrap_or_else(|number| number);
                 state = next;
             }
@@ -276,6 +285,18 @@ impl Search {
         let (what, trace) = trace::shorten(&mut self.model, &start, path, what);
         self.outcome.found = Some(Found { what, states, trace });
     }
+}
+
+/// A state of the edge, any.
+fn pick(rng: &mut Rng, edge: &Edge) -> Option<(u32, State)> {
+    let total: usize = edge.iter().map(VecDeque::len).sum();
+    let mut left = rng.below(total.max(1) as u64) as usize;
+    let bucket = edge.iter().find(|bucket| {
+        let here = left < bucket.len();
+        left -= if here { 0 } else { bucket.len() };
+        here
+    })?;
+    bucket.get(left).cloned()
 }
 
 /// What an action adds to the cost of a history.

@@ -381,7 +381,7 @@ impl Disk {
         }
         self.hard = persist.hard;
         self.history.clone_from(&persist.history);
-        let marks = self.runs.iter().flat_map(|r| marks(r)).map(|(mark, _)| mark);
+        let marks = self.runs.iter().flat_map(marks).map(|(mark, _)| mark);
         let from = self.start.index.0 as usize;
         if from > self.history.len() || !marks.eq(self.history[from..].iter().copied()) {
             said.wrong(|| format!("the disk of replica {id} does not have the log that was sealed"));
