@@ -4,7 +4,9 @@ use super::configs::Config;
 use super::hash::{ByHash, Hash128, Interner};
 use super::node::{HEARTBEAT, LONG, Node, Rules, Said};
 use super::state::{BUDGETS, Budget, Packet, READS_MAX, Read, Sent, State, TERMS_MAX};
-use longboat_raft::{ConfigChange, EntryKind, Membership, Origin, ReplicaId, Role, RunBuilder, Term};
+use longboat_raft::{
+    Body, ConfigChange, EntryKind, Membership, Origin, ProposeOptions, ReplicaId, Role, RunBuilder, Term,
+};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -69,6 +71,7 @@ pub(crate) struct View {
     pub(crate) outgoing: u8,
     pub(crate) leads: bool,
     pub(crate) would_campaign: bool,
+    pub(crate) gone: bool,
 }
 
 /// The number of the term in which an index was first known to be committed, with the entry there.
@@ -166,7 +169,8 @@ impl Model {
             incoming: bits(&members.voters),
             outgoing: bits(&members.outgoing),
             leads: node.core.role() == Role::Leader,
-            would_campaign: node.core.would_campaign(),
+            would_campaign: node.core.would_campaign() && !node.gone,
+            gone: node.gone,
         }
     }
 
@@ -205,6 +209,9 @@ impl Model {
     fn actions_of(&self, state: &State, node: u8, stalls: &[bool], actions: &mut Vec<Action>) {
         let left = |budget| self.left(state, budget);
         let here = self.node(state, node);
+        if here.gone {
+            return;
+        }
         let view = self.views[state.nodes[usize::from(node)] as usize];
         let stalls = if here.flying.is_empty() { stalls } else { &[false] };
         let timed = if view.leads {
@@ -369,7 +376,9 @@ impl Model {
             }
             Action::Lose { .. } if next.take(packet, |p| packets.at(p).link) => {
                 next.spend(Budget::Losses);
-                if let Packet::Snapshot(message, _) = &packets.at(packet).packet {
+                if let Packet::Snapshot(message, _) = &packets.at(packet).packet
+                    && let Body::Snapshot(_) = message.body
+                {
                     let report = Packet::Report { to: message.from, of: message.to, ok: false };
                     let report = self.put_packet(report);
                     next.set_late(report);
@@ -453,12 +462,18 @@ impl Model {
                 stalls = stall;
                 let mut chunk = RunBuilder::new();
                 chunk.push(EntryKind::Command, number, b"c");
-                let _ = node.core.propose(node.now(), chunk, origin);
+                let _ = node.core.propose(node.now(), chunk, origin, ProposeOptions::default());
             }
             A::Change { which, stall, .. } => {
                 stalls = stall;
                 let change: ConfigChange = self.config.changes[usize::from(which)].clone();
-                let _ = node.core.propose_change(node.now(), change, CHANGE_SEQUENCES + number, origin);
+                let _ = node.core.propose_change(
+                    node.now(),
+                    change,
+                    CHANGE_SEQUENCES + number,
+                    origin,
+                    ProposeOptions::default(),
+                );
             }
             A::Read { .. } => node.core.read_index(node.now(), number),
             A::Transfer { to, .. } => {
@@ -482,11 +497,16 @@ impl Model {
 
     /// A packet arrives. Returns the log that a snapshot stands for.
     fn deliver(&self, node: &mut Node, packet: Packet, said: &mut Said) -> Option<Vec<super::node::Mark>> {
+        if node.gone {
+            return None;
+        }
         let now = node.now();
         let (message, brought) = match packet {
             Packet::Raft(message) => (message, None),
             Packet::Snapshot(message, history) => {
-                said.packets.push(Packet::Report { to: message.from, of: message.to, ok: true });
+                if let Body::Snapshot(_) = message.body {
+                    said.packets.push(Packet::Report { to: message.from, of: message.to, ok: true });
+                }
                 (message, Some(history))
             }
             Packet::Report { of, ok, .. } => {

@@ -34,6 +34,9 @@ impl Model {
         if core.role() == Role::Leader && !core.is_voter() && !core.helps_out() && self.config.step_down {
             said.wrong(|| format!("replica {id} leads in term {} and is no voter", core.term()));
         }
+        if core.role() == Role::Leader && core.membership().witnesses.contains(&id) {
+            said.wrong(|| format!("witness {id} leads in term {}", core.term()));
+        }
     }
 
     fn check_membership(&self, node: &Node, handed: usize, said: &mut Said) {
@@ -77,7 +80,8 @@ impl Model {
         self.check_committed(before, now, at)?;
         self.check_kept(before, now, at)?;
         self.check_leaders_logs(now)?;
-        self.check_electable(now)
+        self.check_electable(now)?;
+        self.check_not_stranded(now)
     }
 
     fn check_leader(&self, now: &mut State, at: u8) -> Result<(), String> {
@@ -206,7 +210,7 @@ impl Model {
             let last = node.core.last();
             let grants = |n: &u8| {
                 let voter = self.node(now, *n);
-                usize::from(*n) == at || voter.core.last().min(disk_last(voter)) <= last
+                usize::from(*n) == at || (!voter.gone && voter.core.last().min(disk_last(voter)) <= last)
             };
             let mask = (0..now.nodes.len() as u8).filter(grants).fold(0u8, |mask, n| mask | 1 << n);
             if is_quorum(view, mask) {
@@ -219,6 +223,28 @@ impl Model {
             }
         }
         Ok(())
+    }
+}
+
+impl Model {
+    /// Once some replica was told to go, those who stay can still elect one of them with their own votes.
+    fn check_not_stranded(&self, now: &State) -> Result<(), String> {
+        let views = || now.nodes.iter().map(|id| (self.views[*id as usize], self.nodes.at(*id)));
+        // What is not on a disk yet may be what one of them waits for.
+        if !views().any(|(view, _)| view.gone) || views().any(|(_, node)| !node.flying.is_empty()) {
+            return Ok(());
+        }
+        let could_win = views().filter(|(view, _)| view.leads || view.would_campaign).any(|(view, node)| {
+            let grants =
+                |(_, (view, voter)): &(usize, (View, &Node))| !view.gone && voter.core.last() <= node.core.last();
+            let mask = views().enumerate().filter(grants).fold(0u8, |mask, (at, _)| mask | 1 << at);
+            is_quorum(view, mask)
+        });
+        if could_win {
+            Ok(())
+        } else {
+            Err("those who stay can't elect anybody without those who were told to go".to_owned())
+        }
     }
 }
 

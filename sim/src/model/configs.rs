@@ -100,6 +100,7 @@ impl Config {
             pre_vote: self.pre_vote,
             check_quorum: self.check_quorum,
             step_down_on_removal: self.step_down,
+            witness: self.witnesses.contains(&(u64::from(at) + 1)),
             ..CoreConfig::default()
         }
     }

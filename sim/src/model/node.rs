@@ -9,8 +9,8 @@
 use super::hash::Hash128;
 use super::state::Packet;
 use longboat_raft::{
-    Body, Compacted, ConfigChange, Core, CoreConfig, EntryKind, Fetch, HardState, Index, LogPos, Membership, Message,
-    Output, Persist, ReadReady, ReplicaId, Restored, Run, SnapshotMeta, Term, Time,
+    Body, Compacted, ConfigChange, Core, CoreConfig, EntryKind, Event, Fetch, HardState, Index, LogPos, Membership,
+    Message, Output, Persist, ReadReady, ReplicaId, Restored, Run, SnapshotMeta, Term, Time,
 };
 use std::collections::{HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
@@ -74,6 +74,8 @@ pub(crate) struct Node {
     /// All entries of the core's log, from the very first one, compacted or not.
     pub(crate) history: Vec<Mark>,
     pub(crate) fetches: VecDeque<Fetch>,
+    /// It was told that it is not needed any more, and its owner has deleted it.
+    pub(crate) gone: bool,
     /// The votes that have left, by term: in each to one replica only, whatever the replica has forgotten since.
     pub(crate) promised: Vec<(Term, ReplicaId)>,
     /// Not part of the state, see the module `model`.
@@ -118,6 +120,7 @@ impl Node {
             written: 0,
             history: Vec::new(),
             fetches: VecDeque::new(),
+            gone: false,
             promised: Vec::new(),
             clock: 0,
         }
@@ -125,13 +128,13 @@ impl Node {
 
     /// The hash of all that decides what it will do and say.
     pub(crate) fn hash(&self) -> [u64; 2] {
-        let Self { core, disk, flying, written, history, fetches, promised, clock: _ } = self;
+        let Self { core, disk, flying, written, history, fetches, gone, promised, clock: _ } = self;
         let mut hash = Hash128::new();
         core.replica().hash(&mut hash);
         core.hash_timeless(&mut hash);
         disk.hash(&mut hash);
         flying.hash(&mut hash);
-        (written, history, promised).hash(&mut hash);
+        (written, history, gone, promised).hash(&mut hash);
         for Fetch { ticket, lo, hi, bytes_max: _ } in fetches {
             (ticket, lo, hi).hash(&mut hash);
         }
@@ -214,6 +217,7 @@ impl Node {
         }
         out.snapshots_wanted.iter().for_each(|to| self.send_snapshot(*to, said));
         self.fetches.extend(out.fetches);
+        self.gone |= out.events.iter().any(|e| matches!(e, Event::Removed { .. }));
         said.reads.extend(out.reads);
     }
 
@@ -293,7 +297,13 @@ impl Node {
                 });
             }
         }
-        said.packets.push(Packet::Raft(message));
+        said.packets.push(match &message.body {
+            Body::WitnessSnapshot(meta) => {
+                let history = self.history[..meta.pos.index.0 as usize].to_vec();
+                Packet::Snapshot(message, history)
+            }
+            _ => Packet::Raft(message),
+        });
     }
 
     /// The process ends, and another one recovers what the disk has: `kept` of the batches under way got there.
@@ -403,6 +413,7 @@ impl Disk {
             terms,
             runs: self.runs.clone(),
             applied: self.base.pos.index,
+            ..Restored::default()
         }
     }
 }
