@@ -364,13 +364,12 @@ impl Core {
         }
     }
 
-    /// A replica that was removed is asked for its vote by one that stays and does not know of that yet: it may need this
-    /// vote under a configuration that is over, and can't have it, because its log is older. With this replica gone quiet
-    /// the others would be stranded. So it campaigns, unless a leader is heard within an election timeout, and leads by the
-    /// votes of those who stay until they have learned what is committed.
+    /// A replica that was removed, or made non-voting, is asked for its vote by one that stays and does not know of that yet:
+    /// it may need this vote under a configuration that is over, and can't have it, because its log is older. With this
+    /// replica gone quiet the others would be stranded. So it campaigns, unless a leader is heard within an election timeout,
+    /// and leads by the votes of those who stay until they have learned what is committed. It never wins by a vote that does not count.
     fn help_out(&mut self) {
-        let removed = self.membership.removed.contains(&self.config.replica);
-        if removed && !self.hears_leader() && !self.asked_to_help && !self.is_barred() {
+        if !self.is_voter && !self.hears_leader() && !self.asked_to_help && !self.is_barred() {
             self.asked_to_help = true;
             self.election_base = self.now;
         }

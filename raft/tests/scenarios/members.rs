@@ -176,6 +176,30 @@ fn a_removed_leader_leads_until_its_followers_know_and_steps_down_if_asked_to() 
     }
 }
 
+/// As above, and the leader stays as a non-voting member: with its longer log it refuses the other its vote for ever.
+#[test]
+fn making_the_leader_of_two_non_voting_does_not_strand_the_other() {
+    let mut c = Cluster::with(&[1, 2], |config| config.step_down_on_removal = true);
+    c.elect(1);
+    c.change(1, ConfigChange::add_learner(id(1), Member::default())).unwrap();
+    c.end_round(1);
+    let append = c.net.pop_front().unwrap();
+    // 2 takes the change, but nothing of what comes after it, and never hears that it is committed.
+    c.propose(1, &["later"]).unwrap();
+    c.end_round(1);
+    c.net.clear();
+    c.give(append);
+    let accepted = c.net.pop_front().unwrap();
+    c.give(accepted);
+    c.net.clear();
+    assert_eq!(c.leaders(), [0; 0], "1 is no voter any more");
+    assert!(c.core(1).last() > c.core(2).last());
+    c.pass(60 * ELECTION);
+    assert_eq!(c.leaders(), [2]);
+    c.write(2, &["alone"]);
+    assert_eq!(c.node(2).payloads(), ["later", "alone"]);
+}
+
 #[test]
 fn removing_the_leader_of_two_does_not_strand_the_other() {
     let mut c = Cluster::with(&[1, 2], |config| config.step_down_on_removal = true);

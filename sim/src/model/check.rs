@@ -227,14 +227,19 @@ impl Model {
 }
 
 impl Model {
-    /// Once some replica was told to go, those who stay can still elect one of them with their own votes.
+    /// Once some replica was told to go, those who stay can still elect one of them with their own votes. Who is no voter any
+    /// more campaigns when it is asked to help.
     fn check_not_stranded(&self, now: &State) -> Result<(), String> {
         let views = || now.nodes.iter().map(|id| (self.views[*id as usize], self.nodes.at(*id)));
         // What is not on a disk yet may be what one of them waits for.
         if !views().any(|(view, _)| view.gone) || views().any(|(_, node)| !node.flying.is_empty()) {
             return Ok(());
         }
-        let could_win = views().filter(|(view, _)| view.leads || view.would_campaign).any(|(view, node)| {
+        let able = |(view, node): &(View, &Node)| {
+            let helper = !node.core.is_voter() && !node.core.membership().is_witness(node.id());
+            !view.gone && (view.leads || view.would_campaign || helper)
+        };
+        let could_win = views().filter(able).any(|(view, node)| {
             let grants =
                 |(_, (view, voter)): &(usize, (View, &Node))| !view.gone && voter.core.last() <= node.core.last();
             let mask = views().enumerate().filter(grants).fold(0u8, |mask, (at, _)| mask | 1 << at);
