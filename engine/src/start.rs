@@ -224,8 +224,9 @@ impl Starter {
         };
         let seed = mix(self.host.config.seed, group.0, id.0);
         let core_config = self.core_config(&config, seed);
-        let core = Core::new(core_config, restored, self.host.clock.now())
+        let mut core = Core::new(core_config, restored, self.host.clock.now())
             .map_err(|source| StartError::Contradiction { group, source })?;
+        core.start_early(mix(0, group.0, 0));
         let snapshot_entries = config.snapshot_entries;
         let life = mix(seed, self.host.clock.now().0, 1);
         let first_sequence = (life >> 16) + 1;

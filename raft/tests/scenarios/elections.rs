@@ -346,3 +346,33 @@ fn followers_tell_a_deadline_and_it_moves_when_the_leader_is_heard() {
     assert!(c.core(2).deadline() >= c.now.plus_nanos(ELECTION - HEARTBEAT));
     assert!(c.core(1).deadline() <= c.now.plus_nanos(HEARTBEAT));
 }
+
+fn asks_first(config: &mut CoreConfig) {
+    (config.pre_vote, config.check_quorum) = (true, true);
+}
+
+#[test]
+fn replicas_that_have_just_started_elect_early_and_by_turns() {
+    for first in 1..=3u64 {
+        let mut c = Cluster::with(&[1, 2, 3], asks_first);
+        for n in 1..=3 {
+            // The positions are 0, 1 and 2: with this spread, `first` has turn 0.
+            c.core(n).start_early(4 - first);
+        }
+        let timeout = c.core(1).deadline().min(c.core(2).deadline()).min(c.core(3).deadline());
+        assert_eq!(c.core(first).deadline(), timeout, "{first} is the first to ask");
+        c.pass(config(1).election_timeout_nanos / 2);
+        assert_eq!(c.leaders(), [first]);
+    }
+}
+
+#[test]
+fn a_replica_that_starts_early_does_not_disturb_a_leader() {
+    let mut c = Cluster::with(&[1, 2, 3], asks_first);
+    c.elect(1);
+    let term = c.core(1).term();
+    c.restart(3);
+    c.core(3).start_early(1);
+    c.pass(4 * config(1).election_timeout_nanos);
+    assert_eq!((c.leaders(), c.core(1).term()), (vec![1], term));
+}
