@@ -18,7 +18,7 @@ use longboat_rsm::RequestError;
 use longboat_transport::wire;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What became of a write, as its client knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +72,8 @@ struct State {
 #[derive(Debug, Default)]
 pub struct Oracle {
     state: Mutex<State>,
+    /// The most journal segments that a host had archived.
+    archived: AtomicU64,
 }
 
 impl Group {
@@ -298,6 +300,16 @@ impl Oracle {
     /// Something that must not happen has happened.
     pub fn violate(&self, what: String) {
         self.state.lock().violation.get_or_insert(what);
+    }
+
+    /// A host's store has so many archived segments.
+    pub fn archived(&self, segments: u64) {
+        self.archived.fetch_max(segments, Ordering::Relaxed);
+    }
+
+    /// The most that any had.
+    pub fn archived_max(&self) -> u64 {
+        self.archived.load(Ordering::Relaxed)
     }
 
     /// The first violation, if there was one.

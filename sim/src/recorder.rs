@@ -61,6 +61,8 @@ impl<L: LogDb> LogDb for Recorder<L> {
     }
 
     fn stats(&self) -> LogStats {
-        self.inner.stats()
+        let stats = self.inner.stats();
+        self.oracle.archived(stats.archived_segments);
+        stats
     }
 }

@@ -55,6 +55,8 @@ pub struct Totals {
     pub frames_lost: u64,
     /// Frames that arrived twice.
     pub frames_doubled: u64,
+    /// Seeds in which a host archived a journal segment.
+    pub archiving: u64,
     /// Seeds with a violation.
     pub violations: u64,
     /// Which.
@@ -72,6 +74,7 @@ impl Totals {
         self.faults += counts.faults;
         self.frames_lost += counts.frames_lost;
         self.frames_doubled += counts.frames_doubled;
+        self.archiving += u64::from(counts.archived > 0);
         if report.violation.is_some() {
             self.violations += 1;
             self.failing.push(report.seed);
@@ -89,6 +92,7 @@ impl Totals {
             "faults": self.faults,
             "frames_lost": self.frames_lost,
             "frames_doubled": self.frames_doubled,
+            "archiving": self.archiving,
             "operations_per_simulated_minute": (self.operations as f64 / minutes).round(),
             "faults_per_simulated_minute": (self.faults as f64 / minutes).round(),
             "violations": self.violations,

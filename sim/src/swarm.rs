@@ -217,6 +217,8 @@ impl Swarm {
             segment_bytes: self.segment_bytes,
             journal_bytes_max: self.segment_bytes * self.segments_max,
             settle_segments: self.settle_segments,
+            // A third of the worlds settle everything as rows, a third keep what they can in place, a third as the size goes.
+            archive_span_bytes_min: [u64::MAX, 1, 1 << 10][self.segments_max as usize % 3],
             key_value: KeyValue::Memory,
             seed: Some(seed),
             ..SharedLogConfig::new("/data", host)

@@ -43,6 +43,8 @@ pub struct Counts {
     pub frames_doubled: u64,
     /// What clients learnt.
     pub outcomes: Outcomes,
+    /// The most journal segments that a host had archived.
+    pub archived: u64,
     /// Simulated time, in nanoseconds.
     pub nanos: u64,
 }
@@ -129,6 +131,7 @@ impl World {
             frames_lost,
             frames_doubled,
             outcomes: self.clients.outcomes,
+            archived: self.around.oracle.archived_max(),
             nanos: self.now().nanos_since(self.started),
         }
     }
