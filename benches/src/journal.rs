@@ -208,7 +208,7 @@ fn update(group: GroupId, first: Index, options: &Options, payload: &[u8]) -> Up
     Update {
         group,
         hard_state: HardState { term: TERM, vote: ReplicaId(1), commit },
-        runs: [run_of(first, options.per_group, payload)].into_iter().collect(),
+        runs: [run_of(first, options.per_group, payload)].into(),
         compact_to,
         ..Default::default()
     }

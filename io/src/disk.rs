@@ -63,7 +63,8 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Makes all data durable (`fdatasync`). Blocks.
     fn sync_data(&mut self) -> io::Result<()>;
     /// Starts to write `parts` one after the other at `offset` and then to sync the file's data. One at a time.
-    /// The bytes are taken (written or copied) before this returns.
+    /// The bytes are taken (written or copied) before this returns. One part that starts at a multiple of 4,096 in the
+    /// file and in memory and is as long as one is the cheapest to write.
     fn submit_write_sync(&mut self, offset: u64, parts: &[&[u8]]);
     /// Whether the submitted write is durable. `None` while it is under way.
     ///

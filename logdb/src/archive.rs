@@ -12,7 +12,7 @@
 //! - The file is used again only when the batch without the segment's row was flushed.
 //! - A segment is found here before anybody can see a reference to it, and until no reference is left.
 
-use crate::format::{FOOTER_HEADER_BYTES, FooterHeader};
+use crate::format::{FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterHeader, FooterOpening};
 use crate::kv::{ARCHIVED_KEYS, ArchivedRow, Kv, KvBatch, KvResult, Table, archived_key, use_of_archived_key};
 use crate::segment::{Sealed, Segment};
 use crate::{OpenError, shared::Shared};
@@ -206,6 +206,11 @@ pub(crate) fn open(segment: Segment, row: &ArchivedRow) -> Result<Segment, OpenE
     let footer = FooterHeader::decode(&front, segment.seed).ok_or_else(|| damaged("its footer is damaged"))?;
     if footer.length != footer.bytes() || row.footer_offset.saturating_add(footer.length) > segment.file.capacity {
         return Err(damaged("the length of its footer is not that of its list"));
+    }
+    let openings = footer.openings as usize * FOOTER_ITEM_BYTES;
+    let bytes = segment.file.read(row.footer_offset + footer.length - openings as u64, openings)?;
+    for item in bytes.chunks_exact(FOOTER_ITEM_BYTES).map(FooterOpening::decode) {
+        segment.open_from(item.offset.into(), item.opening);
     }
     segment.sealed.set(Sealed { offset: row.footer_offset, footer }).expect("just made");
     Ok(segment)

@@ -2,16 +2,20 @@
 //! for people.
 //!
 //! Every checksum of a segment starts from a seed that its use id gives, so that what an earlier use of the same
-//! blocks left behind never looks valid. Frames have a module of their own, [`crate::frame`].
+//! blocks left behind never looks valid. The headers of records and footers name the opening of the store that wrote them,
+//! a random number, and the checksums of what follows the header start from that, too: what an earlier opening of the
+//! store left of a record that it did not finish never goes with the header of a later one. Frames have a module of
+//! their own, [`crate::frame`].
 
 use bytes::{Buf, BufMut};
-use longboat_raft::{GroupId, HostId, Index, StoreId};
+use longboat_raft::crc::crc32c;
+use longboat_raft::{GroupId, HostId, Index, StoreId, plant};
 
 /// Records and footers start on a multiple of this many bytes and are padded to it, so that no write touches a block
 /// that holds durable bytes.
 pub(crate) const BLOCK: u64 = 4096;
 /// The version of everything under the journal's directory.
-pub(crate) const JOURNAL_VERSION: u32 = 1;
+pub(crate) const JOURNAL_VERSION: u32 = 2;
 /// Bytes of a segment's header that mean something: they fit in one sector of any disk.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 64;
 /// Bytes of a record's header.
@@ -32,11 +36,20 @@ pub(crate) const fn padded(len: u64) -> u64 {
     len.div_ceil(BLOCK) * BLOCK
 }
 
-/// CRC-32 of `bytes`, continued from `seed`.
+/// CRC-32C of `bytes`, continued from `seed`.
 pub(crate) fn crc(seed: u32, bytes: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new_with_initial(seed);
-    hasher.update(bytes);
-    hasher.finalize()
+    crc32c(seed, bytes)
+}
+
+/// What the checksums of a record or a footer start from, but for its header's: `seed` is that of the segment's use.
+///
+/// A checksum of given bytes is another one for every seed, so bytes of two openings are taken for each other only
+/// if their seeds are equal.
+pub(crate) fn body_seed(seed: u32, opening: u64) -> u32 {
+    if plant::is("sums-without-opening") {
+        return seed;
+    }
+    crc(seed, &opening.to_le_bytes())
 }
 
 /// Why a segment's header block was not taken.
@@ -62,9 +75,9 @@ pub(crate) struct SegmentHeader {
 }
 
 impl SegmentHeader {
-    /// What every checksum of this use starts from.
+    /// What every checksum of a header in this use starts from.
     pub(crate) fn seed(&self) -> u32 {
-        crc32fast::hash(&self.use_id.to_le_bytes())
+        crc(0, &self.use_id.to_le_bytes())
     }
 
     /// Appends the header and the zeros that fill its block.
@@ -118,6 +131,8 @@ pub(crate) struct RecordHeader {
     pub(crate) oldest_needed: u64,
     pub(crate) frames: u32,
     pub(crate) directory_crc: u32,
+    /// The opening of the store that wrote it.
+    pub(crate) opening: u64,
 }
 
 impl RecordHeader {
@@ -130,6 +145,7 @@ impl RecordHeader {
         out[32..40].copy_from_slice(&self.oldest_needed.to_le_bytes());
         out[40..44].copy_from_slice(&self.frames.to_le_bytes());
         out[44..48].copy_from_slice(&self.directory_crc.to_le_bytes());
+        out[48..56].copy_from_slice(&self.opening.to_le_bytes());
         let sum = crc(seed, &out[8..]);
         out[4..8].copy_from_slice(&sum.to_le_bytes());
         out
@@ -145,6 +161,7 @@ impl RecordHeader {
             oldest_needed: b.get_u64_le(),
             frames: b.get_u32_le(),
             directory_crc: b.get_u32_le(),
+            opening: b.get_u64_le(),
         })
     }
 
@@ -186,6 +203,10 @@ pub(crate) struct FooterHeader {
     pub(crate) groups: u32,
     pub(crate) frames: u32,
     pub(crate) body_crc: u32,
+    /// The opening of the store that wrote it.
+    pub(crate) opening: u64,
+    /// How many openings have records in the segment.
+    pub(crate) openings: u32,
 }
 
 impl FooterHeader {
@@ -198,6 +219,8 @@ impl FooterHeader {
         out[32..36].copy_from_slice(&self.groups.to_le_bytes());
         out[36..40].copy_from_slice(&self.frames.to_le_bytes());
         out[40..44].copy_from_slice(&self.body_crc.to_le_bytes());
+        out[44..52].copy_from_slice(&self.opening.to_le_bytes());
+        out[52..56].copy_from_slice(&self.openings.to_le_bytes());
         let sum = crc(seed, &out[8..]);
         out[4..8].copy_from_slice(&sum.to_le_bytes());
         out
@@ -213,12 +236,15 @@ impl FooterHeader {
             groups: b.get_u32_le(),
             frames: b.get_u32_le(),
             body_crc: b.get_u32_le(),
+            opening: b.get_u64_le(),
+            openings: b.get_u32_le(),
         })
     }
 
     /// Bytes of the header and of as many items as it says.
     pub(crate) fn bytes(&self) -> u64 {
-        FOOTER_HEADER_BYTES as u64 + (u64::from(self.groups) + u64::from(self.frames)) * FOOTER_ITEM_BYTES as u64
+        let items = [self.groups, self.frames, self.openings].map(u64::from);
+        FOOTER_HEADER_BYTES as u64 + items.iter().sum::<u64>() * FOOTER_ITEM_BYTES as u64
     }
 }
 
@@ -259,6 +285,25 @@ impl FrameAt {
     pub(crate) fn decode(bytes: &[u8]) -> Self {
         let (first, offset, length) = take_footer_item(bytes);
         Self { first: Index(first), offset, length }
+    }
+}
+
+/// From where on the records of a segment were written under which opening of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FooterOpening {
+    pub(crate) opening: u64,
+    /// In bytes from the segment's start.
+    pub(crate) offset: u32,
+}
+
+impl FooterOpening {
+    pub(crate) fn encode(&self) -> [u8; FOOTER_ITEM_BYTES] {
+        footer_item(self.opening, self.offset, 0)
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Self {
+        let (opening, offset, _) = take_footer_item(bytes);
+        Self { opening, offset }
     }
 }
 
@@ -305,8 +350,15 @@ mod tests {
 
     #[test]
     fn a_record_header_of_another_use_is_not_one() {
-        let record =
-            RecordHeader { seq: 9, length: 5000, durable_through: 8, oldest_needed: 1, frames: 3, directory_crc: 77 };
+        let record = RecordHeader {
+            seq: 9,
+            length: 5000,
+            durable_through: 8,
+            oldest_needed: 1,
+            frames: 3,
+            directory_crc: 77,
+            opening: 1 << 63,
+        };
         let other = SegmentHeader { use_id: HEADER.use_id + 1, ..HEADER };
         let bytes = record.encode(HEADER.seed());
         assert_eq!(RecordHeader::decode(&bytes, HEADER.seed()), Some(record));
@@ -316,7 +368,16 @@ mod tests {
 
     #[test]
     fn a_footer_header_reads_back() {
-        let footer = FooterHeader { last_seq: 8, length: 96, next_use_id: 5, groups: 1, frames: 1, body_crc: 9 };
+        let footer = FooterHeader {
+            last_seq: 8,
+            length: 96,
+            next_use_id: 5,
+            groups: 1,
+            frames: 1,
+            body_crc: 9,
+            opening: 6,
+            openings: 2,
+        };
         assert_eq!(FooterHeader::decode(&footer.encode(1), 1), Some(footer));
         assert_eq!(FooterHeader::decode(&footer.encode(1), 2), None);
     }

@@ -4,10 +4,11 @@
 //! of the rare record (4); then, where the flags say so, the cut (8), the compaction point (16) and the rare record,
 //! padded to 8; then the runs back to back.
 //!
-//! The checksum covers all that comes before the runs and each run's own header. That header holds the checksums of
-//! the rest of its run, so every byte is vouched for and none is summed twice.
+//! The checksum is summed with the record's seed in its place, over all that comes before the runs and each run's own
+//! header. That header holds the checksums of the rest of its run, so every byte is vouched for and none is summed twice.
 
 use crate::codec::{Malformed, put_record, take_record};
+use crate::format::crc;
 use crate::{Record, Update};
 use bytes::{Buf, Bytes};
 use longboat_raft::run::{DESCRIPTOR_BYTES, RUN_HEADER_BYTES, RunError};
@@ -76,20 +77,36 @@ pub(crate) fn encoded_len(update: &Update) -> usize {
 /// Appends the frame of this update. The only copy that is made of a payload on its way to the disk.
 pub(crate) fn encode(update: &Update, seed: u32, out: &mut Vec<u8>) {
     let at = out.len();
-    let mut flags = 0;
+    let flags = [(update.cut_tail.is_some(), CUT), (update.compact_to.is_some(), COMPACT)];
+    let flags = flags.iter().map(|(set, flag)| if *set { *flag } else { 0 }).sum::<u32>();
     let mut fixed = [0u8; FRAME_HEADER_BYTES];
+    fixed[..4].copy_from_slice(&seed.to_le_bytes());
+    fixed[4..8].copy_from_slice(&flags.to_le_bytes());
     fixed[8..16].copy_from_slice(&update.group.0.to_le_bytes());
     fixed[16..24].copy_from_slice(&update.hard_state.term.0.to_le_bytes());
     fixed[24..32].copy_from_slice(&update.hard_state.vote.0.to_le_bytes());
     fixed[32..40].copy_from_slice(&update.hard_state.commit.0.to_le_bytes());
     fixed[40..44].copy_from_slice(&(update.runs.len() as u32).to_le_bytes());
     out.extend_from_slice(&fixed);
+    if flags != 0 || update.record.is_some() {
+        encode_rare(update, at, out);
+    }
+    let mut sum = crc(0, &out[at..]);
+    for run in &update.runs {
+        let head = run.head();
+        sum = crc(sum, &head[..RUN_HEADER_BYTES]);
+        out.extend_from_slice(head);
+        out.extend_from_slice(run.payload());
+    }
+    out[at..at + 4].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// Appends what few frames have to the one that starts at `at`.
+fn encode_rare(update: &Update, at: usize, out: &mut Vec<u8>) {
     if let Some(from) = update.cut_tail {
-        flags |= CUT;
         out.extend_from_slice(&from.0.to_le_bytes());
     }
     if let Some(to) = update.compact_to {
-        flags |= COMPACT;
         out.extend_from_slice(&to.term.0.to_le_bytes());
         out.extend_from_slice(&to.index.0.to_le_bytes());
     }
@@ -100,16 +117,6 @@ pub(crate) fn encode(update: &Update, seed: u32, out: &mut Vec<u8>) {
         out[at + 44..at + 48].copy_from_slice(&(len as u32).to_le_bytes());
         out.resize(from + len.next_multiple_of(8), 0);
     }
-    out[at + 4..at + 8].copy_from_slice(&u32::to_le_bytes(flags));
-    let mut sum = crc32fast::Hasher::new_with_initial(seed);
-    sum.update(&out[at + 4..]);
-    for run in &update.runs {
-        let head = run.head();
-        sum.update(&head[..RUN_HEADER_BYTES]);
-        out.extend_from_slice(head);
-        out.extend_from_slice(run.payload());
-    }
-    out[at..at + 4].copy_from_slice(&sum.finalize().to_le_bytes());
 }
 
 impl Frame {
@@ -130,10 +137,12 @@ impl Frame {
         if runs_at > bytes.len() || run_count > bytes.len() / RUN_HEADER_BYTES {
             return Err(FrameFault::Damaged("frame: its lengths do not fit"));
         }
-        let mut hasher = crc32fast::Hasher::new_with_initial(seed);
-        hasher.update(&bytes[4..runs_at]);
-        let runs = walk_runs(bytes, runs_at, run_count, &mut hasher)?;
-        if hasher.finalize() != sum {
+        let mut fixed = [0; FRAME_HEADER_BYTES];
+        fixed.copy_from_slice(&bytes[..FRAME_HEADER_BYTES]);
+        fixed[..4].copy_from_slice(&seed.to_le_bytes());
+        let summed = crc(crc(0, &fixed), &bytes[FRAME_HEADER_BYTES..runs_at]);
+        let (runs, summed) = walk_runs(bytes, runs_at, run_count, summed)?;
+        if summed != sum {
             return Err(FrameFault::Damaged("frame: checksum mismatch"));
         }
         if flags & !KNOWN_FLAGS != 0 {
@@ -185,12 +194,24 @@ pub(crate) fn runs(frame: &Frame, bytes: &Bytes) -> Result<SmallVec<[Run; 1]>, F
         .iter()
         .map(|at| {
             let mut input = bytes.slice(at.offset as usize..(at.offset + at.length) as usize);
-            Run::decode(&mut input).map_err(|e| match e {
-                RunError::Checksum(_) => FrameFault::Damaged("run: checksum mismatch"),
-                _ => FrameFault::NotUnderstood("run: unknown contents"),
-            })
+            Run::decode(&mut input).map_err(run_fault)
         })
         .collect()
+}
+
+/// Checks the runs of a frame where they lie, checksums of their contents included.
+pub(crate) fn check_runs(frame: &Frame, bytes: &[u8]) -> Result<(), FrameFault> {
+    for at in &frame.runs {
+        Run::verify(&bytes[at.offset as usize..(at.offset + at.length) as usize]).map_err(run_fault)?;
+    }
+    Ok(())
+}
+
+fn run_fault(e: RunError) -> FrameFault {
+    match e {
+        RunError::Checksum(_) => FrameFault::Damaged("run: checksum mismatch"),
+        _ => FrameFault::NotUnderstood("run: unknown contents"),
+    }
 }
 
 /// Finds the runs by the lengths in their headers and sums those. Says nothing of what is in them.
@@ -198,13 +219,13 @@ fn walk_runs(
     bytes: &[u8],
     mut at: usize,
     count: usize,
-    sum: &mut crc32fast::Hasher,
-) -> Result<SmallVec<[RunAt; 1]>, FrameFault> {
+    mut sum: u32,
+) -> Result<(SmallVec<[RunAt; 1]>, u32), FrameFault> {
     const BEYOND: FrameFault = FrameFault::Damaged("frame: a run reaches beyond it");
     let mut runs = SmallVec::new();
     for _ in 0..count {
         let head = bytes[at..].get(..RUN_HEADER_BYTES).ok_or(BEYOND)?;
-        sum.update(head);
+        sum = crc(sum, head);
         let mut b = &head[4..];
         let entries = u64::from(b.get_u32_le());
         let (term, first) = (Term(b.get_u64_le()), Index(b.get_u64_le()));
@@ -217,7 +238,7 @@ fn walk_runs(
         runs.push(RunAt { term, first, last, offset: at as u32, length: length as u32 });
         at += length;
     }
-    Ok(runs)
+    Ok((runs, sum))
 }
 
 #[cfg(test)]

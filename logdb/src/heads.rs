@@ -20,61 +20,99 @@ const FRONT_BYTES: usize = 512;
 
 /// Walks the records of a sealed segment.
 pub(crate) struct SegmentHeads<'a> {
-    segment: &'a Segment,
+    at: At<'a>,
     window: Window<'a>,
-    position: u64,
-    seq: u64,
     /// A large frame with its heads in their places and anything between them.
     sparse: Vec<u8>,
+}
+
+/// The record that is read.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    segment: &'a Segment,
+    position: u64,
+    seq: u64,
 }
 
 impl<'a> SegmentHeads<'a> {
     /// Starts at `position`, which is that of record `seq`.
     pub(crate) fn new(segment: &'a Segment, position: u64, seq: u64) -> Self {
         let window = Window::new(&segment.file, READ_BYTES);
-        Self { segment, window, position, seq, sparse: Vec::new() }
+        Self { at: At { segment, position, seq }, window, sparse: Vec::new() }
     }
 
     /// The frames of the next record, and where the one after it starts; `None` at the footer.
     pub(crate) fn next(&mut self) -> Result<Option<(Vec<Frame>, u64)>, OpenError> {
-        let sealed = self.segment.sealed.get().expect("only sealed segments are settled");
-        if self.position == sealed.offset {
+        let sealed = self.at.segment.sealed.get().expect("only sealed segments are settled");
+        if self.at.position == sealed.offset {
             return Ok(None);
         }
         let header = self.header()?;
         let front = header.front_bytes();
         let frame_bytes = (header.length - front) / u64::from(header.frames.max(1));
         let frames = if frame_bytes >= LARGE_FRAME_BYTES { self.sparse(&header)? } else { self.whole(&header)? };
-        self.position += padded(header.length);
-        self.seq += 1;
-        Ok(Some((frames, self.position)))
-    }
-
-    fn corrupt(&self, why: &str) -> OpenError {
-        OpenError::Corrupt(format!("record {}: {why}", self.seq))
+        self.at.position += padded(header.length);
+        self.at.seq += 1;
+        Ok(Some((frames, self.at.position)))
     }
 
     fn header(&mut self) -> Result<RecordHeader, OpenError> {
-        let header = match self.window.has(self.position, RECORD_HEADER_BYTES) {
-            Some(bytes) => RecordHeader::decode(bytes, self.segment.seed),
+        let header = match self.window.has(self.at.position, RECORD_HEADER_BYTES) {
+            Some(bytes) => RecordHeader::decode(bytes, self.at.segment.seed),
             None => {
                 // No more than that: the frames may be large.
                 let mut bytes = [0; RECORD_HEADER_BYTES];
-                self.segment.file.read_into(&mut bytes, self.position)?;
-                RecordHeader::decode(&bytes, self.segment.seed)
+                self.at.segment.file.read_into(&mut bytes, self.at.position)?;
+                RecordHeader::decode(&bytes, self.at.segment.seed)
             }
         };
-        let header = header.ok_or_else(|| self.corrupt("no header"))?;
-        let end = self.segment.sealed.get().map_or(0, |s| s.offset);
-        if header.seq != self.seq || header.front_bytes() > header.length || self.position + header.length > end {
-            return Err(self.corrupt("its header is not its own"));
+        let header = header.ok_or_else(|| self.at.corrupt("no header"))?;
+        let end = self.at.segment.sealed.get().map_or(0, |s| s.offset);
+        if header.seq != self.at.seq || header.front_bytes() > header.length || self.at.position + header.length > end {
+            return Err(self.at.corrupt("its header is not its own"));
         }
         Ok(header)
     }
 
+    /// All of a record that has many small frames.
+    fn whole(&mut self, header: &RecordHeader) -> Result<Vec<Frame>, OpenError> {
+        let at = self.at;
+        let bytes = self.window.bytes(at.position, header.length)?;
+        let bytes = bytes.ok_or_else(|| at.corrupt("it reaches beyond its file"))?;
+        let items = at.directory(header, bytes)?;
+        items
+            .iter()
+            .map(|item| at.frame(item, &bytes[item.offset as usize..(item.offset + item.length) as usize]))
+            .collect()
+    }
+
+    /// The heads of a record's large frames.
+    fn sparse(&mut self, header: &RecordHeader) -> Result<Vec<Frame>, OpenError> {
+        let front = self.at.segment.file.read(self.at.position, header.front_bytes() as usize)?;
+        let items = self.at.directory(header, &front)?;
+        let mut sparse = std::mem::take(&mut self.sparse);
+        let mut frames = Vec::with_capacity(items.len());
+        for item in &items {
+            let length = item.length as usize;
+            if sparse.len() < length {
+                sparse.resize(length, 0);
+            }
+            read_heads(self.at.segment, self.at.position + u64::from(item.offset), &mut sparse[..length])?;
+            frames.push(self.at.frame(item, &sparse[..length])?);
+        }
+        self.sparse = sparse;
+        Ok(frames)
+    }
+}
+
+impl At<'_> {
+    fn corrupt(&self, why: &str) -> OpenError {
+        OpenError::Corrupt(format!("record {}: {why}", self.seq))
+    }
+
     fn directory(&self, header: &RecordHeader, bytes: &[u8]) -> Result<Vec<DirectoryItem>, OpenError> {
         let directory = &bytes[RECORD_HEADER_BYTES..header.front_bytes() as usize];
-        if crc(self.segment.seed, directory) != header.directory_crc {
+        if crc(self.segment.seed_at(self.position), directory) != header.directory_crc {
             return Err(self.corrupt("directory checksum mismatch"));
         }
         let items = directory.chunks_exact(DIRECTORY_ITEM_BYTES).map(DirectoryItem::decode);
@@ -87,40 +125,11 @@ impl<'a> SegmentHeads<'a> {
     }
 
     fn frame(&self, item: &DirectoryItem, bytes: &[u8]) -> Result<Frame, OpenError> {
-        match Frame::decode(bytes, self.segment.seed) {
+        match Frame::decode(bytes, self.segment.seed_at(self.position)) {
             Ok(frame) if frame.group == item.group => Ok(frame),
             Ok(_) => Err(self.corrupt("a frame of another group")),
             Err(fault) => Err(self.corrupt(&fault.to_string())),
         }
-    }
-
-    /// All of a record that has many small frames.
-    fn whole(&mut self, header: &RecordHeader) -> Result<Vec<Frame>, OpenError> {
-        let bytes = self.window.bytes(self.position, header.length)?;
-        let bytes = bytes.ok_or_else(|| self.corrupt("it reaches beyond its file"))?;
-        let items = self.directory(header, &bytes)?;
-        items
-            .iter()
-            .map(|item| self.frame(item, &bytes[item.offset as usize..(item.offset + item.length) as usize]))
-            .collect()
-    }
-
-    /// The heads of a record's large frames.
-    fn sparse(&mut self, header: &RecordHeader) -> Result<Vec<Frame>, OpenError> {
-        let front = self.segment.file.read(self.position, header.front_bytes() as usize)?;
-        let items = self.directory(header, &front)?;
-        let mut sparse = std::mem::take(&mut self.sparse);
-        let mut frames = Vec::with_capacity(items.len());
-        for item in &items {
-            let length = item.length as usize;
-            if sparse.len() < length {
-                sparse.resize(length, 0);
-            }
-            read_heads(self.segment, self.position + u64::from(item.offset), &mut sparse[..length])?;
-            frames.push(self.frame(item, &sparse[..length])?);
-        }
-        self.sparse = sparse;
-        Ok(frames)
     }
 }
 

@@ -6,12 +6,13 @@
 use crate::OpenError;
 use bytes::{Buf, BufMut};
 use longboat_io::SharedDisk;
+use longboat_raft::crc::crc32c;
 use longboat_raft::{HostId, StoreId};
 use std::io::{self, Read};
 use std::path::Path;
 
 const MAGIC: [u8; 8] = *b"LONGBOAT";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const FILE: &str = "store";
 const FILE_NEXT: &str = "store.next";
 const BYTES: usize = 40;
@@ -42,7 +43,7 @@ pub(crate) fn read(disk: &SharedDisk, dir: &Path, host: HostId) -> Result<Option
     if version != VERSION {
         return Err(foreign(format!("version {version}, this build reads {VERSION}")));
     }
-    if sum != crc32fast::hash(b) {
+    if sum != crc32c(0, b) {
         return Err(OpenError::Corrupt(format!("{}: checksum mismatch", path.display())));
     }
     let (found, store) = (HostId(b.get_u64_le()), StoreId(b.get_u128_le()));
@@ -62,7 +63,7 @@ pub(crate) fn write(disk: &SharedDisk, dir: &Path, host: HostId, store: StoreId)
     bytes.put_u32_le(0);
     bytes.put_u64_le(host.0);
     bytes.put_u128_le(store.0);
-    let sum = crc32fast::hash(&bytes[16..]);
+    let sum = crc32c(0, &bytes[16..]);
     bytes[12..16].copy_from_slice(&sum.to_le_bytes());
     let next = dir.join(FILE_NEXT);
     if disk.exists(&next) {
@@ -88,6 +89,19 @@ impl Ids {
             Self::Random => Ok(StoreId(u128::from_le_bytes(random()?))),
             Self::Seeded(seed) => Ok(StoreId(u128::from(mix(seed, 1)) << 64 | u128::from(mix(seed, 2)))),
         }
+    }
+
+    /// The id of an opening of a store that goes on at a place whose blocks have this checksum. Random ones never repeat. A
+    /// seeded one repeats only if nothing was written since the opening before, so that there is nothing to tell apart.
+    pub(crate) fn opening(self, last_seq: u64, blocks: u32) -> io::Result<u64> {
+        match self {
+            Self::Random => Ok(u64::from_le_bytes(random()?)),
+            Self::Seeded(seed) => Ok(mix(mix(mix(seed, 4), last_seq), u64::from(blocks))),
+        }
+    }
+
+    pub(crate) fn is_random(self) -> bool {
+        matches!(self, Self::Random)
     }
 
     /// The id of a use of a segment. Use numbers never repeat on a directory, so seeded ids don't either.

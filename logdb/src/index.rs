@@ -4,7 +4,7 @@
 //! is being written. It follows what is durable, never what is only submitted, so that readers see nothing else.
 
 use crate::codec::Rows;
-use crate::format::{FooterGroup, FrameAt};
+use crate::format::{FooterGroup, FooterOpening, FrameAt};
 use crate::frame::Frame;
 use crate::segment::Segment;
 use crate::{GroupState, ReadError, Record, Update};
@@ -145,12 +145,15 @@ pub(crate) struct FooterBody {
 }
 
 impl FooterBody {
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, openings: &[FooterOpening], out: &mut Vec<u8>) {
         for (_, group) in &self.groups {
             out.extend_from_slice(&group.encode());
         }
         for frame in &self.frames {
             out.extend_from_slice(&frame.encode());
+        }
+        for opening in openings {
+            out.extend_from_slice(&opening.encode());
         }
     }
 }

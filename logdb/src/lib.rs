@@ -7,6 +7,7 @@
 //! Must not know: workers, transport, state machines, what a vote or an append means.
 
 mod archive;
+mod buffer;
 mod codec;
 mod config;
 mod fill;

@@ -189,7 +189,7 @@ fn read_frames(
 pub(crate) fn read_frame(segment: &Segment, group: GroupId, at: FrameAt) -> Result<Vec<Run>, ReadError> {
     let failed = |why: String| ReadError::Failed(format!("{}: {why}", segment.file.path.display()));
     let bytes = segment.file.read(u64::from(at.offset), at.length as usize).map_err(|e| failed(e.to_string()))?;
-    let frame = Frame::decode(&bytes, segment.seed).map_err(|e| failed(e.to_string()))?;
+    let frame = Frame::decode(&bytes, segment.seed_at(u64::from(at.offset))).map_err(|e| failed(e.to_string()))?;
     if frame.group != group {
         return Err(failed(format!("frame of group {} where one of {group} should be", frame.group)));
     }

@@ -12,7 +12,7 @@ use crate::codec::Rows;
 use crate::fold::Folded;
 use crate::format::{
     BLOCK, DIRECTORY_ITEM_BYTES, DirectoryItem, FOOTER_HEADER_BYTES, FooterHeader, HeaderFault, RECORD_HEADER_BYTES,
-    RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader, crc, padded,
+    RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader, body_seed, crc, padded,
 };
 use crate::frame::{self, Frame, FrameFault};
 use crate::identity::{LOCK, LOST_AND_FOUND};
@@ -287,6 +287,7 @@ impl Replay {
             match read_record(&mut window, self.position, segment.seed, self.last_seq + 1)? {
                 Ok(record) => {
                     let length = padded(record.header.length);
+                    segment.open_from(self.position, record.header.opening);
                     self.record(&segment, record)?;
                     self.last_written = vec![LastWritten { file: Arc::clone(&file), offset: self.position, length }];
                     self.position += length;
@@ -319,7 +320,7 @@ impl Replay {
     /// header and list are one write, and only what comes after it says whether it was the one under way.
     fn footer(&mut self, window: &mut Window<'_>, segment: &Segment) -> Result<Option<FooterHeader>, OpenError> {
         let Some(front) = window.bytes(self.position, FOOTER_HEADER_BYTES as u64)? else { return Ok(None) };
-        let Some(footer) = FooterHeader::decode(&front, segment.seed) else { return Ok(None) };
+        let Some(footer) = FooterHeader::decode(front, segment.seed) else { return Ok(None) };
         let damaged = |why: &str| OpenError::Corrupt(format!("footer after record {}: {why}", self.last_seq));
         if footer.last_seq != self.last_seq {
             return Err(damaged("it names another last record"));
@@ -330,8 +331,9 @@ impl Replay {
         let bytes = window.bytes(self.position, footer.length)?.ok_or_else(|| damaged("it reaches beyond its file"))?;
         let body = self.index.footer();
         let mut expected = Vec::new();
-        body.encode(&mut expected);
-        if footer.body_crc != crc(segment.seed, &bytes[FOOTER_HEADER_BYTES..]) {
+        body.encode(&segment.openings(), &mut expected);
+        let seed = body_seed(segment.seed, footer.opening);
+        if footer.body_crc != crc(seed, &bytes[FOOTER_HEADER_BYTES..]) {
             self.torn_footer = true;
             return Ok(None);
         }
@@ -349,8 +351,8 @@ impl Replay {
     fn check_torn(&self, window: &mut Window<'_>, seed: u32, why: &str) -> Result<(), OpenError> {
         let mut at = self.position + BLOCK;
         while let Some(front) = window.bytes(at, RECORD_HEADER_BYTES as u64)? {
-            let record = RecordHeader::decode(&front, seed).is_some();
-            if record || FooterHeader::decode(&front, seed).is_some() {
+            let record = RecordHeader::decode(front, seed).is_some();
+            if record || FooterHeader::decode(front, seed).is_some() {
                 let seq = self.last_seq + 1;
                 return Err(OpenError::Corrupt(format!("record {seq}: {why}, though later ones were written")));
             }
@@ -396,7 +398,8 @@ fn read_record(
     seq: u64,
 ) -> Result<Result<Record, &'static str>, OpenError> {
     let Some(front) = window.bytes(position, RECORD_HEADER_BYTES as u64)? else { return Ok(Err("the file ends")) };
-    let Some(header) = RecordHeader::decode(&front, seed) else { return Ok(Err("no header")) };
+    let Some(header) = RecordHeader::decode(front, seed) else { return Ok(Err("no header")) };
+    let seed = body_seed(seed, header.opening);
     if header.seq != seq || header.front_bytes() > header.length {
         return Err(OpenError::Corrupt(format!("record {seq}: its header is one of record {}", header.seq)));
     }
@@ -412,13 +415,13 @@ fn read_record(
         if end > header.length {
             return Err(corrupt("a frame reaches beyond it"));
         }
-        let bytes = bytes.slice(item.offset as usize..end as usize);
-        let frame = match Frame::decode(&bytes, seed) {
+        let bytes = &bytes[item.offset as usize..end as usize];
+        let frame = match Frame::decode(bytes, seed) {
             Ok(frame) if frame.group == item.group => frame,
             Ok(_) => return Err(corrupt("a frame of another group")),
             Err(fault) => return refusal(seq, fault).map(Err),
         };
-        if let Err(fault) = frame::runs(&frame, &bytes) {
+        if let Err(fault) = frame::check_runs(&frame, bytes) {
             return refusal(seq, fault).map(Err);
         }
         frames.push((item, frame));

@@ -3,9 +3,11 @@
 //! A file is used, settled, and used again for ever: overwriting blocks that were written once costs a quarter of
 //! extending a file. Names are integers and say nothing; the header block tells what a file holds.
 
-use crate::format::{BLOCK, FooterHeader, SegmentHeader, padded};
+use crate::format::{BLOCK, FooterHeader, FooterOpening, SegmentHeader, body_seed, padded};
 use bytes::Bytes;
 use longboat_io::{DiskFile, SharedDisk};
+use parking_lot::Mutex;
+use smallvec::SmallVec;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,15 +110,40 @@ pub(crate) struct Segment {
     pub(crate) use_number: u64,
     pub(crate) use_id: u64,
     pub(crate) first_seq: u64,
+    /// What the checksums of headers start from.
     pub(crate) seed: u32,
     /// Set when the footer is durable.
     pub(crate) sealed: OnceLock<Sealed>,
+    /// From where on the records were written under which opening of the store, ascending.
+    openings: Mutex<SmallVec<[FooterOpening; 1]>>,
 }
 
 impl Segment {
     pub(crate) fn new(file: Arc<SegmentFile>, header: &SegmentHeader) -> Self {
         let SegmentHeader { use_number, use_id, first_seq, .. } = *header;
-        Self { file, use_number, use_id, first_seq, seed: header.seed(), sealed: OnceLock::new() }
+        let openings = Mutex::new(SmallVec::new());
+        Self { file, use_number, use_id, first_seq, seed: header.seed(), sealed: OnceLock::new(), openings }
+    }
+
+    /// The records from `offset` on were written under this opening of the store.
+    pub(crate) fn open_from(&self, offset: u64, opening: u64) {
+        let mut openings = self.openings.lock();
+        if openings.last().is_none_or(|last| last.opening != opening) {
+            let offset = u32::try_from(offset).expect("segments are below 4 GiB");
+            openings.push(FooterOpening { opening, offset });
+        }
+    }
+
+    /// What the checksums of a frame or a directory at this place start from.
+    pub(crate) fn seed_at(&self, offset: u64) -> u32 {
+        let openings = self.openings.lock();
+        let at = openings.partition_point(|o| u64::from(o.offset) <= offset);
+        body_seed(self.seed, at.checked_sub(1).map_or(0, |at| openings[at].opening))
+    }
+
+    /// The openings that have records here.
+    pub(crate) fn openings(&self) -> SmallVec<[FooterOpening; 1]> {
+        self.openings.lock().clone()
     }
 }
 
@@ -125,29 +152,34 @@ impl Segment {
 pub(crate) struct Window<'a> {
     file: &'a SegmentFile,
     base: u64,
-    piece: Bytes,
+    piece: Vec<u8>,
     /// Pieces are at least this long, in bytes.
     piece_bytes: usize,
 }
 
 impl<'a> Window<'a> {
     pub(crate) fn new(file: &'a SegmentFile, piece_bytes: usize) -> Self {
-        Self { file, base: 0, piece: Bytes::new(), piece_bytes }
+        Self { file, base: 0, piece: Vec::new(), piece_bytes }
     }
 
     /// The bytes there; `None` when the file ends before.
-    pub(crate) fn bytes(&mut self, offset: u64, len: u64) -> io::Result<Option<Bytes>> {
+    pub(crate) fn bytes(&mut self, offset: u64, len: u64) -> io::Result<Option<&[u8]>> {
         let end = offset.saturating_add(len);
         if end > self.file.capacity {
             return Ok(None);
         }
         if offset < self.base || end > self.base + self.piece.len() as u64 {
             let piece = padded(len).max(self.piece_bytes as u64).min(self.file.capacity - offset);
-            self.piece = self.file.read(offset, piece as usize)?;
+            // What stays of the piece before is read over, and only what is new costs the filling.
+            self.piece.resize(piece as usize, 0);
+            if let Err(e) = self.file.read_into(&mut self.piece, offset) {
+                self.piece.clear();
+                return Err(e);
+            }
             self.base = offset;
         }
         let at = (offset - self.base) as usize;
-        Ok(Some(self.piece.slice(at..at + len as usize)))
+        Ok(Some(&self.piece[at..at + len as usize]))
     }
 
     /// The bytes there if they were read already.

@@ -3,14 +3,14 @@
 use crate::archive::{self, Archive};
 use crate::config::JOURNAL;
 use crate::fold::Folded;
-use crate::format::{BLOCK, SegmentHeader};
+use crate::format::{BLOCK, SegmentHeader, crc};
 use crate::identity::{self, Ids};
 use crate::kv::{KEY_IDENTITY, KEY_SETTLED, KEY_SETTLING, Kv, KvBatch, MemKv, RocksKv, Settled, Table, group_of_key};
 use crate::reader::SharedReader;
 use crate::recover::{self, LastWritten, Owner, Replayed};
 use crate::segment::SegmentFile;
 use crate::shared::{Countdown, Files, Pins, Shared};
-use crate::writer::{Active, Writer, open_active};
+use crate::writer::{Active, Place, Writer, open_active};
 use crate::{
     KeyValue, LogDb, LogError, LogReader, LogStats, OpenError, Opened, Progress, Seq, SharedLogConfig, Update, fill,
     settle,
@@ -312,9 +312,18 @@ fn recover_store(
         // Nothing was written under that use. The journal goes on without it, so nobody must ever go on in it.
         erase(&mut *shared.disk.open(&path)?, 0)?;
     }
-    let writer = Writer::new(Arc::clone(&shared), ids, active, last_seq, use_number_max);
+    let opening = opening(ids, &active, last_seq)?;
+    let place = Place { active, opening, last_seq };
+    let writer = Writer::new(Arc::clone(&shared), ids, place, use_number_max);
     let log = SharedLog { writer, shared, failed: None };
     Ok(Opened { log, store, groups: recover::states(groups) })
+}
+
+/// Draws the id of this opening. A seeded one comes from all that earlier openings may have left where this one writes.
+fn opening(ids: Ids, active: &Active, last_seq: u64) -> io::Result<u64> {
+    let file = &active.segment.file;
+    let rest = if ids.is_random() { 0 } else { file.capacity - active.position };
+    ids.opening(last_seq, crc(0, &file.read(active.position, rest as usize)?))
 }
 
 struct Recovered {

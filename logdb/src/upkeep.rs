@@ -7,7 +7,7 @@
 
 use crate::archive::{Changes, free_dead};
 use crate::codec::{Rows, group_row};
-use crate::format::{FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterGroup, FrameAt, crc};
+use crate::format::{FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterGroup, FrameAt, body_seed, crc};
 use crate::index::Span;
 use crate::kv::{LogRow, Reference, Table, group_key, log_key, take_log_key};
 use crate::reader::{Gather, read_footer};
@@ -206,7 +206,7 @@ pub(crate) fn footer_body(segment: &Segment) -> Result<Bytes, String> {
     let length = sealed.footer.length as usize - FOOTER_HEADER_BYTES;
     let read = segment.file.read(sealed.offset + FOOTER_HEADER_BYTES as u64, length);
     let bytes = read.map_err(|e| format!("the footer of {path}: {e}"))?;
-    if crc(segment.seed, &bytes) != sealed.footer.body_crc {
+    if crc(body_seed(segment.seed, sealed.footer.opening), &bytes) != sealed.footer.body_crc {
         return Err(format!("the footer of {path} is damaged"));
     }
     Ok(bytes)

@@ -4,9 +4,10 @@
 //! that names it, and that footer before the first record of the new use; the index learns of a record when it is
 //! durable; after the first error nothing is written any more.
 
+use crate::buffer::WriteBuffer;
 use crate::format::{
     BLOCK, DIRECTORY_ITEM_BYTES, DirectoryItem, FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterHeader,
-    RECORD_HEADER_BYTES, RecordHeader, SegmentHeader, crc, padded,
+    RECORD_HEADER_BYTES, RecordHeader, SegmentHeader, body_seed, crc, padded,
 };
 use crate::frame;
 use crate::identity::Ids;
@@ -53,12 +54,22 @@ pub(crate) struct Active {
     pub(crate) position: u64,
 }
 
+/// Where a journal goes on.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) active: Active,
+    /// Drawn for this opening of the store.
+    pub(crate) opening: u64,
+    /// The last record that is durable.
+    pub(crate) last_seq: u64,
+}
+
 /// What the next record holds.
 #[derive(Debug, Default)]
 struct Gathered {
     batches: Vec<Vec<Update>>,
-    /// The slot, and once encoded the place, of every update in order.
-    frames: Vec<FramePlace>,
+    /// Every update in order: its slot, and once it is encoded, what is to be told when it is durable.
+    frames: Vec<Written>,
     /// Bytes of all frames.
     bytes: usize,
     /// The last batch that is durable with this record.
@@ -67,11 +78,14 @@ struct Gathered {
     seal: bool,
 }
 
+/// An update on its way. The update itself goes as soon as its record is encoded.
 #[derive(Clone, Copy, Debug)]
-struct FramePlace {
+struct Written {
     slot: u32,
     offset: u32,
     length: u32,
+    entries: u32,
+    effect: Effect,
 }
 
 /// The log of a group once all that was submitted is durable: what the next update is checked against.
@@ -84,7 +98,7 @@ pub(crate) struct Tail {
 
 /// Figures of the writer.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Written {
+pub(crate) struct Figures {
     pub(crate) syncs: u64,
     pub(crate) bytes: u64,
     pub(crate) entries: u64,
@@ -95,6 +109,8 @@ pub(crate) struct Written {
 pub(crate) struct Writer {
     shared: Arc<Shared>,
     ids: Ids,
+    /// Drawn when the store was opened: what is written carries it.
+    opening: u64,
     active: Active,
     /// The segment that follows, from the moment that its header is written until the footer is durable.
     next: Option<Active>,
@@ -109,16 +125,17 @@ pub(crate) struct Writer {
     use_number: u64,
     gathered: Gathered,
     tails: Vec<Tail>,
-    buffer: Vec<u8>,
+    buffer: WriteBuffer,
     /// A seal is wanted: nothing was submitted for a while.
     seal_wanted: bool,
     /// The last record is a seal.
     sealed: bool,
-    pub(crate) written: Written,
+    pub(crate) written: Figures,
 }
 
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>, ids: Ids, active: Active, last_seq: u64, use_number: u64) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, ids: Ids, place: Place, use_number: u64) -> Self {
+        let Place { active, opening, last_seq } = place;
         let tails = {
             let index = shared.index.read();
             index.groups.iter().map(|g| Tail { start: g.start, last: g.last, removed: g.removed }).collect()
@@ -126,6 +143,7 @@ impl Writer {
         Self {
             shared,
             ids,
+            opening,
             active,
             next: None,
             footer: None,
@@ -137,10 +155,10 @@ impl Writer {
             use_number,
             gathered: Gathered::default(),
             tails,
-            buffer: Vec::new(),
+            buffer: WriteBuffer::default(),
             seal_wanted: false,
             sealed: last_seq == 0,
-            written: Written::default(),
+            written: Figures::default(),
         }
     }
 
@@ -215,11 +233,13 @@ impl Writer {
         }
         let record = RECORD_HEADER_BYTES + self.gathered.frames.len() * DIRECTORY_ITEM_BYTES + self.gathered.bytes;
         let record = padded(record as u64);
-        let items = self.shared.index.read().footer_items();
+        // The openings of before that have records here, and this one.
+        let openings = self.active.segment.openings().len() + 1;
+        let items = self.shared.index.read().footer_items() + openings;
         let footer = |items: usize| padded((FOOTER_HEADER_BYTES + items * FOOTER_ITEM_BYTES) as u64);
         let frames = 2 * self.gathered.frames.len();
         if self.active.position + record + footer(items + frames) > self.active.segment.file.capacity {
-            self.start_segment(BLOCK + record + footer(frames))?;
+            self.start_segment(BLOCK + record + footer(frames + 1))?;
         } else {
             self.start_record(record);
         }
@@ -242,7 +262,7 @@ impl Writer {
                 }
                 let slot = slot(&mut index, &mut self.tails, update.group);
                 check_update(&mut self.tails[slot as usize], update);
-                g.frames.push(FramePlace { slot, offset: 0, length: 0 });
+                g.frames.push(Written { slot, offset: 0, length: 0, entries: 0, effect: Effect::default() });
                 g.bytes += bytes - DIRECTORY_ITEM_BYTES;
                 taken += 1;
             }
@@ -267,53 +287,60 @@ impl Writer {
     }
 
     fn start_record(&mut self, length_padded: u64) {
-        let seed = self.active.segment.seed;
-        let out = &mut self.buffer;
-        let front = RECORD_HEADER_BYTES + self.gathered.frames.len() * DIRECTORY_ITEM_BYTES;
-        out.clear();
-        out.reserve(length_padded as usize);
-        out.resize(front, 0);
+        self.active.segment.open_from(self.active.position, self.opening);
+        let header_seed = self.active.segment.seed;
+        let seed = body_seed(header_seed, self.opening);
+        let directory_bytes = self.gathered.frames.len() * DIRECTORY_ITEM_BYTES;
+        let out = self.buffer.start(length_padded as usize);
+        let start = out.len();
+        out.resize(start + RECORD_HEADER_BYTES + directory_bytes, 0);
         let updates = self.gathered.batches.iter().flatten();
-        for (i, (update, place)) in updates.zip(&mut self.gathered.frames).enumerate() {
-            let offset = out.len();
+        let mut at = start + RECORD_HEADER_BYTES;
+        for (update, written) in updates.zip(&mut self.gathered.frames) {
+            let from = out.len();
             frame::encode(update, seed, out);
-            let length = (out.len() - offset) as u32;
-            let item = DirectoryItem { group: update.group, offset: offset as u32, length };
-            let at = RECORD_HEADER_BYTES + i * DIRECTORY_ITEM_BYTES;
+            let item =
+                DirectoryItem { group: update.group, offset: (from - start) as u32, length: (out.len() - from) as u32 };
             out[at..at + DIRECTORY_ITEM_BYTES].copy_from_slice(&item.encode());
-            (place.offset, place.length) = (self.active.position as u32 + item.offset, length);
+            at += DIRECTORY_ITEM_BYTES;
+            written.offset = self.active.position as u32 + item.offset;
+            written.length = item.length;
+            written.entries = update.runs.iter().map(|r| r.count() as u32).sum();
+            written.effect = Effect::from(update);
         }
+        // They need not outlive the sync, and nobody waits for what frees them after it.
+        self.gathered.batches.clear();
+        let directory = &out[start + RECORD_HEADER_BYTES..][..directory_bytes];
         let header = RecordHeader {
             seq: self.last_seq + 1,
-            length: out.len() as u64,
+            length: (out.len() - start) as u64,
             durable_through: self.last_seq,
             oldest_needed: self.shared.settled.load(Ordering::Acquire) + 1,
             frames: self.gathered.frames.len() as u32,
-            directory_crc: crc(seed, &out[RECORD_HEADER_BYTES..front]),
+            directory_crc: crc(seed, directory),
+            opening: self.opening,
         };
-        out[..RECORD_HEADER_BYTES].copy_from_slice(&header.encode(seed));
-        out.resize(length_padded as usize, 0);
-        self.active.file.submit_write_sync(self.active.position, &[&out[..]]);
+        out[start..start + RECORD_HEADER_BYTES].copy_from_slice(&header.encode(header_seed));
+        out.resize(start + length_padded as usize, 0);
+        self.active.file.submit_write_sync(self.active.position, &[self.buffer.bytes()]);
         self.io = Some(Io::Record);
     }
 
     fn record_durable(&mut self) {
         let mut index = self.shared.index.write();
-        let updates = self.gathered.batches.iter().flatten();
-        for (update, place) in updates.zip(&self.gathered.frames) {
+        for written in self.gathered.frames.drain(..) {
             index
-                .apply(place.slot, &Effect::from(update), place.offset, place.length)
+                .apply(written.slot, &written.effect, written.offset, written.length)
                 .expect("updates were checked before they were written");
-            self.written.entries += update.runs.iter().map(|r| r.count() as u64).sum::<u64>();
+            self.written.entries += u64::from(written.entries);
         }
         drop(index);
+        let bytes = self.buffer.bytes().len() as u64;
         self.last_seq += 1;
-        self.active.position += self.buffer.len() as u64;
-        self.written.bytes += self.buffer.len() as u64;
+        self.active.position += bytes;
+        self.written.bytes += bytes;
         self.sealed = self.gathered.seal;
         self.durable = self.durable.max(self.gathered.through);
-        self.gathered.batches.clear();
-        self.gathered.frames.clear();
         (self.gathered.bytes, self.gathered.seal) = (0, false);
         // A batch of nothing behind this record has nothing more to wait for.
         while self.queue.front().is_some_and(|b| b.updates.is_empty()) {
@@ -332,10 +359,9 @@ impl Writer {
             ..self.active.header
         };
         let mut next = open_active(&self.shared, file, header)?;
-        let mut block = Vec::new();
-        header.encode(&mut block);
-        next.file.submit_write_sync(0, &[&block]);
-        self.written.bytes += block.len() as u64;
+        header.encode(self.buffer.start(BLOCK as usize));
+        next.file.submit_write_sync(0, &[self.buffer.bytes()]);
+        self.written.bytes += BLOCK;
         self.next = Some(next);
         self.io = Some(Io::Header);
         Ok(())
@@ -343,27 +369,32 @@ impl Writer {
 
     fn start_footer(&mut self) {
         let next = self.next.as_ref().expect("its header was just written");
-        let seed = self.active.segment.seed;
+        let header_seed = self.active.segment.seed;
         let body = self.shared.index.read().footer();
-        let out = &mut self.buffer;
-        out.clear();
-        out.resize(FOOTER_HEADER_BYTES, 0);
-        body.encode(out);
+        let openings = self.active.segment.openings();
+        let items = body.groups.len() + body.frames.len() + openings.len();
+        let length = FOOTER_HEADER_BYTES + items * FOOTER_ITEM_BYTES;
+        let end = self.active.position + padded(length as u64);
+        assert!(end <= self.active.segment.file.capacity, "a footer of {length} bytes does not fit");
+        let out = self.buffer.start(padded(length as u64) as usize);
+        let start = out.len();
+        out.resize(start + FOOTER_HEADER_BYTES, 0);
+        body.encode(&openings, out);
         let footer = FooterHeader {
             last_seq: self.last_seq,
-            length: out.len() as u64,
+            length: length as u64,
             next_use_id: next.header.use_id,
             groups: body.groups.len() as u32,
             frames: body.frames.len() as u32,
-            body_crc: crc(seed, &out[FOOTER_HEADER_BYTES..]),
+            body_crc: crc(body_seed(header_seed, self.opening), &out[start + FOOTER_HEADER_BYTES..]),
+            opening: self.opening,
+            openings: openings.len() as u32,
         };
-        out[..FOOTER_HEADER_BYTES].copy_from_slice(&footer.encode(seed));
-        out.resize(padded(footer.length) as usize, 0);
-        let end = self.active.position + out.len() as u64;
-        assert!(end <= self.active.segment.file.capacity, "a footer of {} bytes does not fit", out.len());
+        out[start..start + FOOTER_HEADER_BYTES].copy_from_slice(&footer.encode(header_seed));
+        out.resize(start + padded(footer.length) as usize, 0);
         let sealed = Sealed { offset: self.active.position, footer };
-        self.active.file.submit_write_sync(self.active.position, &[&out[..]]);
-        self.written.bytes += out.len() as u64;
+        self.active.file.submit_write_sync(self.active.position, &[self.buffer.bytes()]);
+        self.written.bytes += padded(footer.length);
         self.footer = Some((body, sealed));
         self.io = Some(Io::Footer);
     }

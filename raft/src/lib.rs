@@ -4,6 +4,7 @@
 //! out as an [`Output`]. Must not know: disks, sockets, hosts' addresses, workers, user state machines.
 
 pub mod changer;
+pub mod crc;
 pub mod ids;
 pub mod membership;
 pub mod message;

@@ -19,8 +19,8 @@
 //! | 32 | 8 | origin: its random start number |
 //! | 40 | 4 | length of the payload area |
 //! | 44 | 4 | length of the session side array |
-//! | 48 | 4 | CRC-32 of the payload area |
-//! | 52 | 4 | CRC-32 of bytes 0..52 and of all that follows them in the head |
+//! | 48 | 4 | CRC-32C of the payload area |
+//! | 52 | 4 | CRC-32C of bytes 0..48 and 56.. of the head, continued from that of the payload area |
 //! | 56 | 16 each | descriptors |
 //! | | | session side array |
 //!
@@ -33,6 +33,7 @@
 //! Invariant: a `Run` that exists has a consistent head: the descriptors' lengths add up to the payload's length, and the
 //! side array has one valid record for each descriptor that is flagged.
 
+use crate::crc::crc32c;
 use crate::ids::{Index, LogPos, ReplicaId, Term};
 use crate::session::{self, FLAG_SESSION, SESSION_BYTES, SessionCall};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -40,7 +41,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 /// The version byte of a run's head.
-pub const RUN_VERSION: u8 = 1;
+pub const RUN_VERSION: u8 = 2;
 /// Bytes of a run's header.
 pub const RUN_HEADER_BYTES: usize = 56;
 /// Bytes of one entry descriptor.
@@ -51,6 +52,14 @@ const STRIPPED: u8 = 1;
 pub const RUN_ENTRIES_MAX: usize = 64 * 1024;
 /// The most payload bytes that one run may hold, in bytes: a batch is at most 4 MiB, one large entry may fill more.
 pub const RUN_PAYLOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Entries that a chunk has room for from its first one on.
+const FIRST_ENTRIES: usize = 8;
+/// Payload bytes that a chunk has room for from its first entry on.
+const FIRST_PAYLOAD_BYTES: usize = 128;
+/// Payload bytes up to which a sealed run has its head and payload in one allocation: to copy so few again is cheaper
+/// than to keep one more allocation, and the room that a chunk did not use, for as long as the run lives.
+const TOGETHER_BYTES_MAX: usize = 1024;
 
 /// What an entry means to the replicas that apply it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -251,7 +260,7 @@ impl Run {
             head: input.slice(..head_len),
             payload: input.slice(head_len..needed),
         };
-        run.has_config = run.check()?;
+        run.has_config = check(&run.head, &run.payload)?;
         input.advance(needed);
         Ok(run)
     }
@@ -276,45 +285,18 @@ impl Run {
         Ok((RUN_HEADER_BYTES + count * DESCRIPTOR_BYTES + session_len, payload_len))
     }
 
-    /// Checks everything, and tells whether a config entry is among the entries.
-    fn check(&self) -> Result<bool, RunError> {
-        if le32(&self.head, 52) != head_crc(&self.head) {
-            return Err(RunError::Checksum("head"));
+    /// Checks the run at the front of `input` as [`Run::decode`] does, without taking it. Returns its length in bytes.
+    ///
+    /// # Errors
+    /// Those of [`Run::decode`].
+    pub fn verify(input: &[u8]) -> Result<usize, RunError> {
+        let (head_len, payload_len) = Self::measure(input)?;
+        let needed = head_len + payload_len;
+        if input.len() < needed {
+            return Err(RunError::Truncated { needed, available: input.len() });
         }
-        if le32(&self.head, 48) != crc32fast::hash(&self.payload) {
-            return Err(RunError::Checksum("payload"));
-        }
-        if self.head[1] & !STRIPPED != 0 {
-            return Err(RunError::Malformed("flags that are not known"));
-        }
-        if self.first.0.checked_add(u64::from(self.count)).is_none() {
-            return Err(RunError::Malformed("index overflow"));
-        }
-        let (mut total, mut has_config, mut sessions) = (0usize, false, 0usize);
-        let sessions_len = self.head.len() - self.sessions_at();
-        for i in 0..self.count() {
-            let d = self.descriptor(i);
-            let Some(kind) = EntryKind::from_u8(d[0]) else { return Err(RunError::Kind(d[0])) };
-            has_config |= kind == EntryKind::Config;
-            total += self.payload_len(i);
-            if !session::are_known(d[1]) {
-                return Err(RunError::Malformed("unknown flags of an entry"));
-            }
-            if d[1] & FLAG_SESSION != 0 {
-                let fits = kind == EntryKind::Command && (sessions + 1) * SESSION_BYTES <= sessions_len;
-                if !fits || SessionCall::decode(d[1], self.session_record(sessions)).is_none() {
-                    return Err(RunError::Malformed("session of an entry"));
-                }
-                sessions += 1;
-            }
-        }
-        if sessions * SESSION_BYTES != sessions_len {
-            return Err(RunError::Malformed("session records that belong to no entry"));
-        }
-        if total != self.payload.len() {
-            return Err(RunError::Malformed("entry lengths do not add up"));
-        }
-        Ok(has_config)
+        check(&input[..head_len], &input[head_len..needed])?;
+        Ok(needed)
     }
 
     fn descriptor(&self, i: usize) -> &[u8] {
@@ -511,6 +493,11 @@ impl RunBuilder {
         write: impl FnOnce(&mut BytesMut),
     ) -> Result<usize, usize> {
         assert!((self.count as usize) < RUN_ENTRIES_MAX, "chunk of {} entries", self.count);
+        if self.count == 0 {
+            // A few small entries are the usual case: one allocation each for their heads and payloads.
+            self.payload.reserve(FIRST_PAYLOAD_BYTES);
+            self.head.reserve(RUN_HEADER_BYTES + FIRST_ENTRIES * DESCRIPTOR_BYTES);
+        }
         let mut undo = Undo { from: self.payload.len(), payload: &mut self.payload };
         write(undo.payload);
         let len = undo.payload.len() - undo.from;
@@ -521,7 +508,6 @@ impl RunBuilder {
         drop(undo);
         assert!(self.payload.len() <= RUN_PAYLOAD_BYTES_MAX, "chunk of {} payload bytes", self.payload.len());
         if self.head.is_empty() {
-            self.head.reserve(RUN_HEADER_BYTES + 4 * DESCRIPTOR_BYTES);
             self.head.put_bytes(0, RUN_HEADER_BYTES);
         }
         let mut d = [0u8; DESCRIPTOR_BYTES];
@@ -539,6 +525,9 @@ impl RunBuilder {
 
     /// Adds an entry with a copy of `payload`.
     pub fn push(&mut self, kind: EntryKind, sequence: u64, payload: &[u8]) {
+        if self.count == 0 {
+            self.payload.reserve(payload.len().max(FIRST_PAYLOAD_BYTES));
+        }
         let pushed = self.push_with(kind, sequence, RUN_PAYLOAD_BYTES_MAX, |out| out.put_slice(payload));
         assert!(pushed.is_ok(), "payload of {} bytes", payload.len());
     }
@@ -565,13 +554,29 @@ impl RunBuilder {
     /// Gives the entries their place in the log. Panics if there are none.
     pub fn seal(self, term: Term, first: Index, origin: Origin) -> Run {
         assert!(self.count > 0, "sealing an empty chunk");
-        finish(self.head, &self.sessions, LogPos::new(term, first), origin, self.payload.freeze())
+        let Self { mut head, sessions, payload, .. } = self;
+        let first = LogPos::new(term, first);
+        if payload.len() > TOGETHER_BYTES_MAX {
+            return finish(head, &sessions, first, origin, payload.freeze());
+        }
+        let (count, has_config) = fill_in(&mut head, &sessions, first, origin, &payload);
+        let mut bytes = Vec::with_capacity(head.len() + payload.len());
+        bytes.extend_from_slice(&head);
+        bytes.extend_from_slice(&payload);
+        let mut bytes = Bytes::from(bytes);
+        let head = bytes.split_to(head.len());
+        Run { term, first: first.index, count, has_config, head, payload: bytes }
     }
 }
 
-/// Fills in the header of `head`, which has room for it, the run's flags in place, and all its descriptors, and adds the
-/// session side array.
 fn finish(mut head: BytesMut, sessions: &[u8], first: LogPos, origin: Origin, payload: Bytes) -> Run {
+    let (count, has_config) = fill_in(&mut head, sessions, first, origin, &payload);
+    Run { term: first.term, first: first.index, count, has_config, head: head.freeze(), payload }
+}
+
+/// Fills in the header of `head`, which has room for it, the run's flags in place, and all its descriptors, and adds the
+/// session side array. Returns the number of entries and whether a config entry is among them.
+fn fill_in(head: &mut BytesMut, sessions: &[u8], first: LogPos, origin: Origin, payload: &[u8]) -> (u32, bool) {
     let LogPos { term, index: first } = first;
     let count = ((head.len() - RUN_HEADER_BYTES) / DESCRIPTOR_BYTES) as u32;
     let mut h = [0u8; RUN_HEADER_BYTES];
@@ -583,20 +588,59 @@ fn finish(mut head: BytesMut, sessions: &[u8], first: LogPos, origin: Origin, pa
     h[32..40].copy_from_slice(&origin.start.to_le_bytes());
     h[40..44].copy_from_slice(&(payload.len() as u32).to_le_bytes());
     h[44..48].copy_from_slice(&(sessions.len() as u32).to_le_bytes());
-    h[48..52].copy_from_slice(&crc32fast::hash(&payload).to_le_bytes());
+    h[48..52].copy_from_slice(&crc32c(0, payload).to_le_bytes());
     head[..RUN_HEADER_BYTES].copy_from_slice(&h);
     let has_config = head[RUN_HEADER_BYTES..].chunks_exact(DESCRIPTOR_BYTES).any(|d| d[0] == EntryKind::Config as u8);
     head.put_slice(sessions);
-    let crc = head_crc(&head);
+    let crc = head_crc(head);
     head[52..56].copy_from_slice(&crc.to_le_bytes());
-    Run { term, first, count, has_config, head: head.freeze(), payload }
+    (count, has_config)
 }
 
+/// Checks everything of a run but the lengths in its header, and tells whether a config entry is among the entries.
+fn check(head: &[u8], payload: &[u8]) -> Result<bool, RunError> {
+    if le32(head, 52) != head_crc(head) {
+        return Err(RunError::Checksum("head"));
+    }
+    if le32(head, 48) != crc32c(0, payload) {
+        return Err(RunError::Checksum("payload"));
+    }
+    if head[1] & !STRIPPED != 0 {
+        return Err(RunError::Malformed("flags that are not known"));
+    }
+    let count = le32(head, 4);
+    if le64(head, 16).checked_add(u64::from(count)).is_none() {
+        return Err(RunError::Malformed("index overflow"));
+    }
+    let (descriptors, records) = head[RUN_HEADER_BYTES..].split_at(count as usize * DESCRIPTOR_BYTES);
+    let (mut total, mut has_config, mut sessions) = (0usize, false, records.chunks_exact(SESSION_BYTES));
+    for d in descriptors.chunks_exact(DESCRIPTOR_BYTES) {
+        let Some(kind) = EntryKind::from_u8(d[0]) else { return Err(RunError::Kind(d[0])) };
+        has_config |= kind == EntryKind::Config;
+        total += if head[1] & STRIPPED != 0 && kind != EntryKind::Config { 0 } else { le32(d, 4) as usize };
+        if !session::are_known(d[1]) {
+            return Err(RunError::Malformed("unknown flags of an entry"));
+        }
+        if d[1] & FLAG_SESSION != 0 {
+            let record = sessions.next().filter(|_| kind == EntryKind::Command);
+            if record.and_then(|r| SessionCall::decode(d[1], r)).is_none() {
+                return Err(RunError::Malformed("session of an entry"));
+            }
+        }
+    }
+    if sessions.next().is_some() || !sessions.remainder().is_empty() {
+        return Err(RunError::Malformed("session records that belong to no entry"));
+    }
+    if total != payload.len() {
+        return Err(RunError::Malformed("entry lengths do not add up"));
+    }
+    Ok(has_config)
+}
+
+/// Continues from the payload's checksum instead of summing that field: what is left are whole words.
 fn head_crc(head: &[u8]) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&head[..52]);
-    crc.update(&head[56..]);
-    crc.finalize()
+    let crc = crc32c(le32(head, 48), &head[..48]);
+    crc32c(crc, &head[RUN_HEADER_BYTES..])
 }
 
 fn le32(b: &[u8], at: usize) -> u32 {

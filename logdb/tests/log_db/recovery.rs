@@ -1,5 +1,6 @@
 //! Crashes at moments that random steps seldom meet.
 
+use crate::scenarios::stale_blocks_of_an_earlier_opening;
 use crate::support::*;
 use longboat_io::sim::SimDisk;
 use longboat_logdb::{ReadError, Record, Update};
@@ -135,6 +136,11 @@ fn a_use_that_was_prepared_before_a_crash_is_not_where_the_journal_starts() {
     disk.kill();
     let groups = groups_at(&mut host);
     assert_eq!((groups[0].hard_state, groups[0].last), (hard(6, 6, 6), pos(6, 6)), "even if it came back");
+}
+
+#[test]
+fn blocks_that_an_earlier_opening_left_go_with_no_record_of_a_later_one() {
+    stale_blocks_of_an_earlier_opening();
 }
 
 #[test]

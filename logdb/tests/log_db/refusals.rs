@@ -6,6 +6,7 @@ use longboat_io::RealDisk;
 use longboat_io::sim::SimDisk;
 use longboat_logdb::{KeyValue, OpenError, SharedLog, SharedLogConfig};
 use longboat_raft::HostId;
+use longboat_raft::crc::crc32c;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -196,11 +197,19 @@ fn a_damaged_footer_is_refused() {
     host.open().expect("whole again");
 }
 
-/// Gives the `length` bytes at `at` the checksum that they should have, at `sum` from there: what is in them is meant.
-fn seal_again(bytes: &mut [u8], at: usize, sum: usize, from: usize, length: usize) {
-    let mut hasher = crc32fast::Hasher::new_with_initial(crc32fast::hash(&bytes[48..56]));
-    hasher.update(&bytes[at + from..at + length]);
-    bytes[at + sum..at + sum + 4].copy_from_slice(&hasher.finalize().to_le_bytes());
+/// Makes the footer's header at `at` one that is meant.
+fn seal_footer(bytes: &mut [u8], at: usize) {
+    let sum = crc32c(crc32c(0, &bytes[48..56]), &bytes[at + 8..at + 64]);
+    bytes[at + 4..at + 8].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// Makes the frame with one run in the record at `record` one that is meant.
+fn seal_frame(bytes: &mut [u8], record: usize) {
+    let frame = record + 64 + 16;
+    let seed = crc32c(crc32c(0, &bytes[48..56]), &bytes[record + 48..record + 56]);
+    bytes[frame..frame + 4].copy_from_slice(&seed.to_le_bytes());
+    let sum = crc32c(0, &bytes[frame..frame + 48 + 56]);
+    bytes[frame..frame + 4].copy_from_slice(&sum.to_le_bytes());
 }
 
 #[test]
@@ -214,7 +223,7 @@ fn a_footer_with_a_length_that_can_not_be_is_refused() {
             bytes[at + 8] = 3;
             bytes[at + 16..at + 24].copy_from_slice(&length.to_le_bytes());
             bytes[at + 32] = 1;
-            seal_again(bytes, at, 4, 8, 64);
+            seal_footer(bytes, at);
         })
         .expect("there");
         let e = refused(&mut host);
@@ -234,7 +243,7 @@ fn a_last_record_that_is_whole_and_not_understood_is_refused_and_not_dropped() {
                 // One entry less is told by a payload that is longer by its descriptor.
                 bytes[frame + 48 + 40] += 16;
             }
-            seal_again(bytes, frame, 0, 4, 48 + 56);
+            seal_frame(bytes, 3 * 4096);
         })
         .expect("there");
         let e = refused(&mut host);

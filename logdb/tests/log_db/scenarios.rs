@@ -174,3 +174,62 @@ pub(crate) fn vote_then_recycle() {
     assert_eq!(groups[0].hard_state, hard(42, 7, 0));
     assert_eq!(groups[0].bootstrap.replica.0, 11);
 }
+
+/// Two openings write a record of the same shape at the same place, and each crashes while it does. Whatever blocks of
+/// the two the disk has in the end, the next opening sees one of the records whole, or none.
+pub(crate) fn stale_blocks_of_an_earlier_opening() {
+    const BLOCKS: usize = 4;
+    let mut host = SimHost::new(3);
+    let disk = host.disk.clone();
+    let (mut log, _, _) = host.open().expect("opens");
+    write(&mut host, &mut *log, vec![append(1, hard(1, 0, 0), 1, &[b"before"])]);
+    drop(log);
+    disk.kill();
+    // The frames of the groups fill a block each, the first one together with the record's header and directory.
+    let front = 64 + BLOCKS * 16;
+    let record = |term: u64, byte: u8| -> Vec<Update> {
+        let payload = |group: usize| vec![byte; 4096 - 48 - 56 - 16 - if group == 0 { front } else { 0 }];
+        let update = |group: usize| append(group as u64 + 10, hard(term, term, 0), 1, &[&payload(group)]);
+        (0..BLOCKS).map(update).collect()
+    };
+    let path = Path::new("/host/journal/00000001.seg");
+    let (from, to) = (2 * 4096, (2 + BLOCKS) * 4096);
+    let before = disk.contents(path).expect("in use");
+    let written = |host: &mut SimHost, term, byte| {
+        let (mut log, _, groups) = host.open().expect("opens");
+        assert_eq!(groups.len(), 1, "the record under way is dropped");
+        write(host, &mut *log, record(term, byte));
+        drop(log);
+        disk.kill();
+        disk.contents(path).expect("in use")[from..to].to_vec()
+    };
+    let put = |disk: &SimDisk, blocks: &[&[u8]]| {
+        disk.damage(path, |bytes| bytes[from..to].copy_from_slice(&blocks.concat())).expect("in use");
+    };
+    fn block(bytes: &[u8], at: usize) -> &[u8] {
+        &bytes[at * 4096..(at + 1) * 4096]
+    }
+    let old = written(&mut host, 2, 0xaa);
+    // Of the first record, the last block did not get to the disk.
+    put(&disk, &[&old[..3 * 4096], block(&before[from..to], 3)]);
+    let new = written(&mut host, 3, 0xbb);
+    for mask in 0..1u32 << BLOCKS {
+        let of = |at: usize| block(if mask & 1 << at == 0 { &old } else { &new }, at);
+        put(&disk, &(0..BLOCKS).map(of).collect::<Vec<_>>());
+        let mut there = SimHost { disk: disk.fork(), config: host.config.clone() };
+        let (mut log, _, groups) = there.open().unwrap_or_else(|e| panic!("blocks {mask:04b}: {e}"));
+        let terms: Vec<u64> = groups.iter().skip(1).map(|g| g.hard_state.term.0).collect();
+        let whole = [vec![2; BLOCKS], vec![3; BLOCKS]].contains(&terms);
+        assert!(terms.is_empty() || whole, "blocks {mask:04b}: the groups are in terms {terms:?}");
+        assert_eq!(terms.is_empty(), mask != 0 && mask + 1 != 1 << BLOCKS, "blocks {mask:04b}");
+        write(&mut there, &mut *log, record_after(groups.len()));
+        drop(log);
+        there.disk.power_loss();
+        there.open().unwrap_or_else(|e| panic!("blocks {mask:04b}, later: {e}"));
+    }
+}
+
+/// What is written after a recovery that may have found the record before or not.
+fn record_after(groups: usize) -> Vec<Update> {
+    vec![append(100, hard(4, 0, 0), 1, &[&vec![1; groups * 1000]])]
+}

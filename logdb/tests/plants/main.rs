@@ -49,4 +49,5 @@ fn every_planted_bug_of_the_store_is_caught() {
     for name in ["archive-recycled-before-flush", "archived-segment-lost-from-list", "remnants-dropped"] {
         assert!(catches(name, archive_and_lose_power), "{name}");
     }
+    assert!(catches("sums-without-opening", scenarios::stale_blocks_of_an_earlier_opening));
 }
