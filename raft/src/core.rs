@@ -363,7 +363,12 @@ impl Core {
                 return Ok(());
             }
             if term < self.term {
-                self.answer_lower_term(from, &body);
+                match body {
+                    Body::AppendAccepted { matched } if plant::is("ack-of-an-earlier-term") => {
+                        self.on_accepted(from, matched);
+                    }
+                    _ => self.answer_lower_term(from, &body),
+                }
                 return Ok(());
             }
         }

@@ -136,7 +136,7 @@ impl Core {
             return;
         }
         // A replica that helps out does not ask first: it was asked.
-        if self.config.pre_vote && !transfer && self.is_voter {
+        if self.config.pre_vote && (!transfer || plant::is("transfer-asks-first")) && self.is_voter {
             self.become_pre_candidate();
         } else {
             self.become_candidate(transfer);
@@ -148,7 +148,8 @@ impl Core {
     /// and 5, and 1 and 2 elect under the old three while {3,4,5} commit under the new five. Where memory does not say
     /// what the entries are, wait.
     pub(crate) fn may_campaign(&self) -> bool {
-        let waiting = self.log.may_have_config(self.handout.handed.next(), self.commit);
+        let waiting = self.log.may_have_config(self.handout.handed.next(), self.commit)
+            && !plant::is("campaign-before-change-in-effect");
         // A state machine that is ahead of the log was given committed entries that the log lacks.
         let behind = self.log.last().index < self.catch_up_to && !plant::is("campaign-behind-the-machine");
         (self.is_voter || self.asked_to_help)
@@ -183,6 +184,9 @@ impl Core {
         self.vote = self.config.replica;
         // The own vote is counted when it is durable, in `persisted`.
         self.ask_for_votes(false, transfer);
+        if plant::is("own-vote-before-durable") {
+            self.count_vote(self.config.replica, true);
+        }
     }
 
     pub(crate) fn ask_for_votes(&mut self, pre: bool, transfer: bool) {
@@ -229,7 +233,7 @@ impl Core {
         self.rebuild_peers(last.next(), false);
         // Which of its entries are membership changes a new leader may not know: it counts the whole tail as pending
         // ones, and proposes none before all of it is in effect.
-        self.pending_change = last;
+        self.pending_change = if plant::is("new-leader-ignores-tail") { crate::Index::ZERO } else { last };
         // An entry of its own term, because only through one can it commit those of earlier terms (paper section 5.4.2).
         self.append_empty();
     }
@@ -307,6 +311,9 @@ impl Core {
             // Granted for the term that was asked about, which this replica has not entered yet. Refused, the answer
             // carries the other's own term.
             Body::VoteResponse { pre: true, granted: true } => {}
+            Body::VoteResponse { .. } if plant::is("later-vote-counts") && self.role == Role::Candidate => {
+                self.count_vote(from, true);
+            }
             Body::Append { .. }
             | Body::Heartbeat { .. }
             | Body::Commit { .. }
@@ -324,12 +331,14 @@ impl Core {
         // A leader with no change pending has every committed configuration in effect: who is no voter there can't be
         // elected by anyone who is, and could only unseat it.
         if self.role == Role::Leader && self.pending_change <= self.handout.handed && !self.membership.is_voter(from) {
-            return true;
+            return !plant::is("non-voter-unseats");
         }
         // Whoever hears its leader helps nobody to disturb it, unless the leader itself asked for that. And a replica that
         // was removed without learning of it may disturb it least of all. But without a leader it must be heard: it may be
         // the only one with a log new enough, and others may need it to be elected and commit what removed it.
-        self.hears_leader() && ((self.config.check_quorum && !transfer) || self.membership.removed.contains(&from))
+        self.hears_leader()
+            && ((self.config.check_quorum && !transfer && !plant::is("disruptor-is-helped"))
+                || (self.membership.removed.contains(&from) && !plant::is("removed-is-heard")))
     }
 
     /// Whether a leader was heard within the election timeout.
@@ -348,7 +357,7 @@ impl Core {
                 self.send_held(from, Body::AppendAccepted { matched: crate::Index::ZERO });
             }
             // Else a pre-candidate of an earlier term, with a newer log, would never learn the term to campaign in.
-            Body::RequestVote { pre: true, .. } => {
+            Body::RequestVote { pre: true, .. } if !plant::is("pre-candidate-not-told") => {
                 self.send_held(from, Body::VoteResponse { pre: true, granted: false });
             }
             _ => self.dropped += 1,
@@ -366,7 +375,8 @@ impl Core {
         let may = self.vote == from || (self.vote.is_zero() && self.leader.is_none()) || (pre && term > self.term);
         // A log that ends in a later term, or in the same and not before, has everything that may be committed
         // (paper section 5.4.1). A non-voting member answers too: the candidate may know that it was promoted.
-        let granted = may && last >= self.log.last();
+        let may = may || plant::is("two-votes-in-a-term");
+        let granted = may && (last >= self.log.last() || plant::is("vote-for-an-older-log"));
         if granted && !pre {
             self.vote = from;
             self.election_base = self.now;

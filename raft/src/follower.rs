@@ -61,7 +61,8 @@ impl Core {
         // it: it would count whoever is added later as everybody. It needs a snapshot, and says so by refusing even the
         // start of the log.
         let knows_members = !self.membership.voters.is_empty();
-        if !knows_members || self.log.term_at(prev.index) != Some(prev.term) {
+        let planted = plant::is("term-zero-matches") && prev.term.is_zero() && prev.index <= self.log.last().index;
+        if !knows_members || (self.log.term_at(prev.index) != Some(prev.term) && !planted) {
             let hint = self.log.find_conflict(prev.index, prev.term);
             self.send_held(from, Body::AppendRejected { rejected: prev.index, hint });
             return Ok(());
@@ -130,7 +131,8 @@ impl Core {
     /// The leader has committed through `commit`. That holds for its own log: here only as far as this is known to be it.
     fn learn_commit(&mut self, commit: Index) {
         self.leader_commit = self.leader_commit.max(commit);
-        self.commit_to(self.leader_commit.min(self.verified));
+        let known = if plant::is("commit-past-the-known") { self.log.last().index } else { self.verified };
+        self.commit_to(self.leader_commit.min(known));
     }
 
     pub(crate) fn on_commit(&mut self, from: ReplicaId, commit: Index) -> Result<(), Violation> {
@@ -174,7 +176,7 @@ impl Core {
     /// `bare`: of a place and a membership alone, as witnesses get it.
     pub(crate) fn on_snapshot(&mut self, from: ReplicaId, meta: SnapshotMeta, bare: bool) -> Result<(), Violation> {
         let senseless = meta.pos.term > self.term || meta.pos.term.is_zero() || meta.pos.index.is_zero();
-        let senseless = senseless || !meta.membership.is_consistent();
+        let senseless = senseless || (!meta.membership.is_consistent() && !plant::is("snapshot-without-voters"));
         if senseless || bare != self.is_witness || self.is_of_other_kind(&meta) {
             self.dropped += 1;
             return Ok(());
@@ -208,7 +210,8 @@ impl Core {
             self.accept(from, self.commit);
             return Ok(());
         }
-        if here == Some(pos.term) {
+        let same = if plant::is("snapshot-ends-at-a-conflict") { here.is_some() } else { here == Some(pos.term) };
+        if same && !plant::is("snapshot-cuts-suffix") {
             // The log has all that the snapshot stands for, and maybe more that this replica has acknowledged.
             self.verified = self.verified.max(pos.index);
             self.commit_to(pos.index);
@@ -218,7 +221,7 @@ impl Core {
         // A snapshot without this replica in it is meant for somebody else; and one can't make a voter non-voting, because
         // its vote may be what elected the leader.
         let id = self.config.replica;
-        let demoted = self.membership.is_voter(id) && !meta.membership.is_voter(id);
+        let demoted = !plant::is("snapshot-demotes") && self.membership.is_voter(id) && !meta.membership.is_voter(id);
         if demoted || !meta.membership.contains(id) {
             self.accept(from, self.commit);
             return Ok(());
@@ -255,8 +258,14 @@ impl Core {
     }
 
     /// Replaces the log by a snapshot. The membership comes from it, never from entries that are gone.
-    fn restore(&mut self, meta: SnapshotMeta) {
+    fn restore(&mut self, mut meta: SnapshotMeta) {
         let pos = meta.pos;
+        if plant::is("restore-drops-joint") {
+            meta.membership.outgoing.clear();
+        }
+        if plant::is("change-id-of-snapshot") {
+            meta.membership.change_id = pos.index;
+        }
         self.log.reset(pos);
         self.durability.reset(pos.index);
         self.commit = pos.index;

@@ -6,7 +6,7 @@
 
 use crate::changer::ConfigChange;
 use crate::core::{Core, Guard, Role};
-use crate::ids::{Index, ReplicaId, Time};
+use crate::ids::{HardState, Index, ReplicaId, Time};
 use crate::log::Slice;
 #[cfg(feature = "plant")]
 use crate::message::Body;
@@ -182,7 +182,8 @@ impl Core {
         let (unsealed, token) = self.durability.seal(last, ballot);
         if dirty {
             let runs = self.log.tail_from(unsealed.append_from).expect("what is not durable stays in memory");
-            let hard_state = self.hard_state();
+            let commit = if plant::is("commit-not-saved") { Index::ZERO } else { self.commit };
+            let hard_state = HardState { commit, ..self.hard_state() };
             self.quiet.sealed(hard_state.commit);
             out.persist = Some(Persist { hard_state, cut_tail: unsealed.cut_tail, runs, install });
         }

@@ -8,6 +8,7 @@
 //! Must not know: the log, the membership, messages.
 
 use crate::ids::{Index, ReplicaId, Time};
+use crate::plant;
 use std::collections::VecDeque;
 
 /// How entries are sent to a member.
@@ -262,7 +263,7 @@ impl Progress {
     pub(crate) fn rejected(&mut self, rejected: Index, hint: Index) -> bool {
         if self.state == ProgressState::Replicate {
             // Something at or below what it acknowledged can't be refused by an answer that is not stale.
-            if rejected <= self.matched {
+            if rejected <= self.matched && !plant::is("stale-rejection-moves-back") {
                 return false;
             }
             self.become_probe();

@@ -205,6 +205,9 @@ impl Core {
         if due {
             let mut chunk = RunBuilder::new();
             chunk.push(EntryKind::Config, 0, &ConfigChange::leave_joint().encode());
+            if plant::is("leave-joint-twice") {
+                chunk.push(EntryKind::Config, 0, &ConfigChange::leave_joint().encode());
+            }
             let origin = Origin { replica: self.config.replica, start: 0 };
             self.pending_change = self.append_own(chunk, origin);
         }

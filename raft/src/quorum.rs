@@ -5,6 +5,7 @@
 //! as one whose second half is empty.
 
 use crate::ids::Index;
+use crate::plant;
 use smallvec::SmallVec;
 
 /// What a vote has come to.
@@ -30,12 +31,15 @@ pub fn majority_index(reached: impl IntoIterator<Item = Index>) -> Index {
     }
     reached.sort_unstable();
     // With n voters, n / 2 + 1 are at or above the element at n - (n / 2 + 1).
-    let quorum = reached.len() / 2 + 1;
+    let quorum = if plant::is("two-of-five") { reached.len() / 2 } else { reached.len() / 2 + 1 };
     reached[reached.len() - quorum]
 }
 
 /// The highest index that majorities of both halves of a configuration have reached.
 pub fn joint_index(incoming: impl IntoIterator<Item = Index>, outgoing: impl IntoIterator<Item = Index>) -> Index {
+    if plant::is("joint-by-one-half") {
+        return majority_index(incoming);
+    }
     majority_index(incoming).min(majority_index(outgoing))
 }
 
@@ -69,6 +73,7 @@ pub fn joint_vote(
     outgoing: impl IntoIterator<Item = Option<bool>>,
 ) -> VoteResult {
     match (majority_vote(incoming), majority_vote(outgoing)) {
+        (result, _) if plant::is("joint-by-one-half") => result,
         (VoteResult::Lost, _) | (_, VoteResult::Lost) => VoteResult::Lost,
         (VoteResult::Won, VoteResult::Won) => VoteResult::Won,
         _ => VoteResult::Pending,

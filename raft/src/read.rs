@@ -12,6 +12,7 @@ use crate::core::{Core, Role};
 use crate::ids::{Index, ReplicaId, Term, Time};
 use crate::message::Body;
 use crate::output::ReadReady;
+use crate::plant;
 use crate::quorum;
 use std::collections::VecDeque;
 
@@ -90,7 +91,7 @@ impl Core {
 
     pub(crate) fn on_read_index_response(&mut self, context: u64, index: Option<Index>) {
         // An answer that nothing here waits for was given up when the leader changed.
-        if let Some(at) = self.reads.sent.iter().position(|c| *c == context) {
+        if let Some(at) = self.reads.sent.iter().position(|c| *c == context || plant::is("any-answer-answers-a-read")) {
             self.reads.sent.swap_remove(at);
             self.outbox.reads.push(ReadReady { context, index });
         } else {
@@ -100,10 +101,14 @@ impl Core {
 
     fn gather_read(&mut self, read: Asked) {
         // Before its first commit in its own term a leader may not know of what its predecessors committed.
-        if self.log.term_at(self.commit) != Some(self.term) || self.reads.gathered.len() >= READS_MAX {
+        let knows = self.log.term_at(self.commit) == Some(self.term) || plant::is("read-before-own-commit");
+        if !knows || self.reads.gathered.len() >= READS_MAX {
             return self.answer_read(read, None);
         }
-        self.reads.gathered.push(read);
+        match self.reads.rounds.back_mut() {
+            Some(round) if plant::is("read-joins-a-running-round") => round.reads.push(read),
+            _ => self.reads.gathered.push(read),
+        }
         self.dirty = true;
     }
 

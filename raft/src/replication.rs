@@ -128,7 +128,8 @@ impl Core {
 
     /// The durable part of the own log counts like a member's acknowledgement.
     pub(crate) fn count_own_log(&mut self) {
-        let durable = self.durability.durable().min(self.log.last().index);
+        let last = self.log.last().index;
+        let durable = if plant::is("own-entry-before-durable") { last } else { self.durability.durable().min(last) };
         if let Some(at) = self.peer(self.config.replica)
             && self.peers[at].acknowledged(durable)
         {
@@ -196,7 +197,7 @@ impl Core {
     /// Sends one append, with entries or without. False when it could not be made now.
     fn append_to(&mut self, at: usize, with_entries: bool) -> bool {
         let next = self.peers[at].next;
-        if self.log.term_at(next.prev()).is_none() {
+        if self.predecessor_term(next.prev()).is_none() {
             self.want_snapshot(at);
             return false;
         }
@@ -204,6 +205,10 @@ impl Core {
         if with_entries {
             match self.log.entries(next, self.log.last().index, self.config.append_bytes_max) {
                 Slice::Runs(found) => runs = found,
+                Slice::Compacted if plant::is("append-without-predecessor") => {
+                    self.append_runs(at, runs);
+                    return false;
+                }
                 Slice::Compacted => {
                     self.want_snapshot(at);
                     return false;
@@ -221,11 +226,16 @@ impl Core {
         true
     }
 
+    /// The term of the entry before the first one of an append.
+    fn predecessor_term(&self, index: Index) -> Option<Term> {
+        self.log.term_at(index).or(plant::is("append-without-predecessor").then_some(Term::ZERO))
+    }
+
     fn append_runs(&mut self, at: usize, runs: SmallVec<[Run; 1]>) {
         let (commit, bounds) = (self.commit, self.bounds());
         let index = self.peers[at].next.prev();
         // An append without its predecessor's term could never be checked against the follower's log.
-        let Some(term) = self.log.term_at(index) else {
+        let Some(term) = self.predecessor_term(index) else {
             return self.want_snapshot(at);
         };
         let entries = runs.iter().map(|r| r.count() as u64).sum();
@@ -307,7 +317,7 @@ impl Core {
             return;
         }
         // Not more than it has acknowledged: its log may differ after that.
-        let commit = self.commit.min(peer.matched);
+        let commit = if plant::is("heartbeat-commits-too-much") { self.commit } else { self.commit.min(peer.matched) };
         let body = Body::Heartbeat { commit, read_round: self.open_read_round() };
         self.send_early(peer.id, self.term, body);
     }
@@ -327,7 +337,7 @@ impl Core {
         peer.overloaded = overloaded;
         // Once per heartbeat of the timer, not for those that confirm reads, take it that whatever was sent before it may
         // be lost, and ask again: with an empty append if there is nothing new. Its answer tells.
-        if peer.nudge {
+        if peer.nudge && !plant::is("lost-appends-forgotten") {
             peer.nudge = false;
             peer.paused = false;
             if peer.matched < last || peer.state == ProgressState::Probe {

@@ -43,8 +43,8 @@ fn a_leader_that_is_heard_keeps_its_term() {
     assert_eq!((c.leaders(), c.core(1).term()), (vec![1], Term(1)));
 }
 
-#[test]
-fn a_replica_alone_elects_itself_once_its_vote_is_durable() {
+#[cfg_attr(not(feature = "plant"), test)]
+pub fn a_replica_alone_elects_itself_once_its_vote_is_durable() {
     let mut c = Cluster::new(&[1]);
     c.node(1).slow_disk = true;
     c.campaign(1);
@@ -53,8 +53,8 @@ fn a_replica_alone_elects_itself_once_its_vote_is_durable() {
     assert_eq!(c.core(1).role(), Role::Leader);
 }
 
-#[test]
-fn one_vote_is_given_in_a_term_and_repeated_when_asked_again() {
+#[cfg_attr(not(feature = "plant"), test)]
+pub fn one_vote_is_given_in_a_term_and_repeated_when_asked_again() {
     let mut c = Cluster::new(&[1, 2, 3]);
     c.give(ask(1, 3, 5, LogPos::ZERO));
     assert_eq!(answer(&mut c), (5, YES));
@@ -231,8 +231,8 @@ fn a_leader_that_half_of_the_group_answers_stays_with_check_quorum() {
     assert_eq!(c.core(1).role(), Role::Leader);
 }
 
-#[test]
-fn who_hears_its_leader_helps_no_disruptor_with_check_quorum() {
+#[cfg_attr(not(feature = "plant"), test)]
+pub fn who_hears_its_leader_helps_no_disruptor_with_check_quorum() {
     let mut c = Cluster::with(&[1, 2, 3], |config| config.check_quorum = true);
     c.elect(1);
     c.give(ask(3, 2, 9, pos(8, 99)));

@@ -179,7 +179,7 @@ pub fn step(c: &mut Cluster, dice: &mut impl Dice, next_id: &mut u64, changes: b
     }
 }
 
-fn play(seed: u64, steps: u64, changes: bool) {
+pub fn play(seed: u64, steps: u64, changes: bool) {
     let mut dice = Seeded(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let flags = dice.roll(8);
     let members: Vec<u64> = (1..=dice.pick(&[3, 3, 5])).collect();

