@@ -1,6 +1,6 @@
 # `make` lists what there is. Every target does its own set-up.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench fmt setup
+.PHONY: help demo test lint bench fuzz fmt setup
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 help: ## this list
@@ -21,6 +21,9 @@ lint: setup ## clippy with warnings as errors, and the format
 bench: setup ## what this machine's disk and network can do, then load on 1, 48 and 1,000 groups
 	@scripts/cargo.sh build --release -p longboat-bench
 	@scripts/bench.sh
+
+fuzz: ## fuzz targets, each for SECONDS (default 60): whatever bytes bring, no assertion fails
+	@scripts/fuzz.sh all $(or $(SECONDS),60)
 
 fmt: ## formats the code
 	@cargo fmt --all

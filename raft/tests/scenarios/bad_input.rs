@@ -309,6 +309,32 @@ pub fn a_snapshot_whose_membership_contradicts_itself_is_dropped() {
     assert!(fine.is_consistent());
 }
 
+/// Each number that a message carries, alone too large to count on from there.
+#[test]
+fn numbers_that_cannot_be_counted_on_are_dropped_wherever_they_stand() {
+    const HUGE: u64 = (1 << 62) + 1;
+    let voters = || voters(&[1, 2, 3]);
+    let bodies = [
+        Body::Append { prev: pos(HUGE, 3), commit: Index(3), runs: [].into_iter().collect() },
+        Body::Append { prev: pos(1, HUGE), commit: Index(3), runs: [].into_iter().collect() },
+        Body::Append { prev: pos(1, 3), commit: Index(HUGE), runs: [].into_iter().collect() },
+        Body::Append { prev: pos(1, 3), commit: Index(3), runs: [run(2, HUGE, &["x"])].into_iter().collect() },
+        Body::Heartbeat { commit: Index(HUGE), read_round: 0 },
+        Body::Commit { commit: Index(HUGE) },
+        Body::AppendAccepted { matched: Index(HUGE) },
+        Body::AppendRejected { rejected: Index(HUGE), hint: pos(1, 1) },
+        Body::AppendRejected { rejected: Index(1), hint: pos(1, HUGE) },
+        Body::AppendRejected { rejected: Index(1), hint: pos(HUGE, 1) },
+        Body::RequestVote { pre: false, transfer: false, last: pos(HUGE, 9) },
+        Body::RequestVote { pre: false, transfer: false, last: pos(9, HUGE) },
+        Body::Snapshot(Box::new(SnapshotMeta { pos: pos(2, HUGE), membership: voters() })),
+        Body::Snapshot(Box::new(SnapshotMeta { pos: pos(HUGE, 9), membership: voters() })),
+    ];
+    are_dropped(&mut follower(), 2, bodies.iter().map(|body| message(1, 2, 2, body.clone())).collect());
+    // A later term would be entered, were the message not dropped before.
+    are_dropped(&mut follower(), 2, bodies.into_iter().map(|body| message(1, 2, 3, body)).collect());
+}
+
 fn any_number() -> impl Strategy<Value = u64> {
     prop_oneof![6 => 0u64..8, 1 => Just(u64::MAX), 1 => Just(1 << 62)]
 }

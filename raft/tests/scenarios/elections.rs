@@ -324,6 +324,28 @@ fn leadership_is_not_handed_to_who_does_not_vote() {
 }
 
 #[test]
+fn roles_and_leaders_are_told_when_they_change_and_only_then() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    let term = Term(1);
+    let told = |c: &mut Cluster, n| std::mem::take(&mut c.node(n).events);
+    let role = |role, term| Event::RoleChanged { role, term };
+    let leader = |leader: u64, term| Event::LeaderChanged { leader: Some(id(leader)), term };
+    assert_eq!(told(&mut c, 1), [role(Role::Candidate, term), role(Role::Leader, term), leader(1, term)]);
+    assert_eq!(told(&mut c, 2), [leader(1, term)]);
+    c.write(1, &["a"]);
+    c.pass(3 * HEARTBEAT);
+    assert_eq!((told(&mut c, 1), told(&mut c, 2)), (vec![], vec![]), "nothing changed");
+    c.core(2).forget_leader();
+    c.end_round(2);
+    assert_eq!(told(&mut c, 2), [Event::LeaderChanged { leader: None, term }]);
+    c.elect(3);
+    let later = Term(2);
+    assert_eq!(told(&mut c, 1).last(), Some(&leader(3, later)));
+    assert_eq!(told(&mut c, 2).last(), Some(&leader(3, later)));
+}
+
+#[test]
 fn equal_inputs_give_equal_replicas() {
     let play = || {
         let mut c = Cluster::new(&[1, 2, 3]);
