@@ -17,6 +17,8 @@ mod fuzzing;
 mod guards;
 #[path = "scenarios/members.rs"]
 mod members;
+#[path = "scenarios/oracle.rs"]
+mod oracle;
 #[path = "scenarios/persistence.rs"]
 mod persistence;
 #[path = "scenarios/proposing.rs"]
