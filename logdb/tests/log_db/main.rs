@@ -3,8 +3,9 @@
 //! `conformance` says what any store must do; `random` holds stores against the model over random operations and
 //! reopenings; `crash` kills, cuts the power and fails syncs at every write; `recovery`
 //! holds single crashes that are rarer than that; `refusals` are the directories that
-//! must not be opened; `recycling` goes round the journal many times.
+//! must not be opened; `recycling` goes round the journal many times; `archive` has segments that stay.
 
+mod archive;
 mod conformance;
 mod crash;
 mod driver;
