@@ -130,7 +130,7 @@ impl ApplyWorker {
                 }
                 ApplyItem::Reads(reads) => {
                     match failed {
-                        None => lookup(&***guard.as_ref().expect("held between jobs"), reads),
+                        None => lookup(shared, &***guard.as_ref().expect("held between jobs"), reads),
                         Some(error) => reads.fail(&error),
                     }
                     shared.published.reads_done.fetch_add(1, Ordering::Release);
@@ -214,7 +214,10 @@ fn fail_waiter(waiter: Option<Waiter>, count: u32, error: &RequestError) {
 }
 
 /// A lookup that panics fails its reads and stops nothing: it changed no replicated state.
-fn lookup(machine: &dyn DynMachine, reads: Box<dyn AnyReads>) {
+fn lookup(shared: &GroupShared, machine: &dyn DynMachine, mut reads: Box<dyn AnyReads>) {
+    if reads.answer_applied(Index(shared.published.applied.load(Ordering::Acquire))) {
+        return;
+    }
     let (results, count) = (reads.results(), reads.len() as u32);
     if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| machine.lookup(reads))) {
         results.fail(0, count, &RequestError::LookupFailed(panic_text(&*panic)));

@@ -5,11 +5,11 @@
 //! queue, or the client that finds the replica closed after it left something. Must not know: raft state.
 
 use crate::config::CHUNK_BYTES_MAX;
-use crate::queue::{Chunk, Deadlines, Inbox, ReadChunk};
+use crate::queue::{Chunk, Deadlines, Extras, Inbox, ReadChunk};
 use crate::shared::{GroupShared, reason};
 use crate::snapshot::{SnapshotOutcome, SnapshotRequest};
-use longboat_raft::{EntryKind, RunBuilder, Time};
-use longboat_rsm::{AnyCompletion, Codec, Completion, Pending, Reads, RequestError, StateMachine};
+use longboat_raft::{EntryKind, Index, RunBuilder, Time};
+use longboat_rsm::{AnyCompletion, Codec, Completion, IndexReads, Pending, Reads, RequestError, StateMachine};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -189,6 +189,44 @@ impl GroupShared {
         Ok(pending)
     }
 
+    /// Asks for an index at which a linearizable read may be made; answered when this replica has applied it.
+    ///
+    /// # Errors
+    /// As [`GroupShared::enqueue_reads`].
+    pub fn enqueue_read_index(&self, deadline: Time) -> Result<Pending<Index>, RequestError> {
+        self.enqueue_extra(|extras| {
+            let chunk = extras.index_reads.get_or_insert_with(index_chunk);
+            add_index_read(chunk, deadline)
+        })
+    }
+
+    /// Waits until this replica has applied `index`; answered with how far it has.
+    ///
+    /// # Errors
+    /// As [`GroupShared::enqueue_reads`].
+    pub fn enqueue_wait(&self, index: Index, deadline: Time) -> Result<Pending<Index>, RequestError> {
+        self.enqueue_extra(|extras| {
+            let mut chunk = index_chunk();
+            let pending = add_index_read(&mut chunk, deadline);
+            extras.waits.push((index, chunk));
+            pending
+        })
+    }
+
+    fn enqueue_extra<T>(&self, add: impl FnOnce(&mut Extras) -> T) -> Result<T, RequestError> {
+        self.check_open()?;
+        let pending = {
+            let mut slot = self.inbox.lock();
+            let extras = slot.get_or_insert_with(Box::default).extras.get_or_insert_with(Box::default);
+            if extras.len() >= self.host.config.queue_reads_max {
+                return Err(RequestError::Busy);
+            }
+            add(extras)
+        };
+        self.tell_worker();
+        Ok(pending)
+    }
+
     fn tell_worker(&self) {
         self.ready(reason::QUEUE);
         // Whoever closed the replica meanwhile may have emptied the queue before this request was in it.
@@ -199,6 +237,17 @@ impl GroupShared {
             }
         }
     }
+}
+
+fn index_chunk() -> ReadChunk {
+    ReadChunk { reads: Box::new(IndexReads::new()), deadlines: Deadlines::default() }
+}
+
+fn add_index_read(chunk: &mut ReadChunk, deadline: Time) -> Pending<Index> {
+    let reads: &mut IndexReads = chunk.reads.as_any_mut().downcast_mut().expect("made right here");
+    let (slot, pending) = reads.add();
+    chunk.deadlines.note(slot, deadline);
+    pending
 }
 
 fn typed<T: Send + 'static>(completion: &Arc<dyn AnyCompletion>) -> Arc<Completion<T>> {

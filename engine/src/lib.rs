@@ -24,6 +24,7 @@ pub mod step;
 pub mod stream;
 pub mod threads;
 pub mod tracker;
+mod waits;
 pub mod wheel;
 pub mod worker;
 

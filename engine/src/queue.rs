@@ -4,7 +4,7 @@
 //! something in sets the group's ready flag afterwards, so that the worker that clears the flag and then drains sees it.
 
 use crate::snapshot::SnapshotRequest;
-use longboat_raft::{RunBuilder, Time};
+use longboat_raft::{Index, RunBuilder, Time};
 use longboat_rsm::{AnyCompletion, AnyReads, RequestError, Stage};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -122,6 +122,27 @@ impl ReadChunk {
     }
 }
 
+/// What clients ask for seldom.
+#[derive(Debug, Default)]
+pub struct Extras {
+    /// Who asks for an index to read at.
+    pub index_reads: Option<ReadChunk>,
+    /// Who waits until an index is applied here.
+    pub waits: Vec<(Index, ReadChunk)>,
+}
+
+impl Extras {
+    /// How many requests there are.
+    pub fn len(&self) -> usize {
+        self.index_reads.as_ref().map_or(0, |r| r.reads.len()) + self.waits.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// What the clients of one group have left for its worker.
 #[derive(Debug, Default)]
 pub struct Inbox {
@@ -131,6 +152,8 @@ pub struct Inbox {
     pub reads: Option<ReadChunk>,
     /// A snapshot request that waits for the group's worker.
     pub snapshot: Option<SnapshotRequest>,
+    /// What is asked for seldom.
+    pub extras: Option<Box<Extras>>,
     /// Entries in `chunks`.
     pub entries: usize,
     /// Bytes in `chunks`.
@@ -156,7 +179,7 @@ impl Inbox {
 impl Inbox {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.chunks.is_empty() && self.reads.is_none() && self.snapshot.is_none()
+        self.chunks.is_empty() && self.reads.is_none() && self.snapshot.is_none() && self.extras.is_none()
     }
 
     /// Ends all that waits: none of it was proposed.
@@ -164,7 +187,9 @@ impl Inbox {
         for chunk in &self.chunks {
             chunk.fail(error);
         }
-        if let Some(r) = &self.reads {
+        let extras = self.extras.map(|e| *e).unwrap_or_default();
+        let waits = extras.waits.into_iter().map(|w| w.1);
+        for r in self.reads.into_iter().chain(extras.index_reads).chain(waits) {
             r.reads.fail(error);
         }
         if let Some(request) = self.snapshot {

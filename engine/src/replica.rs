@@ -10,6 +10,7 @@ use crate::queue::{Chunk, Inbox, ReadChunk};
 use crate::shared::{GroupShared, reason};
 use crate::snapshot::{SaveTask, SnapshotOutcome, SnapshotRequest, SnapshotTimeout};
 use crate::tracker::{Ticket, Tracker};
+use crate::waits::Waits;
 use longboat_logdb::{Bootstrap, GroupState, SnapshotRecord, Update};
 use longboat_raft::{
     Core, Event, GroupEpoch, HostId, Index, LogPos, Origin, Output, ProposeOptions, Proposed, RefusedReason,
@@ -70,6 +71,8 @@ pub struct Replica {
     confirmed: Vec<(Index, ReadChunk)>,
     /// Reads that must ask again.
     unasked: Vec<ReadChunk>,
+    /// Who waits for an index to be applied.
+    waits: Waits,
     next_context: u64,
     /// When to ask again.
     ask_again: Time,
@@ -116,6 +119,7 @@ impl Replica {
             asked: VecDeque::new(),
             confirmed: Vec::new(),
             unasked: Vec::new(),
+            waits: Waits::default(),
             // Contexts are unique over restarts: an answer to a request of an earlier life must not match.
             next_context: start | 1,
             ask_again: NEVER,
@@ -186,15 +190,17 @@ impl Replica {
         let reads = reads.chain(self.confirmed.iter().map(|r| r.1.deadlines.earliest())).min().unwrap_or(NEVER);
         let parked = self.parked.iter().map(|c| c.deadlines.earliest()).fold(self.queued_until, Time::min);
         let snapshots = self.snapshot_timeouts.iter().map(|t| t.deadline).min().unwrap_or(NEVER);
-        let parked = parked.min(snapshots);
+        let parked = parked.min(snapshots).min(self.waits.deadline());
         self.core.deadline().min(self.tracker.deadline()).min(reads).min(parked).min(self.ask_again)
     }
 
     /// Takes what the clients left and gives it to the core. `take_proposals` is false while the host has too much unsynced.
     pub fn drain_queue(&mut self, now: Time, take_proposals: bool) -> Option<SnapshotRequest> {
         let mut inbox = self.shared.inbox.lock().take()?;
-        if let Some(reads) = inbox.reads.take() {
-            self.unasked.push(reads);
+        let extras = inbox.extras.take().map(|e| *e).unwrap_or_default();
+        self.waits.add(extras.waits);
+        if inbox.reads.is_some() || extras.index_reads.is_some() {
+            self.unasked.extend(inbox.reads.take().into_iter().chain(extras.index_reads));
             self.ask_reads(now);
         }
         let snapshot = inbox.snapshot.take();
@@ -223,6 +229,7 @@ impl Replica {
             inbox.chunks.extend(newer.chunks);
             inbox.reads = newer.reads;
             inbox.snapshot = newer.snapshot;
+            inbox.extras = newer.extras;
         }
         *slot = Some(inbox);
     }
@@ -292,6 +299,7 @@ impl Replica {
         self.give_up_answers(now);
         self.confirmed.retain_mut(|r| r.1.expire(now, &late));
         self.unasked.retain_mut(|r| r.expire(now, &late));
+        self.waits.expire(now);
         for timeout in self.snapshot_timeouts.extract_if(.., |t| t.deadline <= now) {
             timeout.expire();
         }
@@ -391,6 +399,11 @@ impl Replica {
     /// Reads whose index has been handed to apply go right behind it.
     fn hand_reads(&mut self, items: &mut Vec<ApplyItem>) {
         let handed = self.core.handed();
+        for chunk in self.waits.reached(handed) {
+            let count = chunk.reads.len() as u32;
+            self.tracker.handed_reads(chunk.reads.results(), count, handed, chunk.deadlines);
+            items.push(ApplyItem::Reads(chunk.reads));
+        }
         if self.confirmed.is_empty() {
             return;
         }
@@ -504,6 +517,7 @@ impl Replica {
         for r in reads.chain(self.confirmed.drain(..).map(|r| r.1)) {
             r.reads.fail(queued);
         }
+        self.waits.fail(queued);
         for timeout in self.snapshot_timeouts.drain(..) {
             timeout.fail(queued);
         }

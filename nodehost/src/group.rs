@@ -133,6 +133,38 @@ impl<S: StateMachine> Group<S> {
         self.shared.enqueue_reads::<S>(queries.into_iter(), deadline).map(|part| PendingBatch::new(vec![part]))
     }
 
+    /// Asks for an index at which a linearizable read may be made here, any number of times, with [`Group::local_read`].
+    /// Resolves when this replica has applied that index.
+    ///
+    /// # Errors
+    /// As [`Group::read`].
+    pub fn read_index(&self, timeout: Duration) -> Result<Pending<Index>, RequestError> {
+        self.shared.enqueue_read_index(self.shared.deadline_after(timeout))
+    }
+
+    /// Reads this replica's state, which reflects everything through `at`: an index from [`Group::read_index`], or one
+    /// at which something was seen to be applied. Runs on the calling thread.
+    ///
+    /// # Errors
+    /// [`RequestError::NotApplied`] when this replica is not there yet, the state machine's, or that the replica takes no
+    /// more requests.
+    pub fn local_read(&self, at: Index, query: S::Query) -> Result<S::Answer, RequestError> {
+        let applied = Index(self.shared.published.applied.load(Ordering::Acquire));
+        if applied < at {
+            return Err(RequestError::NotApplied { asked: at, applied });
+        }
+        self.stale_read(query)
+    }
+
+    /// Waits until this replica has applied `index`, which may be one that no entry has yet. Resolves with how far it
+    /// has applied.
+    ///
+    /// # Errors
+    /// As [`Group::read`].
+    pub fn wait_applied(&self, index: Index, timeout: Duration) -> Result<Pending<Index>, RequestError> {
+        self.shared.enqueue_wait(index, self.shared.deadline_after(timeout))
+    }
+
     /// Reads this replica's state as it is: it may lag behind, by any amount. Runs on the calling thread.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! How requests fail, and whether the command may have been applied all the same.
 
-use longboat_raft::{GroupId, ReplicaId};
+use longboat_raft::{GroupId, Index, ReplicaId};
 
 /// The stage in which a request was when its deadline passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +89,14 @@ pub enum RequestError {
     /// A membership change was refused.
     #[error("membership change refused: {0}")]
     ConfigRefused(String),
+    /// The replica has not applied the index that a local read was to reflect.
+    #[error("index {asked} is not applied here yet, {applied} is")]
+    NotApplied {
+        /// The index that was asked for.
+        asked: Index,
+        /// Through where the replica has applied.
+        applied: Index,
+    },
     /// The state machine refused this query.
     #[error("lookup failed: {0}")]
     LookupFailed(String),

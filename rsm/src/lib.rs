@@ -13,4 +13,4 @@ pub use codec::{Codec, CodecError, Payload};
 pub use completion::{AnyCompletion, Completion, Pending, PendingBatch};
 pub use error::{RequestError, Stage};
 pub use machine::{DynMachine, MachineError, StateMachine, Typed};
-pub use reads::{AnyReads, Reads};
+pub use reads::{AnyReads, IndexReads, Reads};

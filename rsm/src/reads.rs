@@ -3,6 +3,7 @@
 use crate::completion::{AnyCompletion, Completion, Pending};
 use crate::error::RequestError;
 use crate::machine::StateMachine;
+use longboat_raft::Index;
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
@@ -70,8 +71,64 @@ pub trait AnyReads: Send + fmt::Debug {
     /// Where the answers go, slot 0 on.
     fn results(&self) -> Arc<dyn AnyCompletion>;
 
+    /// Answers with the applied index alone, where nothing else was asked. Returns whether that was so: then there is
+    /// nothing left for the state machine.
+    fn answer_applied(&mut self, _applied: Index) -> bool {
+        false
+    }
+
     /// For the typed side to find its type again.
     fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+/// Requests that wait until a state machine has applied far enough, and ask it nothing.
+#[derive(Debug)]
+pub struct IndexReads {
+    count: u32,
+    completion: Arc<Completion<Index>>,
+}
+
+impl IndexReads {
+    /// No requests yet.
+    pub fn new() -> Self {
+        Self { count: 0, completion: Completion::new() }
+    }
+
+    /// Adds a request; returns its slot and what it waits on.
+    pub fn add(&mut self) -> (u32, Pending<Index>) {
+        let slot = self.count;
+        self.count += 1;
+        (slot, Pending::new(Arc::clone(&self.completion), slot))
+    }
+}
+
+impl Default for IndexReads {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl AnyReads for IndexReads {
+    fn len(&self) -> usize {
+        self.count as usize
+    }
+
+    fn fail(&self, error: &RequestError) {
+        self.completion.fail(0, self.count, error);
+    }
+
+    fn results(&self) -> Arc<dyn AnyCompletion> {
+        Arc::clone(&self.completion) as Arc<dyn AnyCompletion>
+    }
+
+    fn answer_applied(&mut self, applied: Index) -> bool {
+        self.completion.complete(0, (0..self.count).map(|_| Ok(applied)));
+        true
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
 }
 
 impl<S: StateMachine> AnyReads for Reads<S> {
