@@ -6,6 +6,7 @@
 //! - A state machine that returns an error or panics stops its own replica; the worker goes on with the others.
 //! - `published.applied` moves only after the state machine has returned.
 
+use crate::events::ReplicaEvent;
 use crate::notify::Notifier;
 use crate::shared::{GroupShared, HostShared, reason};
 use crate::snapshot::{SaveTask, SnapshotIo};
@@ -197,6 +198,7 @@ impl ApplyWorker {
         self.host.counters.machine_failures.fetch_add(1, Ordering::Relaxed);
         let error = RequestError::MachineFailed { replica: shared.replica, reason: text.to_owned() };
         shared.close(error.clone());
+        shared.tell(|| ReplicaEvent::MachineFailed { reason: text.to_owned() });
         fail_waiter(waiter, run.count() as u32, &error);
         shared.ready(reason::MACHINE_FAILED);
     }

@@ -2,6 +2,7 @@
 
 use crate::apply::{ApplyInbox, ApplyWorker};
 use crate::config::EngineConfig;
+use crate::events::EventQueue;
 use crate::log_writer::{LogWriter, WriterInbox};
 use crate::notify::Notifier;
 use crate::poller::Poller;
@@ -108,6 +109,7 @@ impl<L: LogDb> Host<L> {
             closing: AtomicBool::new(false),
             counters: HostCounters::default(),
             peers: crate::liveness::peers::PeerTable::default(),
+            events: EventQueue::default(),
         });
         let reader = log.log.reader();
         let writer_inbox = WriterInbox::new(Arc::clone(&notifiers.writer));

@@ -5,6 +5,7 @@
 //! written by two hands, and a save task stands behind the recovery and the applies that precede it.
 
 use crate::apply::ApplyTask;
+use crate::events::{HostEvent, ReplicaEvent};
 use crate::replica::Replica;
 use crate::shared::SlotRef;
 use crate::snapshot::{AfterDurable, SaveOutcome, SnapshotRequest, record_of};
@@ -113,7 +114,10 @@ impl StepWorker {
         if let AfterDurable::Stopped(state) = after {
             let mut stopped = self.host.stopped.lock();
             self.host.groups.write().remove(&state.group);
-            stopped.insert(state.group, *state);
+            let (group, replica) = (state.group, state.bootstrap.replica);
+            stopped.insert(group, *state);
+            drop(stopped);
+            self.host.events.tell(HostEvent::Replica { group, replica, what: ReplicaEvent::Stopped });
             return;
         }
         let snapshots = Arc::clone(&self.snapshots);

@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod client;
 pub mod config;
+pub mod events;
 pub mod host;
 mod late;
 pub mod liveness;
@@ -29,6 +30,7 @@ pub mod wheel;
 pub mod worker;
 
 pub use config::{EngineConfig, ReplicaConfig};
+pub use events::{EventQueue, HostEvent, ReplicaEvent};
 pub use host::{Host, HostParts, Notifiers};
 pub use shared::{GroupShared, HostShared};
 pub use snapshot::{SnapshotOutcome, SnapshotRequest};

@@ -5,6 +5,7 @@
 
 use crate::apply::ApplyItem;
 use crate::config::ReplicaConfig;
+use crate::events::ReplicaEvent;
 use crate::liveness::index::Silence;
 use crate::queue::{Chunk, Inbox, ReadChunk};
 use crate::shared::{GroupShared, reason};
@@ -369,8 +370,12 @@ impl Replica {
                     let before = std::mem::replace(&mut *self.shared.membership.lock(), Arc::clone(&after));
                     let host = &self.shared.host;
                     host.peers.members_changed(host.config.host, &before, &after);
+                    self.shared.tell(|| ReplicaEvent::MembershipChanged(after));
                 }
-                Event::LeaderChanged { .. } => moved = true,
+                Event::LeaderChanged { leader, term } => {
+                    moved = true;
+                    self.shared.tell(|| ReplicaEvent::LeaderChanged { leader, term });
+                }
                 _ => {}
             }
         }

@@ -3,6 +3,7 @@
 //! Raft state is in none of these: it belongs to one step worker outright.
 
 use crate::config::{EngineConfig, INBOX_BYTES_MAX, UNSYNCED_BYTES_MAX};
+use crate::events::{EventQueue, HostEvent, ReplicaEvent};
 use crate::notify::Notifier;
 use crate::queue::Inbox;
 use crate::replica::Replica;
@@ -334,6 +335,14 @@ impl GroupShared {
         if self.is_closed.load(Ordering::SeqCst) { self.closed.lock().clone() } else { None }
     }
 
+    /// Tells what happened to this replica, if anybody listens.
+    pub fn tell(&self, what: impl FnOnce() -> ReplicaEvent) {
+        if self.host.events.is_on() {
+            let (group, replica) = (self.group, self.replica);
+            self.host.events.tell(HostEvent::Replica { group, replica, what: what() });
+        }
+    }
+
     /// The leader's term and replica, if one is known.
     pub fn leader(&self) -> Option<(Term, ReplicaId)> {
         let leader = ReplicaId(self.published.leader.load(Ordering::Acquire));
@@ -397,6 +406,8 @@ pub struct HostShared {
     pub counters: HostCounters,
     /// The other hosts, and what is silent between them and this one.
     pub peers: crate::liveness::peers::PeerTable,
+    /// What happens, for a listener.
+    pub events: EventQueue,
 }
 
 impl HostShared {
@@ -427,6 +438,7 @@ impl HostShared {
         }
         self.has_failed.store(true, Ordering::SeqCst);
         tracing::error!(reason, "log store failed, the host stops serving");
+        self.events.tell(HostEvent::LogFailed(reason.to_owned()));
         for worker in &self.workers {
             worker.notifier.notify();
         }

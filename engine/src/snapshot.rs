@@ -6,6 +6,7 @@
 //!
 //! Invariant: files that a durable record names are never removed before another record replaced it.
 
+use crate::events::ReplicaEvent;
 use crate::replica::Replica;
 use crate::shared::{Command, GroupShared, HostShared, reason};
 use crate::stream::{Receives, SendJob, Sends};
@@ -260,6 +261,7 @@ impl SnapshotIo {
                 Err(error) => {
                     tracing::error!(group = %shared.group, replica = %shared.replica, %index, %error, "recovery failed, the replica stops");
                     let reason = format!("recovery at {index}: {error}");
+                    shared.tell(|| ReplicaEvent::MachineFailed { reason: reason.clone() });
                     shared.close(RequestError::MachineFailed { replica: shared.replica, reason });
                     shared.ready(reason::MACHINE_FAILED);
                 }
@@ -293,6 +295,7 @@ impl SnapshotIo {
                 published.counters.saved.fetch_add(1, Ordering::Relaxed);
                 published.snapshot.fetch_max(index.0, Ordering::Relaxed);
                 tracing::debug!(%group, replica = %id, %index, "snapshot saved");
+                replica.shared.tell(|| ReplicaEvent::SnapshotSaved { index });
                 replica.recorded = replica.recorded.max(index);
                 replica.recovered = replica.recovered.max(index);
                 self.remove_unneeded(replica);
@@ -307,6 +310,7 @@ impl SnapshotIo {
                     shared.snapshot_due.store(index.0 + shared.snapshot_entries, Ordering::Relaxed);
                 }
                 tracing::info!(%group, replica = %id, %index, "snapshot installed");
+                shared.tell(|| ReplicaEvent::SnapshotInstalled { index });
                 replica.recorded = replica.recorded.max(index);
                 self.remove_unneeded(replica);
             }

@@ -10,6 +10,7 @@
 //! - A token, message or command for an older generation of a slot finds no replica and is dropped.
 
 use crate::apply::ApplyTask;
+use crate::events::ReplicaEvent;
 use crate::late::Late;
 use crate::liveness::Waking;
 use crate::log_writer::{SealedBatch, WriterInbox};
@@ -190,7 +191,9 @@ impl StepWorker {
                     });
                 }
                 Command::SnapshotSent { shared, to, ok } => self.with(&shared, |w, slot| {
-                    w.replica(slot).core.snapshot_finished(to, ok);
+                    let replica = w.replica(slot);
+                    replica.core.snapshot_finished(to, ok);
+                    replica.shared.tell(|| ReplicaEvent::SnapshotSent { to, ok });
                 }),
                 Command::Deliver { shared, from, message } => {
                     let epoch = shared.epoch;
@@ -269,6 +272,7 @@ impl StepWorker {
         self.by_group.insert(shared.group, slot);
         shared.moved_in(at);
         tracing::debug!(group = %shared.group, replica = %shared.replica, "replica started");
+        shared.tell(|| ReplicaEvent::Started);
         self.replica(slot).advance(now);
         self.activate(slot);
     }
@@ -338,6 +342,7 @@ impl StepWorker {
         let replica = self.replica(slot);
         let (group, id) = (replica.config.group, replica.config.replica);
         tracing::error!(%group, replica = %id, why, "replica quarantined");
+        replica.shared.tell(|| ReplicaEvent::Quarantined { reason: why.to_owned() });
         self.host.counters.violations.fetch_add(1, Ordering::Relaxed);
         self.host.quarantined.lock().insert(group);
         self.host.groups.write().remove(&group);

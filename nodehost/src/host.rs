@@ -1,6 +1,7 @@
 //! `NodeHost`: one per process, owner of all groups on this host.
 
 use crate::config::{ConfigError, GroupConfig, NodeHostConfig};
+use crate::events::Listeners;
 use crate::group::Group;
 use longboat_engine::log_writer::WriterInbox;
 use longboat_engine::{
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Why a host was not opened.
@@ -84,6 +86,8 @@ pub struct HostInfo {
     pub violations: u64,
     /// Replicas stopped because their state machine failed.
     pub machine_failures: u64,
+    /// Events that a slow listener had no room for.
+    pub events_dropped: u64,
     /// Why the host serves no more, if its log store failed.
     pub failed: Option<String>,
 }
@@ -98,6 +102,7 @@ struct Inner {
     store: StoreId,
     spawner: RayonSpawner,
     threads: Mutex<Option<Threads>>,
+    listener: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// A host: owns all replicas of this process, their log store, transport and threads. Cheap to clone.
@@ -119,6 +124,14 @@ impl NodeHost {
     /// A configuration out of its limits, a data directory that is another host's, in use, damaged or of another
     /// format, or an address that can't be bound.
     pub fn open(config: NodeHostConfig) -> Result<Self, OpenError> {
+        Self::open_with(config, Listeners::default())
+    }
+
+    /// As [`NodeHost::open`], with listeners that are told what happens.
+    ///
+    /// # Errors
+    /// As [`NodeHost::open`].
+    pub fn open_with(config: NodeHostConfig, listeners: Listeners) -> Result<Self, OpenError> {
         config.validate()?;
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -161,13 +174,17 @@ impl NodeHost {
         let host = Host::new(parts, &notifiers);
         let (shared, starter, writer) =
             (Arc::clone(&host.shared), Arc::clone(&host.starter), Arc::clone(&host.writer_inbox));
-        let threads = Threads::start(host, &notifiers, layout, transport.clone())?;
+        let listener = Mutex::new(listeners.start(&shared)?);
+        let threads =
+            Threads::start(host, &notifiers, layout, transport.clone()).inspect_err(|_| shared.events.close())?;
         for &peer in config.peers.keys().filter(|&&id| id != config.host_id) {
             transport.connect(peer);
         }
         tracing::info!(host = %config.host_id, address = %transport.local_address(), "host opened");
         let (threads, starter) = (Mutex::new(Some(threads)), Mutex::new(Some(starter)));
-        Ok(Self { inner: Arc::new(Inner { shared, starter, writer, transport, registry, store, spawner, threads }) })
+        Ok(Self {
+            inner: Arc::new(Inner { shared, starter, writer, transport, registry, store, spawner, threads, listener }),
+        })
     }
 
     /// Starts one replica.
@@ -271,6 +288,7 @@ impl NodeHost {
             bad_frames: c.bad_frames.load(Ordering::Relaxed),
             violations: c.violations.load(Ordering::Relaxed),
             machine_failures: c.machine_failures.load(Ordering::Relaxed),
+            events_dropped: shared.events.dropped(),
             failed: shared.failed.lock().clone(),
         }
     }
@@ -316,6 +334,10 @@ impl Inner {
         while self.spawner.running() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.shared.events.close();
+        if let Some(listener) = self.listener.lock().take() {
+            join_listener(listener, deadline);
+        }
         closed
     }
 
@@ -334,6 +356,17 @@ impl Drop for Inner {
         if let Err(error) = self.close(DROP_DEADLINE) {
             tracing::error!(%error, "host did not close in order");
         }
+    }
+}
+
+/// A listener that hangs, or that closes the host itself, is left behind.
+fn join_listener(listener: JoinHandle<()>, deadline: Instant) {
+    let own = listener.thread().id() == std::thread::current().id();
+    while !own && !listener.is_finished() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if !own && listener.is_finished() && listener.join().is_err() {
+        tracing::error!("the thread of event listeners panicked");
     }
 }
 
