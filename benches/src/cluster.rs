@@ -190,7 +190,7 @@ fn host_dirs(config: &ClusterConfig) -> Vec<PathBuf> {
 
 /// Which host leads a group, as a position in its handles.
 pub fn leader_of<S: StateMachine>(handles: &[Group<S>; HOSTS]) -> Option<usize> {
-    handles.iter().position(Group::is_leader)
+    handles.iter().position(|group| group.is_leader())
 }
 
 fn open_host(config: &ClusterConfig, id: u64, dir: &Path) -> Result<NodeHost, BoxError> {

@@ -8,11 +8,12 @@
 
 use crate::events::ReplicaEvent;
 use crate::notify::Notifier;
-use crate::shared::{GroupShared, HostShared, reason};
-use crate::snapshot::{SaveTask, SnapshotIo};
+use crate::shared::{Command, GroupShared, HostShared, reason};
+use crate::snapshot::{SaveOutcome, SaveTask, SnapshotIo};
 use crate::tracker::Waiter;
 use crate::worker::{Work, Worker};
 use longboat_raft::{Index, Run, SnapshotMeta, Time};
+use longboat_rsm::snapshot::SavedSnapshot;
 use longboat_rsm::{AnyReads, DynMachine, RequestError};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -141,6 +142,14 @@ impl ApplyWorker {
                     guard = None;
                     self.save(shared, *task, failed)
                 }
+                ApplyItem::Recover(meta) if shared.witness => {
+                    // The place is all that there is to recover.
+                    let index = meta.pos.index;
+                    shared.published.applied.store(index.0, Ordering::Release);
+                    let command = Command::Recovered(Arc::clone(shared), index);
+                    self.host.workers[shared.worker()].command(command);
+                    false
+                }
                 ApplyItem::Recover(meta) => {
                     guard = None;
                     failed.is_none() && {
@@ -168,6 +177,14 @@ impl ApplyWorker {
         }
         let applied = Index(shared.published.applied.load(Ordering::Acquire));
         assert_eq!(applied, task.meta.pos.index, "a save task stands right behind the applies that precede it");
+        if shared.witness {
+            // The place alone is recorded, so that the log before it can go.
+            let SaveTask { meta, previous, request } = task;
+            let result = Ok(SavedSnapshot { meta, bytes: 0 });
+            let outcome = Box::new(SaveOutcome { result, previous, request });
+            self.host.workers[shared.worker()].command(Command::SnapshotSaved(Arc::clone(shared), outcome));
+            return false;
+        }
         self.snapshots.save(shared, task);
         true
     }

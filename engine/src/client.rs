@@ -6,14 +6,18 @@
 
 use crate::config::CHUNK_BYTES_MAX;
 use crate::queue::{Chunk, Deadlines, Extras, Inbox, ReadChunk};
-use crate::shared::{GroupShared, reason};
+use crate::request::{Rare, Reply};
+use crate::shared::{Command, GroupShared, reason};
 use crate::snapshot::{SnapshotOutcome, SnapshotRequest};
-use longboat_raft::{EntryKind, Index, RunBuilder, Time};
+use longboat_raft::{EntryKind, Index, ProposeOptions, RunBuilder, Time};
 use longboat_rsm::{AnyCompletion, Codec, Completion, IndexReads, Pending, Reads, RequestError, StateMachine};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+/// Rare requests of one group that may wait for its worker.
+const RARE_WAITING_MAX: u32 = 1024;
 
 /// Slots of one completion.
 pub type Part<T> = (Arc<Completion<T>>, Range<u32>);
@@ -58,6 +62,7 @@ impl GroupShared {
     pub fn enqueue<S: StateMachine>(
         &self,
         commands: impl ExactSizeIterator<Item = S::Command>,
+        options: ProposeOptions,
         deadline: Time,
     ) -> Result<Vec<Part<S::Output>>, RequestError> {
         self.check_open()?;
@@ -70,8 +75,11 @@ impl GroupShared {
                 return Err(RequestError::Busy);
             }
             let mark = self.mark(inbox);
+            if commands.len() > 0 && inbox.chunks.back().is_some_and(|c| c.options != options) {
+                self.begin_chunk::<S>(inbox, options);
+            }
             for command in commands {
-                if let Err(error) = self.add::<S>(inbox, &command, deadline, &mut parts) {
+                if let Err(error) = self.add::<S>(inbox, &command, options, deadline, &mut parts) {
                     self.rollback(inbox, &mark);
                     return Err(error);
                 }
@@ -87,6 +95,7 @@ impl GroupShared {
         &self,
         inbox: &mut Inbox,
         command: &S::Command,
+        options: ProposeOptions,
         deadline: Time,
         parts: &mut Vec<Part<S::Output>>,
     ) -> Result<(), RequestError> {
@@ -94,12 +103,7 @@ impl GroupShared {
         let full = |c: &Chunk| c.builder.encoded_len() >= CHUNK_BYTES_MAX || c.builder.count() >= entries_max;
         let sequence = self.sequence.load(Ordering::Relaxed);
         if inbox.chunks.back().is_none_or(full) {
-            inbox.chunks.push_back(Chunk {
-                builder: RunBuilder::new(),
-                completion: Completion::<S::Output>::new(),
-                first_sequence: sequence,
-                deadlines: Deadlines::default(),
-            });
+            self.begin_chunk::<S>(inbox, options);
         }
         let chunk = inbox.chunks.back_mut().expect("just made sure");
         let slot = chunk.builder.count() as u32;
@@ -117,6 +121,16 @@ impl GroupShared {
             _ => parts.push((typed(&chunk.completion), slot..slot + 1)),
         }
         Ok(())
+    }
+
+    fn begin_chunk<S: StateMachine>(&self, inbox: &mut Inbox, options: ProposeOptions) {
+        inbox.chunks.push_back(Chunk {
+            builder: RunBuilder::new(),
+            completion: Completion::<S::Output>::new(),
+            first_sequence: self.sequence.load(Ordering::Relaxed),
+            deadlines: Deadlines::default(),
+            options,
+        });
     }
 
     fn mark(&self, inbox: &Inbox) -> Mark {
@@ -176,6 +190,9 @@ impl GroupShared {
     /// [`RequestError::Busy`] when a request waits already, or that the replica takes no requests.
     pub fn enqueue_snapshot(&self, deadline: Time) -> Result<Pending<SnapshotOutcome>, RequestError> {
         self.check_open()?;
+        if self.witness {
+            return Err(RequestError::Snapshot("a witness has no state to save".to_owned()));
+        }
         let (pending, completion) = Pending::single();
         {
             let mut slot = self.inbox.lock();
@@ -224,6 +241,25 @@ impl GroupShared {
             add(extras)
         };
         self.tell_worker();
+        Ok(pending)
+    }
+
+    /// Leaves a request that is made seldom with the replica's worker.
+    ///
+    /// # Errors
+    /// [`RequestError::Busy`] when too many wait, or that the replica takes no requests.
+    pub fn request<T: Send + 'static>(
+        self: &Arc<Self>,
+        deadline: Time,
+        make: impl FnOnce(Reply<T>) -> Rare,
+    ) -> Result<Pending<T>, RequestError> {
+        self.check_open()?;
+        if self.rare_waiting.fetch_add(1, Ordering::Relaxed) >= RARE_WAITING_MAX {
+            self.rare_waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(RequestError::Busy);
+        }
+        let (pending, reply) = Reply::new(deadline);
+        self.host.command(self.worker(), Command::Request(Arc::clone(self), make(reply)));
         Ok(pending)
     }
 

@@ -72,4 +72,8 @@ pub struct ReplicaConfig {
     pub check_quorum: bool,
     /// Without anything to do for this long a group falls silent; 0 for never. In nanoseconds.
     pub quiesce_after_nanos: u64,
+    /// The replica that is to lead when it can.
+    pub preferred: Option<ReplicaId>,
+    /// The replica is a witness: it has no state machine.
+    pub witness: bool,
 }

@@ -6,6 +6,7 @@
 
 use crate::apply::ApplyTask;
 use crate::events::{HostEvent, ReplicaEvent};
+use crate::remove::DeleteJob;
 use crate::replica::Replica;
 use crate::shared::SlotRef;
 use crate::snapshot::{AfterDurable, SaveOutcome, SnapshotRequest, record_of};
@@ -118,7 +119,11 @@ impl StepWorker {
             stopped.insert(group, *state);
             drop(stopped);
             self.host.events.tell(HostEvent::Replica { group, replica, what: ReplicaEvent::Stopped });
-            return;
+            return self.unloaded(group);
+        }
+        if let AfterDurable::Buried(removal) = after {
+            let store = self.snapshots.store().clone();
+            return self.snapshots.spawner.spawn(Box::new(DeleteJob { store, removal }));
         }
         let snapshots = Arc::clone(&self.snapshots);
         let Some(replica) = self.replica_at(at) else {

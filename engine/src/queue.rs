@@ -4,7 +4,7 @@
 //! something in sets the group's ready flag afterwards, so that the worker that clears the flag and then drains sees it.
 
 use crate::snapshot::SnapshotRequest;
-use longboat_raft::{Index, RunBuilder, Time};
+use longboat_raft::{Index, ProposeOptions, RunBuilder, Time};
 use longboat_rsm::{AnyCompletion, AnyReads, RequestError, Stage};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -77,6 +77,8 @@ pub struct Chunk {
     pub first_sequence: u64,
     /// When the entries' clients give up.
     pub deadlines: Deadlines,
+    /// How all of them may be treated: proposals of other options are in other chunks.
+    pub options: ProposeOptions,
 }
 
 impl Chunk {

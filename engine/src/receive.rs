@@ -107,6 +107,18 @@ impl StepWorker {
         if let Body::Snapshot(meta) = &message.body {
             replica.delivered = Some(meta.pos.index);
         }
+        match message.body {
+            // Only members have a say in who leads.
+            Body::Transfer { to } if replica.core.membership().contains(message.from) => {
+                replica.asked_to_transfer(now, message.from, to);
+                return self.activate(slot);
+            }
+            Body::TransferAnswer { to, answer } => {
+                replica.transfer_answered(now, message.from, to, answer);
+                return self.activate(slot);
+            }
+            _ => {}
+        }
         let stepped = replica.core.step(now, message);
         self.after_step(slot, stepped);
     }

@@ -8,14 +8,14 @@ use crate::config::ReplicaConfig;
 use crate::events::ReplicaEvent;
 use crate::liveness::index::Silence;
 use crate::queue::{Chunk, Inbox, ReadChunk};
+use crate::rare::{RareState, Refusal, forward_refusal_of, refusal_of};
 use crate::shared::{GroupShared, reason};
 use crate::snapshot::{SaveTask, SnapshotOutcome, SnapshotRequest, SnapshotTimeout};
 use crate::tracker::{Ticket, Tracker};
 use crate::waits::Waits;
 use longboat_logdb::{Bootstrap, GroupState, SnapshotRecord, Update};
 use longboat_raft::{
-    Core, Event, GroupEpoch, HostId, Index, LogPos, Origin, Output, ProposeOptions, Proposed, RefusedReason,
-    RefusedWhy, ReplicaId, SnapshotMeta, Term, Time,
+    Core, Event, GroupEpoch, HostId, Index, LogPos, Origin, Output, Proposed, ReplicaId, SnapshotMeta, Term, Time,
 };
 use longboat_rsm::{RequestError, Stage};
 use std::collections::VecDeque;
@@ -72,6 +72,12 @@ pub struct Replica {
     confirmed: Vec<(Index, ReadChunk)>,
     /// Reads that must ask again.
     unasked: Vec<ReadChunk>,
+    /// Leader transfers and membership changes under way.
+    pub(crate) rare: Option<Box<RareState>>,
+    /// The core was given something outside of a visit's beginning: it is visited once more.
+    pub(crate) stirred: bool,
+    /// The membership change by which the replica is gone for good, once it was told so.
+    pub(crate) removed: Option<Index>,
     /// Who waits for an index to be applied.
     waits: Waits,
     next_context: u64,
@@ -120,6 +126,9 @@ impl Replica {
             asked: VecDeque::new(),
             confirmed: Vec::new(),
             unasked: Vec::new(),
+            rare: None,
+            stirred: false,
+            removed: None,
             waits: Waits::default(),
             // Contexts are unique over restarts: an answer to a request of an earlier life must not match.
             next_context: start | 1,
@@ -191,7 +200,7 @@ impl Replica {
         let reads = reads.chain(self.confirmed.iter().map(|r| r.1.deadlines.earliest())).min().unwrap_or(NEVER);
         let parked = self.parked.iter().map(|c| c.deadlines.earliest()).fold(self.queued_until, Time::min);
         let snapshots = self.snapshot_timeouts.iter().map(|t| t.deadline).min().unwrap_or(NEVER);
-        let parked = parked.min(snapshots).min(self.waits.deadline());
+        let parked = parked.min(snapshots).min(self.waits.deadline()).min(self.rare_deadline());
         self.core.deadline().min(self.tracker.deadline()).min(reads).min(parked).min(self.ask_again)
     }
 
@@ -243,9 +252,9 @@ impl Replica {
             self.parked.push_back(chunk);
             return;
         }
-        let Chunk { builder, completion, first_sequence, deadlines } = chunk;
+        let Chunk { builder, completion, first_sequence, deadlines, options } = chunk;
         let count = builder.count() as u32;
-        match self.core.propose(now, builder, self.origin, ProposeOptions::default()) {
+        match self.core.propose(now, builder, self.origin, options) {
             Ok(proposed) => {
                 let ticket = Ticket { results: completion, first_sequence, count, deadlines };
                 match proposed {
@@ -254,21 +263,28 @@ impl Replica {
                 }
             }
             Err(refused) => {
-                let chunk = Chunk { builder: refused.chunk, completion, first_sequence, deadlines };
-                match refused.reason {
-                    RefusedWhy::NoLeader => self.parked.push_back(chunk),
-                    _ => chunk.fail(&RequestError::Busy),
+                let chunk = Chunk { builder: refused.chunk, completion, first_sequence, deadlines, options };
+                match refusal_of(refused.reason, self.core.leader()) {
+                    // A leader comes, or the transfer ends: then it may be proposed.
+                    Refusal::Later => self.parked.push_back(chunk),
+                    Refusal::Final(error) => chunk.fail(&error),
                 }
             }
         }
     }
 
+    /// Asks for an index for somebody who is told by [`Replica::rare_read_ready`]. Returns the question's number.
+    pub(crate) fn ask_for_index(&mut self, now: Time) -> u64 {
+        let context = self.next_context;
+        self.next_context = self.next_context.wrapping_add(1);
+        self.core.read_index(now, context);
+        context
+    }
+
     /// Asks the leader, or the own quorum, for an index for all reads that have none: one context for all.
     fn ask_reads(&mut self, now: Time) {
         for reads in std::mem::take(&mut self.unasked) {
-            let context = self.next_context;
-            self.next_context = self.next_context.wrapping_add(1);
-            self.core.read_index(now, context);
+            let context = self.ask_for_index(now);
             self.asked.push_back(Asked { context, since: now, chunk: reads });
         }
         self.ask_again = NEVER;
@@ -307,6 +323,9 @@ impl Replica {
         if self.ask_again <= now {
             self.ask_reads(now);
         }
+        if self.rare_deadline() <= now {
+            self.rare_drive(now);
+        }
         self.unpark(now);
     }
 
@@ -339,29 +358,37 @@ impl Replica {
     /// Returns whether the core was given something new and wants another visit.
     pub fn digest(&mut self, now: Time, out: &mut Output, items: &mut Vec<ApplyItem>) -> bool {
         for refused in out.refused.drain(..) {
-            let error = match refused.reason {
-                RefusedReason::Busy => RequestError::Busy,
-                RefusedReason::NotLeader => RequestError::Dropped,
-                RefusedReason::ConfigChange(error) => RequestError::ConfigRefused(error.to_string()),
-            };
+            if self.rare_refused(&refused) {
+                continue;
+            }
+            let error = forward_refusal_of(refused.reason);
             self.tracker.refused(refused.first_sequence, &error);
         }
         if let Some(meta) = out.install.take() {
             self.tracker.skipped(meta.pos.index);
+            self.rare_skipped(meta.pos.index);
             self.last_request = meta.pos.index;
             items.push(ApplyItem::Recover(Box::new(meta)));
         }
         for run in out.committed.drain(..) {
             let waiter = self.tracker.handed(&run, self.origin);
+            if self.rare.is_some() {
+                self.rare_committed(&run);
+            }
             items.push(ApplyItem::Run(run, waiter));
         }
         for ready in out.reads.drain(..) {
             self.read_ready(now, ready.context, ready.index);
         }
         self.hand_reads(items);
-        let mut moved = false;
+        let (mut moved, mut ended) = (false, false);
         for event in out.events.drain(..) {
             match event {
+                Event::TransferEnded { to, outcome } => {
+                    self.rare_transfer_ended(to, outcome);
+                    ended = true;
+                }
+                Event::Removed { change } => self.removed = Some(change),
                 Event::MembershipChanged { .. } => {
                     self.routes_from_membership();
                     // The hosts of the new members are not known to be suspected or not.
@@ -381,16 +408,24 @@ impl Replica {
         }
         if moved {
             tracing::debug!(group = %self.config.group, replica = %self.config.replica, term = %self.core.term(), leader = ?self.core.leader(), "leader changed");
-            self.unpark(now);
+            self.rare_leader_changed(now);
             if !self.unasked.is_empty() {
                 self.ask_reads(now);
             }
         }
-        moved
+        // What waited for a leader, or for the end of a transfer, has its turn.
+        if moved || ended {
+            self.unpark(now);
+        }
+        self.rare_drive(now);
+        let stirred = std::mem::take(&mut self.stirred);
+        moved || ended || stirred
     }
 
     fn read_ready(&mut self, now: Time, context: u64, index: Option<Index>) {
-        let Some(at) = self.asked.iter().position(|r| r.context == context) else { return };
+        let Some(at) = self.asked.iter().position(|r| r.context == context) else {
+            return self.rare_read_ready(context, index);
+        };
         let reads = self.asked.remove(at).expect("just found").chunk;
         match index {
             Some(index) => self.confirmed.push((index, reads)),
@@ -477,7 +512,7 @@ impl Replica {
             commit: self.core.commit(),
             start: self.core.start().index,
             last: self.core.last().index,
-            under_way: self.tracker.under_way() + self.parked.len() + reads,
+            under_way: self.tracker.under_way() + self.parked.len() + reads + self.rare_count(),
         };
         if self.told.replace(now) == Some(now) {
             return;
@@ -523,6 +558,7 @@ impl Replica {
             r.reads.fail(queued);
         }
         self.waits.fail(queued);
+        self.rare_fail(queued, under_way);
         for timeout in self.snapshot_timeouts.drain(..) {
             timeout.fail(queued);
         }

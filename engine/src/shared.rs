@@ -7,6 +7,7 @@ use crate::events::{EventQueue, HostEvent, ReplicaEvent};
 use crate::notify::Notifier;
 use crate::queue::Inbox;
 use crate::replica::Replica;
+use crate::request::{Rare, Reply};
 use crate::snapshot::SnapshotCounters;
 use ahash::{AHashMap, AHashSet};
 use bytes::Bytes;
@@ -48,6 +49,10 @@ pub enum Command {
     Start(Box<Replica>),
     /// The replica stops.
     Stop(Arc<GroupShared>),
+    /// All that the store has of a group goes, once it is unloaded.
+    RemoveData(GroupId, Reply<()>),
+    /// A client's request of the kind that is rare.
+    Request(Arc<GroupShared>, Rare),
     /// A snapshot of the group's own was saved, or was not.
     SnapshotSaved(Arc<GroupShared>, Box<crate::snapshot::SaveOutcome>),
     /// A transfer to a follower ended.
@@ -203,6 +208,8 @@ pub struct GroupShared {
     flags: AtomicU32,
     /// What clients left.
     pub inbox: Mutex<Option<Box<Inbox>>>,
+    /// Rare requests that wait for the worker.
+    pub rare_waiting: AtomicU32,
     /// The next proposal's sequence number.
     pub sequence: AtomicU64,
     /// Figures.
@@ -211,12 +218,16 @@ pub struct GroupShared {
     pub membership: Mutex<Arc<Membership>>,
     /// The state machine's type: a typed handle of another type is refused.
     pub machine_type: TypeId,
+    /// It is a witness: nothing is applied, saved or recovered.
+    pub witness: bool,
     /// The state machine. The apply worker locks it once per batch; stale reads lock it too.
     pub machine: Arc<Mutex<Box<dyn DynMachine>>>,
     /// Set when the replica takes no more requests.
     pub closed: Mutex<Option<RequestError>>,
     /// Set together with `closed`; checked without a lock.
     pub is_closed: AtomicBool,
+    /// Set when it was asked to stop, or was removed: it will not run for long.
+    pub stopping: AtomicBool,
     /// Stops a save that is under way.
     pub stop: Arc<AtomicBool>,
     /// Applied entries between periodic snapshots; 0 for none.
@@ -238,6 +249,11 @@ const fn worker_of(route: u64) -> usize {
     ((route & !MOVED_IN) >> WORKER_SHIFT) as usize
 }
 
+/// Spreads groups over workers, whatever their ids have in common.
+const fn spread(group: GroupId) -> usize {
+    (group.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize
+}
+
 /// What a replica is made of, for [`GroupShared::new`].
 pub struct GroupParts {
     /// The group.
@@ -252,6 +268,8 @@ pub struct GroupParts {
     pub machine: Box<dyn DynMachine>,
     /// The type of the state machine.
     pub machine_type: TypeId,
+    /// It is a witness.
+    pub witness: bool,
     /// Applied entries between periodic snapshots; 0 for none.
     pub snapshot_entries: u64,
     /// The sequence number of the first proposal: random, so that an answer meant for a former life matches none of this one's.
@@ -259,9 +277,14 @@ pub struct GroupParts {
 }
 
 impl GroupShared {
+    /// The step worker that a group of this id is given to.
+    pub fn worker_for(host: &HostShared, group: GroupId) -> usize {
+        spread(group) % host.workers.len()
+    }
+
     /// A replica that is yet to move in with its worker.
     pub fn new(host: &Arc<HostShared>, parts: GroupParts) -> Arc<Self> {
-        let spread = (parts.group.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize;
+        let spread = spread(parts.group);
         Arc::new(Self {
             group: parts.group,
             replica: parts.replica,
@@ -270,13 +293,16 @@ impl GroupShared {
             route: AtomicU64::new(((spread % host.workers.len()) as u64) << WORKER_SHIFT),
             flags: AtomicU32::new(0),
             inbox: Mutex::new(None),
+            rare_waiting: AtomicU32::new(0),
             sequence: AtomicU64::new(parts.first_sequence),
             machine_type: parts.machine_type,
             published: Published::default(),
             membership: Mutex::new(Arc::new(parts.membership)),
+            witness: parts.witness,
             machine: Arc::new(Mutex::new(parts.machine)),
             closed: Mutex::new(None),
             is_closed: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             stop: Arc::new(AtomicBool::new(false)),
             snapshot_entries: parts.snapshot_entries,
             snapshot_due: AtomicU64::new(u64::MAX),
@@ -402,6 +428,8 @@ pub struct HostShared {
     pub has_failed: AtomicBool,
     /// Set when the host closes.
     pub closing: AtomicBool,
+    /// Set when the threads of the workers have ended.
+    pub workers_gone: AtomicBool,
     /// Counters.
     pub counters: HostCounters,
     /// The other hosts, and what is silent between them and this one.
@@ -420,6 +448,22 @@ impl HostShared {
     /// The group's replica on this host.
     pub fn group(&self, group: GroupId) -> Option<Arc<GroupShared>> {
         self.groups.read().get(&group).cloned()
+    }
+
+    /// Leaves a command with a worker, or, if the workers are gone, lets go of it: what waits for it is told so.
+    pub fn command(&self, worker: usize, command: Command) {
+        self.workers[worker].command(command);
+        if self.workers_gone.load(Ordering::SeqCst) {
+            drop(self.workers[worker].take_commands());
+        }
+    }
+
+    /// No worker runs a round any more.
+    pub fn forget_commands(&self) {
+        self.workers_gone.store(true, Ordering::SeqCst);
+        for worker in &self.workers {
+            drop(worker.take_commands());
+        }
     }
 
     /// Whether workers may take proposals: the disk keeps up.

@@ -7,6 +7,7 @@
 //! Invariant: files that a durable record names are never removed before another record replaced it.
 
 use crate::events::ReplicaEvent;
+use crate::remove::Removal;
 use crate::replica::Replica;
 use crate::shared::{Command, GroupShared, HostShared, reason};
 use crate::stream::{Receives, SendJob, Sends};
@@ -137,6 +138,8 @@ pub enum AfterDurable {
     Installed(Box<SnapshotMeta>),
     /// The replica has stopped; what the store holds of it now, for when it is started again.
     Stopped(Box<GroupState>),
+    /// A group's tombstone: its files go.
+    Buried(Removal),
 }
 
 impl AfterDurable {
@@ -299,6 +302,8 @@ impl SnapshotIo {
                 replica.recorded = replica.recorded.max(index);
                 replica.recovered = replica.recovered.max(index);
                 self.remove_unneeded(replica);
+                // Whoever hears of the snapshot sees a log that is shorter.
+                replica.publish();
                 request.complete(Ok(SnapshotOutcome::Saved { index }));
             }
             AfterDurable::Installed(meta) => {
@@ -314,7 +319,7 @@ impl SnapshotIo {
                 replica.recorded = replica.recorded.max(index);
                 self.remove_unneeded(replica);
             }
-            AfterDurable::Stopped(_) => unreachable!("a stopped replica has no slot"),
+            AfterDurable::Stopped(_) | AfterDurable::Buried(_) => unreachable!("these concern no running replica"),
         }
     }
 
@@ -355,7 +360,11 @@ impl SnapshotIo {
     pub fn serve(self: &Arc<Self>, replica: &mut Replica, out: &mut Output) -> bool {
         let mut missing = false;
         for to in out.snapshots_wanted.drain(..) {
-            let (meta, host) = (replica.snapshot.as_ref().map(|s| s.meta.clone()), replica.host_of(to));
+            // One from before it was a member, or from before what it still needs, would be of no use to it: a new one is saved.
+            let floor = replica.core.snapshot_floor(to);
+            let serves = |meta: &SnapshotMeta| meta.membership.contains(to) && meta.pos.index >= floor;
+            let newest = replica.snapshot.as_ref().map(|s| &s.meta);
+            let (meta, host) = (newest.filter(|meta| serves(meta)).cloned(), replica.host_of(to));
             missing |= meta.is_none();
             let (Some(meta), Some(host)) = (meta, host) else {
                 // Asked for again with the follower's next answer to a heartbeat.

@@ -3,14 +3,16 @@
 use crate::config::ReplicaConfig;
 use crate::log_writer::{SealedBatch, WriterInbox};
 use crate::replica::Replica;
+use crate::request::Reply;
 use crate::shared::{Command, GroupParts, GroupShared, HostShared};
 use crate::snapshot::SnapshotIo;
 use ahash::{AHashMap, AHashSet};
 use longboat_logdb::{Bootstrap, GroupState, LogReader, ReadError, Record, Update};
 use longboat_raft::{
-    Core, CoreConfig, GroupEpoch, GroupId, Guard, HostId, Index, Membership, ReplicaId, Restored, Run, Violation,
+    Core, CoreConfig, GroupEpoch, GroupId, Guard, HostId, Index, Membership, ReplicaId, ReplicaKind, Restored, Run,
+    Time, Violation,
 };
-use longboat_rsm::DynMachine;
+use longboat_rsm::{DynMachine, Pending, RequestError};
 use parking_lot::Mutex;
 use std::any::TypeId;
 use std::sync::Arc;
@@ -54,6 +56,16 @@ pub enum StartError {
         group: GroupId,
         /// The replica.
         replica: ReplicaId,
+    },
+    /// It is a witness and was started with a state machine, or the other way round.
+    #[error("replica {replica} of group {group} is of kind {kind:?} in its group's membership")]
+    OtherKind {
+        /// The group.
+        group: GroupId,
+        /// The replica.
+        replica: ReplicaId,
+        /// What the group takes it for.
+        kind: ReplicaKind,
     },
     /// The first membership does not name the replica on this host.
     #[error("group {group}: the first membership does not name replica {replica} on host {host}")]
@@ -197,19 +209,25 @@ impl Starter {
     fn build(&self, spec: StartSpec, state: Option<GroupState>) -> Result<(Box<Replica>, Option<Update>), StartError> {
         let StartSpec { start, config, machine, machine_type } = spec;
         let (group, id) = (config.group, config.replica);
-        let (state, new) = match state {
-            Some(state) => (state, false),
-            None => (first_state(start, group, id, self.host.config.host)?, true),
-        };
-        if state.removed {
-            return Err(StartError::Removed { group, replica: state.bootstrap.replica });
+        if state.as_ref().is_some_and(|s| s.bootstrap.gone.contains(&id)) {
+            return Err(StartError::Removed { group, replica: id });
         }
+        let (state, new) = match state {
+            Some(state) if !state.removed => (state, false),
+            former => {
+                let mut first = first_state(start, group, id, self.host.config.host)?;
+                // What was removed from here stays removed under whatever id the group comes back.
+                first.bootstrap.gone = former.map(|s| s.bootstrap.gone).unwrap_or_default();
+                (first, true)
+            }
+        };
         if state.bootstrap.replica != id {
             return Err(StartError::OtherReplica { group, asked: id, found: state.bootstrap.replica });
         }
         let snapshot = state.snapshot.as_ref().map(|s| s.meta.clone());
         let applied = snapshot.as_ref().map_or(Index::ZERO, |s| s.pos.index);
         let membership = snapshot.as_ref().map_or_else(|| state.bootstrap.membership.clone(), |s| s.membership.clone());
+        check_kind(&config, &membership)?;
         let epoch = state.bootstrap.epoch;
         let restored = Restored {
             hard_state: state.hard_state,
@@ -237,6 +255,7 @@ impl Starter {
             membership,
             machine,
             machine_type,
+            witness: config.witness,
             snapshot_entries,
             first_sequence,
         };
@@ -250,6 +269,8 @@ impl Starter {
         replica.last_request = applied;
         replica.recorded = applied;
         replica.snapshot = state.snapshot;
+        // Whoever looks at the replica before its worker does sees what it starts from.
+        replica.publish();
         let update = new.then(|| Update {
             group,
             record: Some(Box::new(Record::Bootstrap(state.bootstrap))),
@@ -271,6 +292,8 @@ impl Starter {
             log_cache_bytes_max: self.host.config.log_cache_bytes_max,
             pre_vote: config.pre_vote,
             check_quorum: config.check_quorum,
+            preferred: config.preferred,
+            witness: config.witness,
             quiesce_after_nanos: config.quiesce_after_nanos,
             ..CoreConfig::default()
         }
@@ -288,12 +311,33 @@ impl Starter {
         Ok(runs)
     }
 
+    /// Removes all that the store has of a replica that is stopped, or is stopping.
+    ///
+    /// # Errors
+    /// [`RequestError::StillRunning`] when it runs, [`RequestError::NotHere`] when there is nothing of it.
+    pub fn remove_data(&self, group: GroupId) -> Result<Pending<()>, RequestError> {
+        let running = self.host.group(group);
+        if running.as_ref().is_some_and(|s| !s.stopping.load(Ordering::SeqCst)) {
+            return Err(RequestError::StillRunning(group));
+        }
+        let stored = self.host.stopped.lock().get(&group).is_some_and(|s| !s.removed);
+        // Between the two looks it may have stopped: what it is stopped as is found by the worker.
+        if running.is_none() && !stored {
+            return Err(RequestError::NotHere(group));
+        }
+        let (pending, reply) = Reply::new(Time(u64::MAX));
+        let worker = GroupShared::worker_for(&self.host, group);
+        self.host.command(worker, Command::RemoveData(group, reply));
+        Ok(pending)
+    }
+
     /// Stops the group's replica. What the store holds of it stays; it can be started again once all that it had
     /// written is durable.
     ///
     /// Returns false when it does not run.
     pub fn stop(&self, group: GroupId) -> bool {
         let Some(shared) = self.host.group(group) else { return false };
+        shared.stopping.store(true, Ordering::SeqCst);
         self.host.workers[shared.worker()].command(Command::Stop(shared));
         true
     }
@@ -321,8 +365,19 @@ fn first_state(start: Start, group: GroupId, replica: ReplicaId, host: HostId) -
         Start::Join => Membership::default(),
         Start::Restart => return Err(StartError::NotFound(group)),
     };
-    let bootstrap = Bootstrap { replica, epoch: FIRST_EPOCH, membership };
+    let bootstrap = Bootstrap { replica, epoch: FIRST_EPOCH, membership, ..Bootstrap::default() };
     Ok(GroupState { group, bootstrap, ..GroupState::default() })
+}
+
+/// A witness is started as one, and nothing else is. A membership that does not name the replica says nothing: it joins.
+fn check_kind(config: &ReplicaConfig, membership: &Membership) -> Result<(), StartError> {
+    let (group, replica) = (config.group, config.replica);
+    match membership.kind(replica) {
+        Some(kind) if (kind == ReplicaKind::Witness) != config.witness => {
+            Err(StartError::OtherKind { group, replica, kind })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Removes snapshot files that no record names: a crash left them, or a newer one has replaced them.

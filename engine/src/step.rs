@@ -15,6 +15,7 @@ use crate::late::Late;
 use crate::liveness::Waking;
 use crate::log_writer::{SealedBatch, WriterInbox};
 use crate::outbox::Outbox;
+use crate::remove::Removal;
 use crate::replica::Replica;
 use crate::shared::{Command, GroupShared, HostShared, InFrame, SlotRef, WorkerInbox, reason};
 use crate::snapshot::{AfterDurable, SnapshotIo, SnapshotRequest};
@@ -105,6 +106,8 @@ pub struct StepWorker {
     pub(crate) late: Vec<(SlotRef, Late)>,
     /// Silent replicas, and those to wake.
     pub(crate) waking: Waking,
+    /// Who waits until a group is unloaded, to remove its data.
+    pub(crate) removals: Vec<Removal>,
     failed: bool,
 }
 
@@ -145,6 +148,7 @@ impl StepWorker {
             starved: Vec::new(),
             late: Vec::new(),
             waking: Waking::default(),
+            removals: Vec::new(),
             failed: false,
         }
     }
@@ -184,6 +188,11 @@ impl StepWorker {
                 Command::Stop(shared) => self.with(&shared, |w, slot| {
                     w.stop(now, slot, &RequestError::Stopped, &RequestError::OutcomeUnknown);
                 }),
+                Command::RemoveData(group, reply) => self.remove_data(group, reply),
+                Command::Request(shared, rare) => {
+                    shared.rare_waiting.fetch_sub(1, Ordering::Relaxed);
+                    self.with(&shared, |w, slot| w.replica(slot).rare_request(now, rare));
+                }
                 Command::SnapshotSaved(shared, outcome) => {
                     self.with(&shared, |w, slot| {
                         let at = w.slot_ref(slot);
@@ -226,7 +235,7 @@ impl StepWorker {
     }
 
     /// The replica stops in order: what it has accepted is sealed first, and once that is durable it may be started again.
-    fn stop(&mut self, now: Time, slot: u32, queued: &RequestError, under_way: &RequestError) {
+    pub(crate) fn stop(&mut self, now: Time, slot: u32, queued: &RequestError, under_way: &RequestError) {
         // What was not proposed yet must not be proposed by the visit: nothing may come into the log after it.
         self.replica(slot).fail_queued(queued);
         self.visit(now, slot);
@@ -421,7 +430,10 @@ impl StepWorker {
                 for &slot in slots {
                     self.slots[slot as usize].active = false;
                     if self.slots[slot as usize].replica.is_some() {
-                        self.guarded(slot, |w| w.visit(now, slot));
+                        self.guarded(slot, |w| {
+                            w.visit(now, slot);
+                            w.stop_if_removed(now, slot);
+                        });
                     }
                 }
             }
@@ -463,6 +475,11 @@ impl StepWorker {
         let mut items = Vec::new();
         let installed = out.persist.as_ref().and_then(|p| p.install.clone());
         let again = replica.digest(now, &mut out, &mut items);
+        for message in replica.rare_messages() {
+            if let Some(host) = replica.host_of(message.to) {
+                self.early.push(host, group, epoch, &message);
+            }
+        }
         if let Some(token) = out.token.take() {
             self.open.tokens.push((at, token));
         }
@@ -551,6 +568,7 @@ impl StepWorker {
             self.remove(slot, &error, &error);
         }
         self.late.clear();
+        self.removals.clear();
         for sealed in self.sealed.drain(..) {
             for (_, after) in sealed.after {
                 after.abandon();

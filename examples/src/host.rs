@@ -144,7 +144,7 @@ impl Shards for KvHost {
     }
 
     fn info(&self, section: Option<&str>, out: &mut String) {
-        let infos: Vec<GroupInfo> = self.groups.iter().map(Group::info).collect();
+        let infos: Vec<GroupInfo> = self.groups.iter().map(|group| group.info()).collect();
         let wanted = |name| section.is_none_or(|section| matches!(section, "all" | "everything") || section == name);
         let mut written = Ok(());
         if wanted("longboat") {

@@ -131,11 +131,23 @@ fn put_bootstrap(out: &mut Vec<u8>, b: &Bootstrap) {
     out.put_u64_le(b.replica.0);
     out.put_u64_le(b.epoch.0);
     put_membership(out, &b.membership);
+    put_ids(out, &b.gone);
 }
 
 fn take_bootstrap(input: &mut &[u8]) -> Decoded<Bootstrap> {
     let (replica, epoch) = (ReplicaId(input.try_get_u64_le()?), GroupEpoch(input.try_get_u64_le()?));
-    Ok(Bootstrap { replica, epoch, membership: take_membership(input)? })
+    Ok(Bootstrap { replica, epoch, membership: take_membership(input)?, gone: take_ids(input)? })
+}
+
+fn put_ids(out: &mut Vec<u8>, ids: &BTreeSet<ReplicaId>) {
+    out.put_u32_le(ids.len() as u32);
+    for replica in ids {
+        out.put_u64_le(replica.0);
+    }
+}
+
+fn take_ids(input: &mut &[u8]) -> Decoded<BTreeSet<ReplicaId>> {
+    (0..take_count(input, 8)?).map(|_| Ok(ReplicaId(input.try_get_u64_le()?))).collect()
 }
 
 fn put_snapshot(out: &mut Vec<u8>, s: &SnapshotRecord) {
@@ -154,10 +166,7 @@ fn take_snapshot(input: &mut &[u8]) -> Decoded<SnapshotRecord> {
 
 fn put_membership(out: &mut Vec<u8>, m: &Membership) {
     for set in [&m.voters, &m.outgoing, &m.learners, &m.learners_next, &m.witnesses, &m.removed] {
-        out.put_u32_le(set.len() as u32);
-        for replica in set {
-            out.put_u64_le(replica.0);
-        }
+        put_ids(out, set);
     }
     out.put_u32_le(m.hosts.len() as u32);
     for (replica, member) in &m.hosts {
@@ -178,9 +187,7 @@ fn put_membership(out: &mut Vec<u8>, m: &Membership) {
 fn take_membership(input: &mut &[u8]) -> Decoded<Membership> {
     let mut sets: [BTreeSet<ReplicaId>; 6] = Default::default();
     for set in &mut sets {
-        for _ in 0..take_count(input, 8)? {
-            set.insert(ReplicaId(input.try_get_u64_le()?));
-        }
+        *set = take_ids(input)?;
     }
     let mut hosts = BTreeMap::new();
     for _ in 0..take_count(input, 32)? {
@@ -244,7 +251,12 @@ mod tests {
         let pos = |t, i| LogPos::new(Term(t), Index(i));
         GroupState {
             group: GroupId(5),
-            bootstrap: Bootstrap { replica: ReplicaId(1), epoch: GroupEpoch(2), membership: membership() },
+            bootstrap: Bootstrap {
+                replica: ReplicaId(1),
+                epoch: GroupEpoch(2),
+                membership: membership(),
+                gone: [40, 41].map(ReplicaId).into(),
+            },
             hard_state: HardState { term: Term(8), vote: ReplicaId(3), commit: Index(90) },
             snapshot: Some(SnapshotRecord {
                 meta: SnapshotMeta { pos: pos(4, 50), membership: membership() },

@@ -65,8 +65,12 @@ impl Folded {
             }
             Record::Removed { replica } => {
                 let group = state.group;
+                // Every replica of the group that was ever removed from this host stays known.
+                let mut gone = std::mem::take(&mut state.bootstrap.gone);
+                gone.insert(*replica);
                 *state = GroupState { group, removed: true, hard_state: HardState::default(), ..GroupState::default() };
                 state.bootstrap.replica = *replica;
+                state.bootstrap.gone = gone;
                 self.reset = true;
             }
         }

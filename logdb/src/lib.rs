@@ -36,6 +36,7 @@ use longboat_raft::{
     GroupEpoch, GroupId, HardState, HostId, Index, LogPos, Membership, ReplicaId, Run, SnapshotMeta, StoreId,
 };
 use smallvec::SmallVec;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The number of a submitted batch. The first is 1; durability is reached in this order.
@@ -82,6 +83,8 @@ pub struct Bootstrap {
     pub epoch: GroupEpoch,
     /// The first membership; empty for a replica that joins.
     pub membership: Membership,
+    /// Replicas of the group that were removed from this host: none of them comes back.
+    pub gone: BTreeSet<ReplicaId>,
 }
 
 /// A snapshot that is durable on this host.

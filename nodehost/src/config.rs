@@ -1,6 +1,6 @@
 //! Configuration of a host and of a replica, with limits that are checked.
 
-use longboat_engine::{EngineConfig, ReplicaConfig};
+use longboat_engine::{EngineConfig, ReplicaConfig, StartError};
 use longboat_raft::{GroupId, HostId, ReplicaId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -205,6 +205,8 @@ pub struct GroupConfig {
     /// A group that had nothing to do for this long falls silent: it costs nothing until it is used again. 0 for never. In
     /// milliseconds; the same for all members, since one that never does keeps the others awake.
     pub quiesce_after_ms: u64,
+    /// The replica that is to lead when it can; nobody when zero. See [`crate::Replica::set_preferred_leader`].
+    pub preferred_leader: ReplicaId,
 }
 
 impl Default for GroupConfig {
@@ -219,6 +221,7 @@ impl Default for GroupConfig {
             pre_vote: true,
             check_quorum: true,
             quiesce_after_ms: 5_000,
+            preferred_leader: ReplicaId::ZERO,
         }
     }
 }
@@ -246,8 +249,10 @@ impl GroupConfig {
         within("quiesce_after_ms", self.quiesce_after_ms, self.heartbeat_interval_ms, 86_400_000)
     }
 
-    pub(crate) fn engine(&self) -> ReplicaConfig {
-        ReplicaConfig {
+    /// The engine's form of it, once it is within its limits.
+    pub(crate) fn checked(&self) -> Result<ReplicaConfig, StartError> {
+        self.validate().map_err(|e| StartError::Config(e.to_string()))?;
+        Ok(ReplicaConfig {
             group: self.group,
             replica: self.replica,
             election_timeout_nanos: self.election_timeout_ms * 1_000_000,
@@ -257,7 +262,9 @@ impl GroupConfig {
             pre_vote: self.pre_vote,
             check_quorum: self.check_quorum,
             quiesce_after_nanos: self.quiesce_after_ms * 1_000_000,
-        }
+            preferred: Some(self.preferred_leader).filter(|r| !r.is_zero()),
+            witness: false,
+        })
     }
 }
 

@@ -3,19 +3,21 @@
 use crate::config::{ConfigError, GroupConfig, NodeHostConfig};
 use crate::events::Listeners;
 use crate::group::Group;
+use crate::members::ReplicaStart;
+use crate::replica::Replica;
 use longboat_engine::log_writer::WriterInbox;
 use longboat_engine::{
-    CloseError, GroupShared, Host, HostParts, HostShared, Start, StartError, StartSpec, Starter, ThreadLayout, Threads,
+    CloseError, GroupShared, Host, HostParts, HostShared, ReplicaConfig, Start, StartError, StartSpec, Starter,
+    ThreadLayout, Threads,
 };
 use longboat_io::{Clock, MonotonicClock, RayonSpawner, RealDisk};
 use longboat_logdb::{LogStats, SharedLog, SharedLogConfig};
-use longboat_raft::{GroupId, HostId, Member, Membership, ReplicaId, StoreId};
+use longboat_raft::{GroupId, HostId, StoreId};
 use longboat_rsm::snapshot::SnapshotStore;
-use longboat_rsm::{RequestError, StateMachine, Typed};
+use longboat_rsm::{Pending, RequestError, StateMachine, Typed, WitnessMachine};
 use longboat_transport::{StaticRegistry, TcpConfig, TcpTransport, Transport, TransportStats};
 use parking_lot::Mutex;
 use std::any::TypeId;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,25 +40,6 @@ pub enum OpenError {
     /// The operating system gave no threads.
     #[error("threads can't be started: {0}")]
     Threads(#[from] std::io::Error),
-}
-
-/// How a replica comes to be on this host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ReplicaStart {
-    /// With the group's first members, the same on every host. Continues a replica that is here already.
-    Bootstrap(BTreeMap<ReplicaId, HostId>),
-    /// Joins a group that has added it.
-    Join,
-    /// Continues a replica that is here already.
-    Restart,
-}
-
-impl ReplicaStart {
-    /// The first members of a new group, all voters: which replica lives on which host.
-    pub fn bootstrap(members: impl IntoIterator<Item = (ReplicaId, HostId)>) -> Self {
-        Self::Bootstrap(members.into_iter().collect())
-    }
 }
 
 /// One replica to start: how, with what settings, and its empty state machine.
@@ -211,24 +194,44 @@ impl NodeHost {
     ) -> Result<Vec<Group<S>>, StartError> {
         let mut specs = Vec::new();
         for (start, config, machine) in replicas {
-            config.validate().map_err(|e| StartError::Config(e.to_string()))?;
-            let start = match start {
-                ReplicaStart::Bootstrap(members) => {
-                    let member = |(id, host)| (id, Member { host, store: StoreId::ZERO });
-                    Start::Bootstrap(Box::new(Membership::from_voters(members.into_iter().map(member))))
-                }
-                ReplicaStart::Join => Start::Join,
-                ReplicaStart::Restart => Start::Restart,
-            };
             specs.push(StartSpec {
-                start,
-                config: config.engine(),
+                start: engine_start(start),
+                config: config.checked()?,
                 machine: Box::new(Typed::new(machine)),
                 machine_type: TypeId::of::<S>(),
             });
         }
+        Ok(self.start(specs)?.into_iter().map(Group::new).collect())
+    }
+
+    /// Starts a witness: a voter without a state machine, that keeps no commands, never leads and sends no snapshots. It
+    /// must be one in its group's membership.
+    ///
+    /// # Errors
+    /// As [`NodeHost::start_replica`].
+    pub fn start_witness(&self, start: ReplicaStart, config: GroupConfig) -> Result<Replica, StartError> {
+        let config = ReplicaConfig { witness: true, ..config.checked()? };
+        let spec = StartSpec {
+            start: engine_start(start),
+            config,
+            machine: Box::new(WitnessMachine),
+            machine_type: TypeId::of::<WitnessMachine>(),
+        };
+        let mut started = self.start(vec![spec])?;
+        Ok(Replica { shared: started.pop().expect("one was started") })
+    }
+
+    fn start(&self, specs: Vec<StartSpec>) -> Result<Vec<Arc<GroupShared>>, StartError> {
         let starter = self.inner.starter().ok_or_else(|| StartError::Closed("it is closed".to_owned()))?;
-        Ok(starter.start(specs)?.into_iter().map(Group::new).collect())
+        starter.start(specs)
+    }
+
+    /// The group's replica on this host, whatever its state machine; a witness too.
+    ///
+    /// # Errors
+    /// [`RequestError::NotHere`] when no replica of the group runs here.
+    pub fn replica(&self, group: GroupId) -> Result<Replica, RequestError> {
+        Ok(Replica { shared: self.shared(group)? })
     }
 
     /// The group's replica on this host.
@@ -254,6 +257,17 @@ impl NodeHost {
     /// [`RequestError::NotHere`] when it does not run here.
     pub fn stop_replica(&self, group: GroupId) -> Result<(), RequestError> {
         if self.inner.starter().is_some_and(|s| s.stop(group)) { Ok(()) } else { Err(RequestError::NotHere(group)) }
+    }
+
+    /// Removes all that the data directory has of the group's replica, which must have been stopped or removed: waits until
+    /// it is unloaded, makes it durable that it is gone, deletes its files. Its replica id can't be used here again; the
+    /// group may come back under another one.
+    ///
+    /// # Errors
+    /// [`RequestError::StillRunning`] when it runs and was not asked to stop, [`RequestError::NotHere`] when there is nothing
+    /// of it.
+    pub fn remove_data(&self, group: GroupId) -> Result<Pending<()>, RequestError> {
+        self.inner.starter().ok_or(RequestError::Stopped)?.remove_data(group)
     }
 
     /// Groups whose replica is in the data directory and not running.
@@ -303,6 +317,14 @@ impl NodeHost {
     }
 }
 
+fn engine_start(start: ReplicaStart) -> Start {
+    match start {
+        ReplicaStart::Bootstrap(first) => Start::Bootstrap(first.membership),
+        ReplicaStart::Join => Start::Join,
+        ReplicaStart::Restart => Start::Restart,
+    }
+}
+
 impl std::fmt::Debug for NodeHost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("NodeHost").field("host", &self.inner.shared.config.host).finish_non_exhaustive()
@@ -334,6 +356,7 @@ impl Inner {
         while self.spawner.running() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.shared.forget_commands();
         self.shared.events.close();
         if let Some(listener) = self.listener.lock().take() {
             join_listener(listener, deadline);

@@ -5,15 +5,21 @@ mod events;
 mod group;
 mod host;
 mod ids_serde;
+mod members;
+mod replica;
 
 pub use config::{ConfigError, GroupConfig, NodeHostConfig, Threads};
 pub use events::{LeaderChange, Listeners, MembershipChange, RaftEventListener, SystemEventListener};
-pub use group::{Group, GroupInfo, Leader, SnapshotOptions};
-pub use host::{HostInfo, NodeHost, OpenError, ReplicaSpec, ReplicaStart};
-pub use longboat_engine::{CloseError, HostEvent, ReplicaEvent, SnapshotOutcome, StartError};
+pub use group::Group;
+pub use host::{HostInfo, NodeHost, OpenError, ReplicaSpec};
+pub use longboat_engine::{Changed, CloseError, HostEvent, ReplicaEvent, SnapshotOutcome, StartError, Transferred};
 pub use longboat_logdb::LogStats;
-pub use longboat_raft::{GroupEpoch, GroupId, HostId, Index, Membership, ReplicaId, StoreId, Term};
+pub use longboat_raft::{
+    ChangeError, GroupEpoch, GroupId, HostId, Index, Membership, ProposeOptions, ReplicaId, ReplicaKind, StoreId, Term,
+};
 pub use longboat_rsm::{
-    Codec, CodecError, MachineError, Payload, Pending, PendingBatch, RequestError, Stage, StateMachine,
+    Codec, CodecError, MachineError, Payload, Pending, PendingBatch, RequestError, Stage, StateMachine, TransferError,
 };
 pub use longboat_transport::TransportStats;
+pub use members::{ConfigChange, FirstMembers, MemberInfo, ReplicaStart};
+pub use replica::{GroupInfo, Leader, Replica, SnapshotOptions};

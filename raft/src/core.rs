@@ -394,6 +394,7 @@ impl Core {
                 self.outbox.refused.push(RefusedForward { first_sequence, count, reason });
             }
             Body::TimeoutNow => self.on_timeout_now(from),
+            Body::Transfer { .. } | Body::TransferAnswer { .. } => self.dropped += 1,
             Body::Quiesce { round, last, commit } => self.on_quiesce(from, round, last, commit)?,
             Body::QuiesceResponse { round, agreed } => self.on_quiesce_response(from, round, agreed),
             Body::Removed { change } => self.on_removed(change),

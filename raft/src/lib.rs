@@ -40,7 +40,7 @@ pub use durability::PersistToken;
 pub use error::Violation;
 pub use ids::{GroupEpoch, GroupId, HardState, HostId, Index, LogPos, ReplicaId, SessionId, StoreId, Term, Time};
 pub use membership::{DecodeError, Membership, ReplicaKind};
-pub use message::{Body, Member, Message, RefusedReason, SnapshotMeta};
+pub use message::{Body, Member, Message, RefusedReason, SnapshotMeta, TransferAnswer};
 pub use output::{
     Compacted, Event, Fetch, Output, Persist, ProposeOptions, Proposed, ReadReady, Refused, RefusedForward, RefusedWhy,
     TransferOutcome, TransferRefused,

@@ -6,6 +6,7 @@
 use crate::changer::ChangeError;
 use crate::ids::{HostId, Index, LogPos, ReplicaId, StoreId, Term};
 use crate::membership::Membership;
+use crate::output::{TransferOutcome, TransferRefused};
 use crate::run::Run;
 use smallvec::SmallVec;
 
@@ -124,6 +125,18 @@ pub enum Body {
     },
     /// Campaign now (thesis section 3.10).
     TimeoutNow,
+    /// Asks the leader to hand leadership over. Between owners of cores, which never see it.
+    Transfer {
+        /// To whom.
+        to: ReplicaId,
+    },
+    /// What became of that. Between owners of cores, which never see it.
+    TransferAnswer {
+        /// To whom leadership was to go.
+        to: ReplicaId,
+        /// What the leader says of it.
+        answer: TransferAnswer,
+    },
     /// The leader has nothing to do and asks whether its follower falls silent with it. Sent when the leader's commit index is durable.
     Quiesce {
         /// Counts the leader's questions within its term.
@@ -145,6 +158,50 @@ pub enum Body {
         /// The membership change by which it is gone, or a later one.
         change: Index,
     },
+}
+
+/// What a leader says to a follower that asked it to hand leadership over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TransferAnswer {
+    /// It was not begun.
+    Refused(TransferRefused),
+    /// It has ended.
+    Ended(TransferOutcome),
+}
+
+impl TransferAnswer {
+    /// The answer as a number and two arguments: how it travels.
+    pub fn to_parts(self) -> (u8, u64, u64) {
+        match self {
+            Self::Refused(TransferRefused::NotLeader) => (1, 0, 0),
+            Self::Refused(TransferRefused::NotAVoter(r)) => (2, r.0, 0),
+            Self::Refused(TransferRefused::Witness(r)) => (3, r.0, 0),
+            Self::Refused(TransferRefused::AlreadyLeader) => (4, 0, 0),
+            Self::Refused(TransferRefused::Busy(r)) => (5, r.0, 0),
+            Self::Ended(TransferOutcome::Done) => (6, 0, 0),
+            Self::Ended(TransferOutcome::TimedOut) => (7, 0, 0),
+            Self::Ended(TransferOutcome::TooFarBehind { matched, last }) => (8, matched.0, last.0),
+            Self::Ended(TransferOutcome::TargetGone) => (9, 0, 0),
+            Self::Ended(TransferOutcome::LostLeadership) => (10, 0, 0),
+        }
+    }
+
+    /// The answer that [`Self::to_parts`] gave; `None` for a number that is not known.
+    pub fn from_parts(number: u8, a: u64, b: u64) -> Option<Self> {
+        Some(match number {
+            1 => Self::Refused(TransferRefused::NotLeader),
+            2 => Self::Refused(TransferRefused::NotAVoter(ReplicaId(a))),
+            3 => Self::Refused(TransferRefused::Witness(ReplicaId(a))),
+            4 => Self::Refused(TransferRefused::AlreadyLeader),
+            5 => Self::Refused(TransferRefused::Busy(ReplicaId(a))),
+            6 => Self::Ended(TransferOutcome::Done),
+            7 => Self::Ended(TransferOutcome::TimedOut),
+            8 => Self::Ended(TransferOutcome::TooFarBehind { matched: Index(a), last: Index(b) }),
+            9 => Self::Ended(TransferOutcome::TargetGone),
+            10 => Self::Ended(TransferOutcome::LostLeadership),
+            _ => return None,
+        })
+    }
 }
 
 /// Why a forwarded proposal was not appended.

@@ -148,7 +148,7 @@ pub enum Event {
 }
 
 /// What became of a leader transfer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TransferOutcome {
     /// The target leads.
     Done,
@@ -169,7 +169,7 @@ pub enum TransferOutcome {
 }
 
 /// Why a leader transfer was not begun.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransferRefused {
     /// Only a leader hands leadership over.

@@ -1,6 +1,6 @@
 //! How requests fail, and whether the command may have been applied all the same.
 
-use longboat_raft::{GroupId, Index, ReplicaId};
+use longboat_raft::{ChangeError, GroupId, Index, ReplicaId, Term, TransferOutcome, TransferRefused};
 
 /// The stage in which a request was when its deadline passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,61 @@ impl std::fmt::Display for Stage {
             Self::Quorum => "waiting for a quorum",
             Self::Apply => "waiting for the state machine",
         })
+    }
+}
+
+/// Why leadership was not handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// The target was asked to campaign, and did not win in an election timeout. It may win yet.
+    #[error("the target did not take over within an election timeout")]
+    TimedOut,
+    /// The target's log was not complete after an election timeout. The leader goes on.
+    #[error("the target is too far behind: it has {matched} of {last}")]
+    TooFarBehind {
+        /// How far the target's log was known to match.
+        matched: Index,
+        /// The end of the leader's log.
+        last: Index,
+    },
+    /// The target is no member any more, or none that can lead.
+    #[error("the target was removed or demoted meanwhile")]
+    TargetGone,
+    /// Somebody else leads now, or nobody.
+    #[error("the leader lost its leadership to another replica than the target")]
+    LostLeadership,
+    /// The target does not vote.
+    #[error("replica {0} is not a voter")]
+    NotAVoter(ReplicaId),
+    /// The target is a witness.
+    #[error("replica {0} is a witness and can't lead")]
+    Witness(ReplicaId),
+    /// Leadership is being handed to another replica.
+    #[error("a transfer to replica {0} is under way")]
+    Busy(ReplicaId),
+}
+
+impl From<TransferRefused> for TransferError {
+    fn from(why: TransferRefused) -> Self {
+        match why {
+            TransferRefused::NotAVoter(r) => Self::NotAVoter(r),
+            TransferRefused::Witness(r) => Self::Witness(r),
+            TransferRefused::Busy(r) => Self::Busy(r),
+            _ => Self::LostLeadership,
+        }
+    }
+}
+
+impl From<TransferOutcome> for TransferError {
+    /// Of an outcome that is a failure.
+    fn from(outcome: TransferOutcome) -> Self {
+        match outcome {
+            TransferOutcome::TooFarBehind { matched, last } => Self::TooFarBehind { matched, last },
+            TransferOutcome::TargetGone => Self::TargetGone,
+            TransferOutcome::TimedOut => Self::TimedOut,
+            TransferOutcome::LostLeadership | TransferOutcome::Done => Self::LostLeadership,
+        }
     }
 }
 
@@ -86,9 +141,30 @@ pub enum RequestError {
         /// What the state machine said.
         reason: String,
     },
-    /// A membership change was refused.
+    /// This replica does not lead, and the request was not to be forwarded. It was not applied.
+    #[error("this replica does not lead")]
+    NotLeader {
+        /// Who does, as far as is known here.
+        leader: Option<ReplicaId>,
+    },
+    /// The group is in another term than the request was meant for. It was not applied.
+    #[error("the group is in term {current} now")]
+    TermChanged {
+        /// The term as it is.
+        current: Term,
+    },
+    /// A membership change was refused. It was not made.
     #[error("membership change refused: {0}")]
-    ConfigRefused(String),
+    ConfigRefused(#[source] ChangeError),
+    /// Leadership was not handed over.
+    #[error("leadership was not transferred: {0}")]
+    TransferFailed(#[source] TransferError),
+    /// The replica was removed from its group: ask another one. A request that was under way may have been carried out.
+    #[error("the replica was removed from its group")]
+    Removed,
+    /// The group's replica is running: stop it first.
+    #[error("group {0} has a running replica on this host: stop it first")]
+    StillRunning(GroupId),
     /// The replica has not applied the index that a local read was to reflect.
     #[error("index {asked} is not applied here yet, {applied} is")]
     NotApplied {
@@ -110,7 +186,7 @@ impl RequestError {
     pub fn may_have_applied(&self) -> bool {
         match self {
             Self::Timeout { may_have_applied, .. } => *may_have_applied,
-            Self::OutcomeUnknown | Self::HostFailed(_) | Self::MachineFailed { .. } => true,
+            Self::OutcomeUnknown | Self::HostFailed(_) | Self::MachineFailed { .. } | Self::Removed => true,
             _ => false,
         }
     }

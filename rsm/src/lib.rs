@@ -11,6 +11,6 @@ pub mod snapshot;
 
 pub use codec::{Codec, CodecError, Payload};
 pub use completion::{AnyCompletion, Completion, Pending, PendingBatch};
-pub use error::{RequestError, Stage};
-pub use machine::{DynMachine, MachineError, StateMachine, Typed};
+pub use error::{RequestError, Stage, TransferError};
+pub use machine::{DynMachine, MachineError, StateMachine, Typed, WitnessMachine};
 pub use reads::{AnyReads, IndexReads, Reads};

@@ -3,7 +3,7 @@
 use crate::machine::{Add, Ledger, Seen};
 use crate::oracle::Oracle;
 use longboat_engine::{GroupShared, SnapshotOutcome};
-use longboat_raft::{GroupId, HostId, Time};
+use longboat_raft::{GroupId, HostId, ProposeOptions, Time};
 use longboat_rsm::Pending;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -111,7 +111,7 @@ impl Clients {
         let serial = self.next_serial;
         self.next_serial += 1;
         let floor = self.oracle.write_begins(shared.group, serial);
-        match shared.enqueue::<Ledger>(std::iter::once(Add { serial, padding }), deadline) {
+        match shared.enqueue::<Ledger>(std::iter::once(Add { serial, padding }), ProposeOptions::default(), deadline) {
             Ok(mut parts) => {
                 let (completion, slots) = parts.pop().expect("one command, one part");
                 let pending = Pending::new(completion, slots.start);

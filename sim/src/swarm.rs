@@ -208,6 +208,8 @@ impl Swarm {
             pre_vote: self.pre_vote,
             check_quorum: self.check_quorum,
             quiesce_after_nanos: self.quiesce_after_nanos,
+            preferred: None,
+            witness: false,
         }
     }
 

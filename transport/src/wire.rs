@@ -153,6 +153,8 @@ mod kind {
     pub(super) const WITNESS_SNAPSHOT: u8 = 16;
     pub(super) const SNAPSHOT_NEEDED: u8 = 17;
     pub(super) const REMOVED: u8 = 18;
+    pub(super) const TRANSFER: u8 = 19;
+    pub(super) const TRANSFER_ANSWER: u8 = 20;
     pub(super) const QUIESCE: u8 = 32;
     pub(super) const QUIESCE_RESPONSE: u8 = 33;
 }

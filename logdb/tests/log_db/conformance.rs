@@ -171,6 +171,7 @@ fn a_removed_group_leaves_its_tombstone_and_may_be_made_anew() {
         let (mut log, _, groups) = host.open().expect("opens");
         let mut gone = GroupState { group: GroupId(1), removed: true, ..GroupState::default() };
         gone.bootstrap.replica = ReplicaId(11);
+        gone.bootstrap.gone.insert(ReplicaId(11));
         assert_eq!(groups, [gone]);
         write(host, &mut *log, vec![bootstrap(1, 12), append(1, hard(1, 12, 0), 1, &[b"new"])]);
         drop(log);

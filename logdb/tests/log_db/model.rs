@@ -43,8 +43,10 @@ impl ModelGroup {
             }
             Some(Record::Removed { replica }) => {
                 self.entries.clear();
+                let mut gone = std::mem::take(&mut self.state.bootstrap.gone);
+                gone.insert(*replica);
                 self.state = GroupState { group, removed: true, ..GroupState::default() };
-                self.state.bootstrap.replica = *replica;
+                (self.state.bootstrap.replica, self.state.bootstrap.gone) = (*replica, gone);
             }
             Some(Record::Snapshot(s)) => {
                 if s.resets_log {

@@ -186,7 +186,12 @@ pub(crate) fn state(group: u64, hard_state: HardState) -> Update {
 
 pub(crate) fn bootstrap(group: u64, replica: u64) -> Update {
     let membership = Membership { voters: (1..4).map(ReplicaId).collect(), ..Membership::default() };
-    let record = Record::Bootstrap(Bootstrap { replica: ReplicaId(replica), epoch: GroupEpoch(1), membership });
+    let record = Record::Bootstrap(Bootstrap {
+        replica: ReplicaId(replica),
+        epoch: GroupEpoch(1),
+        membership,
+        ..Bootstrap::default()
+    });
     Update { record: Some(Box::new(record)), ..state(group, HardState::default()) }
 }
 

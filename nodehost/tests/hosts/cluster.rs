@@ -11,7 +11,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Hosts 1..=3 with their directories; a host that is down is `None`.
 pub(crate) struct Cluster {
-    dirs: Vec<TempDir>,
+    pub(crate) dirs: Vec<TempDir>,
     pub(crate) hosts: Vec<Option<NodeHost>>,
     pub(crate) groups: u64,
     pub(crate) snapshot_entries: u64,
@@ -50,6 +50,26 @@ impl Cluster {
         let specs = (1..=self.groups).map(|g| (ReplicaStart::bootstrap(members()), self.config(i, g), machine()));
         host.start_replicas(specs).expect("replicas start");
         self.hosts[i] = Some(host);
+        self.introduce();
+    }
+
+    /// One more host, without replicas, known to everybody. Returns its number from 0.
+    pub(crate) fn add_host(&mut self) -> usize {
+        let i = self.dirs.len();
+        self.dirs.push(TempDir::new().unwrap());
+        self.hosts.push(Some(NodeHost::open(config(&self.dirs[i], i as u64 + 1)).expect("opens")));
+        self.introduce();
+        i
+    }
+
+    /// Closes host `i` and opens it again, without starting anything.
+    pub(crate) fn reopen_empty(&mut self, i: usize) {
+        self.close(i);
+        self.hosts[i] = Some(NodeHost::open(config(&self.dirs[i], i as u64 + 1)).expect("opens"));
+        self.introduce();
+    }
+
+    fn introduce(&self) {
         for a in self.hosts.iter().flatten() {
             for b in self.hosts.iter().flatten() {
                 a.set_peer_address(b.info().host, b.local_address());
@@ -57,7 +77,21 @@ impl Cluster {
         }
     }
 
-    fn config(&self, i: usize, group: u64) -> GroupConfig {
+    /// Starts replica `replica` of `group` on host `i`, which joins.
+    pub(crate) fn join(&self, i: usize, group: u64, replica: u64) -> Result<Group<List>, StartError> {
+        let config = GroupConfig { replica: ReplicaId(replica), ..self.config(i, group) };
+        self.host(i).start_replica(ReplicaStart::Join, config, List::default)
+    }
+
+    fn has(&self, i: usize, group: u64) -> bool {
+        self.hosts[i].as_ref().is_some_and(|h| h.replica(GroupId(group)).is_ok())
+    }
+
+    pub(crate) fn host(&self, i: usize) -> &NodeHost {
+        self.hosts[i].as_ref().unwrap()
+    }
+
+    pub(crate) fn config(&self, i: usize, group: u64) -> GroupConfig {
         GroupConfig {
             group: GroupId(group),
             replica: ReplicaId(i as u64 + 1),
@@ -87,7 +121,7 @@ impl Cluster {
     /// The host that leads `group`, once all hosts that are up agree on it.
     pub(crate) fn leader(&self, group: u64) -> usize {
         until("a leader", || {
-            let up: Vec<usize> = (0..3).filter(|&i| self.hosts[i].is_some()).collect();
+            let up: Vec<usize> = (0..3).filter(|&i| self.has(i, group)).collect();
             let leaders: Vec<_> = up.iter().map(|&i| self.group(i, group).leader()).collect();
             let first = leaders[0]?;
             let at = first.replica.0 as usize - 1;

@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
+mod leaders;
 mod machine;
+mod members;
 mod refusals;
 mod replication;
 mod snapshots;
+mod witness;

@@ -188,6 +188,15 @@ impl FrameBuilder {
                 (kind::FORWARD_REFUSED, 0, 0)
             }
             Body::TimeoutNow => (kind::TIMEOUT_NOW, 0, 0),
+            Body::Transfer { to } => {
+                self.push_u64s([to.0]);
+                (kind::TRANSFER, 0, 0)
+            }
+            Body::TransferAnswer { to, answer } => {
+                let (number, a, b) = answer.to_parts();
+                self.push_u64s([to.0, u64::from(number), a, b]);
+                (kind::TRANSFER_ANSWER, 0, 0)
+            }
             Body::Quiesce { round, last, commit } => {
                 self.push_u64s([*round, last.term.0, last.index.0, commit.0]);
                 (kind::QUIESCE, 0, 0)

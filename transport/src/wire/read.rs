@@ -3,7 +3,7 @@
 use super::*;
 use bytes::Bytes;
 use longboat_raft::{
-    Body, ChangeError, GroupEpoch, GroupId, Index, LogPos, Message, RefusedReason, ReplicaId, Run, Term,
+    Body, ChangeError, GroupEpoch, GroupId, Index, LogPos, Message, RefusedReason, ReplicaId, Run, Term, TransferAnswer,
 };
 use smallvec::SmallVec;
 
@@ -263,6 +263,14 @@ impl<F: FnMut(GroupId) -> bool> Messages<F> {
                 Body::ForwardRefused { first_sequence, count, reason }
             }
             kind::TIMEOUT_NOW => Body::TimeoutNow,
+            kind::TRANSFER => Body::Transfer { to: ReplicaId(fields.u64()?) },
+            kind::TRANSFER_ANSWER => {
+                let to = ReplicaId(fields.u64()?);
+                let number = u8::try_from(fields.u64()?).unwrap_or(0);
+                let answer = TransferAnswer::from_parts(number, fields.u64()?, fields.u64()?);
+                let answer = answer.ok_or(WireError::Malformed("answer to a request for a transfer"))?;
+                Body::TransferAnswer { to, answer }
+            }
             kind::QUIESCE => Body::Quiesce {
                 round: fields.u64()?,
                 last: LogPos::new(Term(fields.u64()?), Index(fields.u64()?)),

@@ -2,7 +2,7 @@ use super::*;
 use bytes::Bytes;
 use longboat_raft::{
     Body, ChangeError, EntryKind, GroupEpoch, GroupId, HostId, Index, LogPos, Member, Membership, Message, Origin,
-    RefusedReason, ReplicaId, Run, RunBuilder, SnapshotMeta, StoreId, Term,
+    RefusedReason, ReplicaId, Run, RunBuilder, SnapshotMeta, StoreId, Term, TransferAnswer,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -114,6 +114,11 @@ fn any_body() -> impl Strategy<Value = Body> {
             reason
         }),
         Just(Body::TimeoutNow),
+        any::<u64>().prop_map(|to| Body::Transfer { to: ReplicaId(to) }),
+        (any::<u64>(), 1..=10u8, any::<u64>(), any::<u64>()).prop_map(|(to, number, a, b)| {
+            let answer = TransferAnswer::from_parts(number, a, b).expect("a number that is known");
+            Body::TransferAnswer { to: ReplicaId(to), answer }
+        }),
         (any::<u64>(), any_pos(), index()).prop_map(|(round, last, commit)| Body::Quiesce { round, last, commit }),
         (any::<u64>(), any::<bool>()).prop_map(|(round, agreed)| Body::QuiesceResponse { round, agreed }),
     ]

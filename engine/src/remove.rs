@@ -1,0 +1,95 @@
+//! The end of a replica: it is told that it was removed and stops, and its data goes when somebody asks for that.
+//!
+//! Invariants: a tombstone is made only of a group that is unloaded, and the group can't be started under that id from the
+//! moment at which the tombstone is on its way; files go when the tombstone is durable, so that nothing that a crash leaves
+//! names files that are gone.
+
+use crate::events::ReplicaEvent;
+use crate::request::Reply;
+use crate::snapshot::AfterDurable;
+use crate::step::StepWorker;
+use longboat_io::{Job, JobState};
+use longboat_logdb::{GroupState, Record, Update};
+use longboat_raft::{GroupId, Time};
+use longboat_rsm::RequestError;
+use longboat_rsm::snapshot::SnapshotStore;
+
+/// Somebody waits until a group's data is gone.
+#[derive(Debug)]
+pub struct Removal {
+    pub(crate) group: GroupId,
+    pub(crate) reply: Reply<()>,
+}
+
+impl StepWorker {
+    /// A replica that was told that it is gone for good stops; what waits there is told so.
+    pub(crate) fn stop_if_removed(&mut self, now: Time, slot: u32) {
+        let replica = self.replica(slot);
+        let Some(change) = replica.removed else { return };
+        let shared = std::sync::Arc::clone(&replica.shared);
+        tracing::info!(group = %shared.group, replica = %shared.replica, %change, "replica was removed from its group and stops");
+        shared.stopping.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.stop(now, slot, &RequestError::Removed, &RequestError::Removed);
+        shared.tell(|| ReplicaEvent::Removed { change });
+    }
+
+    /// A group's data is to go: now if it is unloaded, else once it is.
+    pub(crate) fn remove_data(&mut self, group: GroupId, reply: Reply<()>) {
+        let removal = Removal { group, reply };
+        // Still loaded, if only because its last words are not durable yet.
+        if self.host.group(group).is_some() {
+            self.removals.push(removal);
+        } else {
+            self.bury(removal);
+        }
+    }
+
+    /// The group is unloaded: who waits for that has its turn.
+    pub(crate) fn unloaded(&mut self, group: GroupId) {
+        for removal in self.removals.extract_if(.., |r| r.group == group).collect::<Vec<_>>() {
+            self.bury(removal);
+        }
+    }
+
+    fn bury(&mut self, mut removal: Removal) {
+        let group = removal.group;
+        let replica = {
+            let mut stopped = self.host.stopped.lock();
+            let Some(state) = stopped.get_mut(&group).filter(|s| !s.removed) else {
+                // It was started again meanwhile, or somebody else has removed it.
+                let running = self.host.groups.read().contains_key(&group);
+                let error = if running { RequestError::StillRunning(group) } else { RequestError::NotHere(group) };
+                return removal.reply.resolve(Err(error));
+            };
+            let mut bootstrap = std::mem::take(&mut state.bootstrap);
+            let replica = bootstrap.replica;
+            bootstrap.gone.insert(replica);
+            bootstrap.membership = Default::default();
+            // From here on nobody starts it, and nobody writes its words again.
+            *state = GroupState { group, bootstrap, removed: true, ..GroupState::default() };
+            replica
+        };
+        let record = Some(Box::new(Record::Removed { replica }));
+        self.push_update(Update { group, record, ..Update::default() });
+        let nowhere = crate::shared::SlotRef { slot: u32::MAX, generation: 0 };
+        self.open.after.push((nowhere, AfterDurable::Buried(removal)));
+    }
+}
+
+/// Deletes the files of a group whose tombstone is durable.
+pub(crate) struct DeleteJob {
+    pub(crate) store: SnapshotStore,
+    pub(crate) removal: Removal,
+}
+
+impl Job for DeleteJob {
+    fn step(&mut self, _budget: usize) -> JobState {
+        let group = self.removal.group;
+        if let Err(error) = self.store.remove_group(group) {
+            // Left for the next start, which removes what no record names.
+            tracing::warn!(%group, %error, "files of a removed group were not deleted");
+        }
+        self.removal.reply.resolve(Ok(()));
+        JobState::Done
+    }
+}
