@@ -239,7 +239,7 @@ pub fn describe(message: &Message) -> Option<Sent> {
         Body::Quiesce { .. } | Body::QuiesceResponse { .. } => return None,
         // Nor have they witnesses, full hosts, or replicas that lost a part of what they had.
         Body::AppendPaused { .. } | Body::SnapshotNeeded { .. } | Body::WitnessSnapshot(_) => return None,
-        Body::Removed { .. } => return None,
+        Body::Removed { .. } | Body::Transfer { .. } | Body::TransferAnswer { .. } => return None,
     }
     Some(sent)
 }
