@@ -58,6 +58,8 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// # Errors
     /// `UnexpectedEof` when the file ends before.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Tells that all of the file will be read soon, from its start. Never blocks for long, and may do nothing.
+    fn will_read(&self) {}
     /// Writes all of `buf` at `offset`, into the page cache. Blocks.
     fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// Makes all data durable (`fdatasync`). Blocks.

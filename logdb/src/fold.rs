@@ -195,10 +195,10 @@ mod tests {
         let mut f = Folded::new(GroupId(1));
         f.apply(&appended(&[(1, 1, 5)])).expect("contiguous");
         let meta = SnapshotMeta { pos: pos(7, 100), ..SnapshotMeta::default() };
-        let record = Some(Record::Snapshot(SnapshotRecord { meta, bytes: 1, resets_log: true }));
+        let record = Some(Box::new(Record::Snapshot(SnapshotRecord { meta, bytes: 1, resets_log: true })));
         f.apply(&Frame { record, ..appended(&[(7, 101, 101)]) }).expect("starts after the snapshot");
         assert_eq!((f.state.start, f.state.last, f.reset), (pos(7, 100), pos(7, 101), true));
-        let record = Some(Record::Removed { replica: longboat_raft::ReplicaId(3) });
+        let record = Some(Box::new(Record::Removed { replica: longboat_raft::ReplicaId(3) }));
         f.apply(&Frame { record, ..frame() }).expect("removed");
         assert!(f.state.removed && f.state.last == LogPos::ZERO);
     }

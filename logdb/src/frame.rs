@@ -28,7 +28,7 @@ pub(crate) struct Frame {
     pub(crate) hard_state: HardState,
     pub(crate) cut_tail: Option<Index>,
     pub(crate) compact_to: Option<LogPos>,
-    pub(crate) record: Option<Record>,
+    pub(crate) record: Option<Box<Record>>,
     pub(crate) runs: SmallVec<[RunAt; 1]>,
 }
 
@@ -158,7 +158,7 @@ impl Frame {
         let cut_tail = (flags & CUT != 0).then(|| Index(b.get_u64_le()));
         let compact_to = (flags & COMPACT != 0).then(|| LogPos::new(Term(b.get_u64_le()), Index(b.get_u64_le())));
         let mut record_bytes = &bytes[record_at..record_at + record_len];
-        let record = if record_len > 0 { Some(take_record(&mut record_bytes)?) } else { None };
+        let record = if record_len > 0 { Some(Box::new(take_record(&mut record_bytes)?)) } else { None };
         Ok(Self { group, hard_state, cut_tail, compact_to, record, runs })
     }
 
@@ -277,7 +277,7 @@ mod tests {
             assert_eq!(frame.hard_state, update.hard_state);
             assert_eq!(frame.cut_tail, update.cut_tail);
             assert_eq!(frame.compact_to, update.compact_to);
-            assert_eq!(frame.record, update.record.as_deref().cloned());
+            assert_eq!(frame.record, update.record);
             assert_eq!(runs(&frame, &bytes.into()).expect("valid"), update.runs);
         }
     }

@@ -112,7 +112,7 @@ impl From<&Frame> for Effect {
     fn from(f: &Frame) -> Self {
         let (commit, cut_tail) = (f.hard_state.commit, f.cut_tail);
         let compact_to = f.compact_to.map(|p| p.index);
-        Self { commit, cut_tail, appended: f.appended(), compact_to, ..Self::of_record(f.record.as_ref()) }
+        Self { commit, cut_tail, appended: f.appended(), compact_to, ..Self::of_record(f.record.as_deref()) }
     }
 }
 
@@ -120,6 +120,7 @@ impl From<&Frame> for Effect {
 #[derive(Clone, Copy, Debug)]
 struct ActiveFrame {
     at: FrameAt,
+    slot: u32,
     previous: u32,
 }
 
@@ -257,7 +258,7 @@ impl LogIndex {
             }
             let at = FrameAt { first, offset, length };
             let previous = std::mem::replace(&mut g.newest, self.frames.len() as u32);
-            self.frames.push(ActiveFrame { at, previous });
+            self.frames.push(ActiveFrame { at, slot, previous });
         }
         if let Some(to) = effect.compact_to {
             if to > g.last {
@@ -291,19 +292,49 @@ impl LogIndex {
         frames
     }
 
-    /// The footer of the segment that is being written.
+    /// The footer of the segment that is being written. Goes once over the frames in their order, so that a segment of
+    /// very many small ones is soon done.
     pub(crate) fn footer(&self) -> FooterBody {
         let mut slots = self.touched.clone();
         slots.sort_unstable_by_key(|&s| self.groups[s as usize].id);
-        let mut body = FooterBody::default();
-        for slot in slots {
-            let group = &self.groups[slot as usize];
-            let at = body.frames.len() as u32;
-            body.frames.extend(self.active_frames(group, Index::ZERO));
-            let count = body.frames.len() as u32 - at;
-            body.groups.push((slot, FooterGroup { group: group.id, at, count }));
+        // Per slot the number of its frames, then where the next one of them goes.
+        let mut next = vec![0u32; self.groups.len()];
+        for frame in &self.frames {
+            next[frame.slot as usize] += 1;
+        }
+        let mut starts = Vec::with_capacity(slots.len());
+        let mut end = 0;
+        for &slot in &slots {
+            starts.push(end);
+            end += std::mem::replace(&mut next[slot as usize], end);
+        }
+        let mut placed = vec![FrameAt { first: Index::ZERO, offset: 0, length: 0 }; self.frames.len()];
+        let first_of = |slot: u32| starts[slots.partition_point(|&s| self.groups[s as usize].id < self.id(slot))];
+        for frame in &self.frames {
+            let mut to = next[frame.slot as usize];
+            // It has overwritten all of the frames that start at or after its own first entry. Seldom: then the first place
+            // of the group is looked for.
+            if to > 0 && placed[to as usize - 1].first >= frame.at.first {
+                let start = first_of(frame.slot);
+                while to > start && placed[to as usize - 1].first >= frame.at.first {
+                    to -= 1;
+                }
+            }
+            placed[to as usize] = frame.at;
+            next[frame.slot as usize] = to + 1;
+        }
+        let mut body = FooterBody { groups: Vec::with_capacity(slots.len()), frames: Vec::with_capacity(placed.len()) };
+        for (&slot, start) in slots.iter().zip(starts) {
+            let (at, frames) = (body.frames.len() as u32, &placed[start as usize..next[slot as usize] as usize]);
+            body.frames.extend_from_slice(frames);
+            let (group, count) = (self.id(slot), frames.len() as u32);
+            body.groups.push((slot, FooterGroup { group, at, count }));
         }
         body
+    }
+
+    fn id(&self, slot: u32) -> GroupId {
+        self.groups[slot as usize].id
     }
 
     /// From here on the footer answers for the segment that was being written.

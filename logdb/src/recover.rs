@@ -56,7 +56,7 @@ pub(crate) struct Found {
 #[derive(Debug)]
 pub(crate) struct Replayed {
     pub(crate) index: LogIndex,
-    pub(crate) groups: BTreeMap<GroupId, Folded>,
+    pub(crate) groups: Vec<Folded>,
     pub(crate) files: Files,
     /// The header of the segment that is being written.
     pub(crate) header: SegmentHeader,
@@ -192,9 +192,14 @@ pub(crate) fn replay(
         )));
     };
     let mut candidate = unused.remove(&first).expect("just found");
+    candidate.file.will_read();
     let mut bytes = 0;
     let header = loop {
         let Candidate { header, file } = candidate;
+        if let Some((_, next)) = unused.range(header.use_number..).next() {
+            // The journal goes on there, most likely: the disk brings it while this one is looked through.
+            next.file.will_read();
+        }
         bytes += file.capacity;
         let Some(next_use_id) = replay.segment(header, Arc::new(file))? else { break header };
         let next = unused.values().find(|c| c.header.use_id == next_use_id).map(|c| c.header.use_number);
@@ -244,7 +249,8 @@ fn keep_one(mut blank: Vec<SegmentFile>, segment_bytes: u64) -> (Option<SegmentF
 /// The replay as far as it has come.
 struct Replay {
     index: LogIndex,
-    groups: BTreeMap<GroupId, Folded>,
+    /// By the slots of the index.
+    groups: Vec<Folded>,
     last_seq: u64,
     /// The largest "oldest sequence needed" of any record.
     oldest_needed: u64,
@@ -267,6 +273,7 @@ impl Replay {
             index.load(&folded.state, folded.rows);
         }
         let (last_written, torn_footer) = (Vec::new(), false);
+        let groups = groups.into_values().collect();
         Self { index, groups, last_seq: settled, oldest_needed: 0, position: BLOCK, last_written, torn_footer }
     }
 
@@ -304,9 +311,11 @@ impl Replay {
         let seq = record.header.seq;
         let damaged = |why: String| OpenError::Corrupt(format!("record {seq}: {why}"));
         for (item, frame) in &record.frames {
-            let folded = self.groups.entry(item.group).or_insert_with(|| Folded::new(item.group));
-            folded.apply(frame).map_err(damaged)?;
             let slot = self.index.slot_or_insert(item.group);
+            if slot as usize == self.groups.len() {
+                self.groups.push(Folded::new(item.group));
+            }
+            self.groups[slot as usize].apply(frame).map_err(damaged)?;
             let offset = u32::try_from(self.position).expect("segments are below 4 GiB") + item.offset;
             self.index.apply(slot, &frame.into(), offset, item.length).map_err(damaged)?;
         }
@@ -438,8 +447,10 @@ fn refusal(seq: u64, fault: FrameFault) -> Result<&'static str, OpenError> {
 }
 
 /// What recovery tells the engine, sorted by group.
-pub(crate) fn states(groups: BTreeMap<GroupId, Folded>) -> Vec<GroupState> {
-    groups.into_values().map(|f| f.state).collect()
+pub(crate) fn states(groups: Vec<Folded>) -> Vec<GroupState> {
+    let mut states: Vec<GroupState> = groups.into_iter().map(|f| f.state).collect();
+    states.sort_unstable_by_key(|s| s.group);
+    states
 }
 
 /// A group's row of the key-value store as the start of a fold.

@@ -91,6 +91,11 @@ impl SegmentFile {
         Ok(buf.into())
     }
 
+    /// Tells that all of it will be read soon.
+    pub(crate) fn will_read(&self) {
+        self.file.will_read();
+    }
+
     pub(crate) fn read_into(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buf, offset)
     }

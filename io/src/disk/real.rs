@@ -6,7 +6,7 @@
 //! in step: it drops what it has of a range that is written directly.
 
 use super::{Disk, DiskFile, DiskLock};
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -176,6 +176,11 @@ impl DiskFile for RealFile {
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buf, offset)
+    }
+
+    fn will_read(&self) {
+        // A hint: who reads anyway learns what is wrong with the file.
+        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::WillNeed);
     }
 
     fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
