@@ -526,6 +526,7 @@ pub fn a_laggard_and_an_up_to_date_witness_elect_nobody() {
     c.isolate(2);
     c.write(1, &["2 lacks it"]);
     assert_eq!(c.node(1).payloads().len(), 2, "a leader and a witness are a majority");
+    assert!(c.core(3).is_witness() && !c.core(2).is_witness());
     c.heal();
     c.isolate(1);
     c.pass(30 * ELECTION);

@@ -324,6 +324,31 @@ fn leadership_is_not_handed_to_who_does_not_vote() {
 }
 
 #[test]
+fn a_transfer_after_which_a_third_replica_leads_was_lost() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    let now = c.now;
+    c.core(1).transfer_leader(now, id(2)).unwrap();
+    c.end_round(1);
+    // Before its target hears of it, 3 is elected.
+    c.net.clear();
+    c.elect(3);
+    let lost = Event::TransferEnded { to: id(2), outcome: TransferOutcome::LostLeadership };
+    assert!(c.node(1).events.contains(&lost), "{:?}", c.node(1).events);
+}
+
+#[test]
+fn another_replica_may_be_preferred_from_now_on() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    c.pass(5 * ELECTION);
+    assert_eq!(c.leaders(), [1]);
+    c.core(1).set_preferred(Some(id(3)));
+    c.pass(5 * ELECTION);
+    assert_eq!(c.leaders(), [3]);
+}
+
+#[test]
 fn roles_and_leaders_are_told_when_they_change_and_only_then() {
     let mut c = Cluster::new(&[1, 2, 3]);
     c.elect(1);
