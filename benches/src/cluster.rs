@@ -41,6 +41,8 @@ pub struct ClusterConfig {
     pub election_timeout_ms: u64,
     /// Between a leader's heartbeats.
     pub heartbeat_interval_ms: u64,
+    /// When idle groups fall silent, 0 for never; `None` for the engine's default.
+    pub quiesce_after_ms: Option<u64>,
 }
 
 /// A running cluster.
@@ -58,6 +60,17 @@ pub struct Cluster<S: StateMachine> {
     pub started: Duration,
     /// From the first host's opening until every group had a leader.
     pub elected: Duration,
+}
+
+/// What the hosts have sent, and who is silent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostFigures {
+    /// Frames sent.
+    pub frames_sent: u64,
+    /// Bytes of those.
+    pub bytes_sent: u64,
+    /// Silent replicas.
+    pub silent: u64,
 }
 
 /// What the hosts' journals have done.
@@ -125,6 +138,18 @@ impl<S: StateMachine + Default> Cluster<S> {
             let log = host.info().log;
             sum.syncs += log.syncs;
             sum.entries += log.entries;
+        }
+        sum
+    }
+
+    /// What the running hosts have sent so far, and how many of their replicas are silent.
+    pub fn host_figures(&self) -> HostFigures {
+        let mut sum = HostFigures::default();
+        for host in self.hosts.iter().enumerate().filter(|(n, _)| Some(*n) != self.closed).map(|(_, host)| host) {
+            let info = host.info();
+            sum.frames_sent += info.transport.frames_sent;
+            sum.bytes_sent += info.transport.bytes_sent;
+            sum.silent += info.silent;
         }
         sum
     }
@@ -246,6 +271,9 @@ fn group_config(config: &ClusterConfig, group: GroupId, replica: ReplicaId) -> G
     let mut group = GroupConfig { group, replica, snapshot_entries: config.snapshot_entries, ..Default::default() };
     if config.election_timeout_ms > 0 {
         group.election_timeout_ms = config.election_timeout_ms;
+    }
+    if let Some(after) = config.quiesce_after_ms {
+        group.quiesce_after_ms = after;
     }
     if config.heartbeat_interval_ms > 0 {
         group.heartbeat_interval_ms = config.heartbeat_interval_ms;

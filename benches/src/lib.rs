@@ -9,6 +9,7 @@ pub mod client;
 pub mod cluster;
 pub mod contrast;
 pub mod create;
+pub mod idle;
 pub mod journal;
 pub mod kill;
 pub mod load;

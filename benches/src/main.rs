@@ -3,10 +3,11 @@
 use clap::{Parser, Subcommand};
 use longboat_bench::contrast::{ContrastReport, Scenario};
 use longboat_bench::create::CreateReport;
+use longboat_bench::idle::IdleReport;
 use longboat_bench::kill::KillReport;
 use longboat_bench::probe::Probe;
 use longboat_bench::restart::RestartReport;
-use longboat_bench::{BoxError, all, contrast, create, journal, kill, process, restart, throughput};
+use longboat_bench::{BoxError, all, contrast, create, idle, journal, kill, process, restart, throughput};
 use longboat_io::RealDisk;
 use longboat_logdb::{SharedLog, SharedLogConfig};
 use longboat_raft::HostId;
@@ -44,6 +45,8 @@ enum Command {
     Create(create::Options),
     /// Three hosts with many groups stopped in order and opened again, until each group has completed a write.
     Restart(restart::Options),
+    /// Many groups with nothing to do: processor time, memory and messages, awake or silent.
+    Idle(idle::Options),
     /// All scenarios in turn, each in a process of its own: under six minutes.
     All(all::Options),
     /// Half of the load on one group: does it reach the others' latency?
@@ -138,6 +141,10 @@ fn run(command: Command) -> Result<(), BoxError> {
         Command::Restart(options) => in_dir(options.dir.clone(), |dir| {
             let report = restart::run(&options, dir.to_path_buf())?;
             print(options.json, &report, RestartReport::table)
+        }),
+        Command::Idle(options) => in_dir(options.dir.clone(), |dir| {
+            let report = idle::run(&options, dir.to_path_buf())?;
+            print(options.json, &report, IdleReport::table)
         }),
         Command::All(options) => in_dir(options.dir.clone(), |dir| {
             println!("{}", all::run(&options, dir)?.trim_end());

@@ -73,7 +73,7 @@ pub enum Layout {
     Compact,
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(s) if (0.0..=86_400.0).contains(&s) => Ok(s),
         Ok(s) => Err(format!("{s} seconds, not between 0 and 86400")),
@@ -111,6 +111,7 @@ impl Options {
             snapshot_entries: self.snapshot_entries,
             election_timeout_ms: self.election_ms,
             heartbeat_interval_ms: self.heartbeat_ms,
+            ..ClusterConfig::default()
         }
     }
 }

@@ -294,7 +294,7 @@ impl StepWorker {
         self.free.push(slot);
         self.by_group.remove(&replica.config.group);
         if let Some(silence) = replica.silence.take() {
-            self.waking.index.remove(slot, &silence);
+            self.waking.index.remove(&self.host.peers, slot, &silence);
         }
         let timeout = replica.config.election_timeout_nanos;
         self.host.peers.replica_stopped(self.host.config.host, &replica.shared.membership.lock(), timeout);

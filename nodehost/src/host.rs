@@ -57,6 +57,10 @@ pub struct HostInfo {
     pub groups: usize,
     /// Of these, leaders.
     pub leaders: usize,
+    /// Of these, silent: they cost nothing until they are used.
+    pub silent: u64,
+    /// Other hosts of which nothing was heard for too long.
+    pub suspected_hosts: Vec<HostId>,
     /// The log store's figures.
     pub log: LogStats,
     /// The transport's figures.
@@ -295,6 +299,8 @@ impl NodeHost {
             host: shared.config.host,
             store: self.inner.store,
             groups: groups.len(),
+            silent: shared.peers.silent.load(Ordering::Relaxed),
+            suspected_hosts: shared.peers.suspected(),
             leaders: groups.iter().filter(|g| g.leader().is_some_and(|l| l.1 == g.replica)).count(),
             log: self.inner.writer.stats(),
             transport: self.inner.transport.stats(),

@@ -10,6 +10,7 @@ use longboat_raft::{GroupEpoch, GroupId, HostId, ReplicaId, Term};
 use longboat_transport::wire::{DIGEST_BUCKETS, Side, SilentGroup};
 use smallvec::SmallVec;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// What a silent replica has to do with one other host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,7 @@ pub(crate) struct SilentIndex {
 
 impl SilentIndex {
     pub(crate) fn insert(&mut self, table: &PeerTable, slot: u32, silence: &Silence) {
+        table.silent.fetch_add(1, Ordering::Relaxed);
         for (host, tie) in &silence.ties {
             let make = || PeerSlots {
                 peer: table.peer(*host),
@@ -92,7 +94,8 @@ impl SilentIndex {
         }
     }
 
-    pub(crate) fn remove(&mut self, slot: u32, silence: &Silence) {
+    pub(crate) fn remove(&mut self, table: &PeerTable, slot: u32, silence: &Silence) {
+        table.silent.fetch_sub(1, Ordering::Relaxed);
         for (host, tie) in &silence.ties {
             let slots = self.by_host.get_mut(host).expect("what was put in is there");
             let list = slots.list(silence.group, *tie);
@@ -168,7 +171,7 @@ mod tests {
         assert_eq!(table.peer(HostId(2)).led.total().count, 1);
         assert_eq!(table.peer(HostId(3)).led.total().count, 0);
         assert_eq!(index.missing(HostId(3)), [4]);
-        index.remove(4, &lagging);
+        index.remove(&table, 4, &lagging);
         assert_eq!((table.peer(HostId(2)).led.total().sum, index.missing(HostId(3)).len()), (0, 0));
     }
 }

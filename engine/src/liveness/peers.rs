@@ -86,6 +86,8 @@ pub struct PeerTable {
     version: AtomicU64,
     /// Since when the log writer has had a write outstanding, in nanoseconds of the host's clock; 0 without one.
     pub writing_since: AtomicU64,
+    /// Silent replicas here.
+    pub silent: AtomicU64,
     listener: OnceLock<HostListener>,
 }
 
@@ -120,6 +122,12 @@ impl PeerTable {
     /// Whether nothing was heard of `host` for too long.
     pub fn is_suspected(&self, host: HostId) -> bool {
         self.peers.read().get(&host).is_some_and(|p| p.suspected.load(Ordering::SeqCst))
+    }
+
+    /// The hosts of which nothing was heard for too long.
+    pub fn suspected(&self) -> Vec<HostId> {
+        let peers = self.peers.read();
+        peers.values().filter(|p| p.suspected.load(Ordering::SeqCst)).map(|p| p.host).collect()
     }
 
     /// Marks a host; workers see the new version no earlier than the mark.

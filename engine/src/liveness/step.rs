@@ -191,7 +191,7 @@ impl StepWorker {
         let (fresh, stale) = (silence.map(Box::new), replica.silence.take());
         replica.silence.clone_from(&fresh);
         if let Some(stale) = stale {
-            self.waking.index.remove(slot, &stale);
+            self.waking.index.remove(&self.host.peers, slot, &stale);
         }
         if let Some(fresh) = fresh {
             self.waking.index.insert(&self.host.peers, slot, &fresh);
