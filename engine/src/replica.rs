@@ -163,6 +163,17 @@ impl Replica {
         }
     }
 
+    /// Lets go of room that only requests under way need: the group has fallen silent.
+    pub(crate) fn shed(&mut self) {
+        self.tracker.shed();
+        self.parked.shrink_to_fit();
+        self.asked.shrink_to_fit();
+        self.confirmed.shrink_to_fit();
+        self.unasked.shrink_to_fit();
+        self.snapshot_timeouts.shrink_to_fit();
+        self.routes.shrink_to_fit();
+    }
+
     /// Tells the core which members are on suspected hosts.
     pub(crate) fn tell_suspicions(&mut self, now: Time, is_suspected: impl Fn(HostId) -> bool) {
         for &(id, host) in &self.routes {

@@ -93,6 +93,13 @@ pub struct Tracker {
 }
 
 impl Tracker {
+    /// Lets go of room for requests that have ended.
+    pub(crate) fn shed(&mut self) {
+        self.local.shrink_to_fit();
+        self.forwarded.shrink_to_fit();
+        self.handed.shrink_to_fit();
+    }
+
     /// The moment at which [`Tracker::expire`] should be called.
     pub fn deadline(&self) -> Time {
         self.deadline.unwrap_or(Time(u64::MAX))

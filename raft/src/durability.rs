@@ -90,6 +90,11 @@ impl Durability {
         self.durable
     }
 
+    /// Lets go of room for batches that are durable.
+    pub(crate) fn shed(&mut self) {
+        self.flying.shrink_to_fit();
+    }
+
     /// Whether a batch is under way.
     pub(crate) fn in_flight(&self) -> bool {
         !self.flying.is_empty()

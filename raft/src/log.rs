@@ -210,6 +210,12 @@ impl Log {
         });
     }
 
+    /// Lets go of room for runs that are gone.
+    pub(crate) fn shed(&mut self) {
+        self.runs.shrink_to_fit();
+        self.terms.shrink_to_fit();
+    }
+
     fn drop_front(&mut self, mut drop: impl FnMut(&Run) -> bool) {
         while self.runs.front().is_some_and(&mut drop) {
             let run = self.runs.pop_front().expect("just looked at");

@@ -172,6 +172,11 @@ impl Progress {
         self.active && (checked || !self.nudge)
     }
 
+    /// Lets go of room for appends that were acknowledged.
+    pub(crate) fn shed(&mut self) {
+        self.inflights.sent.shrink_to_fit();
+    }
+
     pub(crate) fn is_full(&self, bounds: InflightBounds) -> bool {
         self.state == ProgressState::Replicate && self.inflights.full(bounds)
     }

@@ -410,6 +410,19 @@ impl Core {
     fn shed(&mut self) {
         let limit = self.handout.applied.min(self.durability.durable());
         self.log.evict(limit, 0);
+        self.log.shed();
+        self.durability.shed();
+        self.reads.shed();
+        self.peers.iter_mut().for_each(crate::Progress::shed);
+        self.peers.shrink_to_fit();
+        let outbox = &mut self.outbox;
+        outbox.early.shrink_to_fit();
+        outbox.held.shrink_to_fit();
+        outbox.reads.shrink_to_fit();
+        outbox.refused.shrink_to_fit();
+        outbox.events.shrink_to_fit();
+        outbox.fetches.shrink_to_fit();
+        self.quiet.suspected.shrink_to_fit();
     }
 }
 

@@ -51,6 +51,13 @@ impl Reads {
         self.gathered.is_empty() && self.rounds.is_empty() && self.sent.is_empty()
     }
 
+    /// Lets go of room for reads that were answered.
+    pub(crate) fn shed(&mut self) {
+        self.gathered.shrink_to_fit();
+        self.rounds.shrink_to_fit();
+        self.sent.shrink_to_fit();
+    }
+
     /// The number of the newest round of this leadership.
     pub(crate) fn newest_round(&self) -> u64 {
         self.newest

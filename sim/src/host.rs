@@ -11,7 +11,7 @@ use longboat_engine::{GroupShared, Host, HostParts, Notifiers, Start, StartSpec,
 use longboat_io::sim::{SimDisk, SimOp};
 use longboat_io::{Clock, Job, JobState};
 use longboat_logdb::{OpenError, Opened, SharedLog};
-use longboat_raft::{GroupId, HostId, Member, Membership, ReplicaId, StoreId, Time};
+use longboat_raft::{Core, GroupId, HostId, Member, Membership, ReplicaId, StoreId, Time};
 use longboat_rsm::snapshot::SnapshotStore;
 use longboat_transport::Transport;
 use std::collections::BTreeMap;
@@ -168,6 +168,24 @@ impl SimHost {
         .collect()
     }
 
+    /// Stops one replica; the process goes on.
+    pub fn stop_replica(&self, group: GroupId) {
+        if let Some(life) = &self.life {
+            life.host.starter.stop(group);
+        }
+    }
+
+    /// Starts one replica that was stopped.
+    pub fn start_replica(&mut self, group: GroupId) {
+        let specs = self.specs().into_iter().filter(|spec| spec.config.group == group).collect();
+        let Some(life) = &mut self.life else { return };
+        self.around.oracle.started(self.id, group);
+        match life.host.starter.start(specs) {
+            Ok(started) => life.groups.extend(started.into_iter().map(|s| (s.group, s))),
+            Err(error) => self.around.oracle.violate(format!("host {} can't start a replica: {error}", self.id)),
+        }
+    }
+
     /// Ends the process. Its memory is gone; with `power` also what the disk has not synced.
     pub fn stop(&mut self, power: bool, restart_at: Time) {
         self.disk.set_now(self.around.clock.now());
@@ -236,6 +254,12 @@ impl Life {
             }
         }
         out.extend((0..self.jobs.len()).filter(|&i| self.jobs[i].not_before <= now).map(Role::Job));
+    }
+
+    /// The protocol state of a group's replica here.
+    pub fn core(&self, group: GroupId) -> Option<&Core> {
+        let mut replicas = self.host.steps.iter().flat_map(|s| s.replicas());
+        replicas.find(|r| r.config.group == group).map(|r| &r.core)
     }
 
     /// A group whose replica here is awake.

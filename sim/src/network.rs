@@ -141,6 +141,11 @@ impl Network {
         self.net.lock().flying.peek().map(|f| f.0.at)
     }
 
+    /// Frames sent so far.
+    pub fn sent(&self) -> u64 {
+        self.net.lock().number
+    }
+
     /// Frames lost and frames that arrived twice.
     pub fn losses(&self) -> (u64, u64) {
         let net = self.net.lock();

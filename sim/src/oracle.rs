@@ -388,6 +388,15 @@ impl Oracle {
         }
     }
 
+    /// A replica of `host` starts with an empty state machine.
+    pub fn started(&self, host: HostId, group: GroupId) {
+        self.with(group, |g| {
+            g.applied.remove(&host);
+            g.leading.remove(&host);
+            Ok(())
+        });
+    }
+
     /// The state machine of `group` on `host` is given a run.
     pub fn applying(&self, host: HostId, group: GroupId, run: &Run) {
         self.with(group, |g| g.applying(host, run));

@@ -89,7 +89,8 @@ pub struct Swarm {
     pub timeout_nanos: u64,
     /// Bytes of a snapshot besides the list.
     pub ballast: usize,
-    election_timeout_nanos: u64,
+    /// The smallest election timeout of every replica, in nanoseconds.
+    pub election_timeout_nanos: u64,
     heartbeat_interval_nanos: u64,
     snapshot_entries: u64,
     compaction_overhead: u64,

@@ -2,6 +2,9 @@
 //! process: one test at a time plants.
 #![cfg(feature = "plant")]
 
+#[path = "scenarios/quiesce.rs"]
+mod quiesce;
+
 use longboat_raft::plant;
 use longboat_sim::model::{self, Limits};
 use longboat_sim::{Trace, run};
@@ -33,6 +36,27 @@ fn every_planted_bug_is_caught_within_a_hundred_worlds() {
     plant::set(None);
     let _ = std::panic::take_hook();
     assert!(survivors.is_empty(), "not caught in {SEEDS_MAX} worlds each: {survivors:?}");
+}
+
+#[test]
+fn every_planted_bug_of_silence_is_caught_by_its_scenario() {
+    let _alone = PLANTING.lock();
+    std::panic::set_hook(Box::new(|_| {}));
+    let missed: Vec<&str> = quiesce::GUARDS
+        .iter()
+        .filter(|(name, scenario)| {
+            plant::set(Some(name));
+            std::panic::catch_unwind(scenario).is_ok()
+        })
+        .map(|(name, _)| *name)
+        .collect();
+    // A notice that is lost is made up for by the beats.
+    plant::set(Some("gone-notice-dropped"));
+    let made_up_for = std::panic::catch_unwind(quiesce::a_lost_word_of_a_stopped_leader_is_found_by_the_beats).is_ok();
+    plant::set(None);
+    let _ = std::panic::take_hook();
+    assert!(missed.is_empty(), "not caught: {missed:?}");
+    assert!(made_up_for, "without notices the beats must find what has stopped");
 }
 
 #[test]

@@ -194,6 +194,7 @@ impl StepWorker {
             self.waking.index.remove(&self.host.peers, slot, &stale);
         }
         if let Some(fresh) = fresh {
+            self.replica(slot).shed();
             self.waking.index.insert(&self.host.peers, slot, &fresh);
         }
     }
