@@ -25,6 +25,10 @@ pub(crate) enum Action {
     Heartbeat { node: u8 },
     /// More than an election timeout passes and the replica's timer did not go off yet.
     Lapse { node: u8 },
+    /// The replica's host suspects the host of its leader; and wakes it, if it leads.
+    Suspect { node: u8 },
+    /// The replica's host suspects the host of another member, or does so no more.
+    Doubt { node: u8, of: u8, still: bool },
     /// A client proposes a command.
     Propose { node: u8, stall: bool },
     /// Somebody proposes one of the configuration's membership changes.
@@ -215,18 +219,25 @@ impl Model {
         let view = self.views[state.nodes[usize::from(node)] as usize];
         let stalls = if here.flying.is_empty() { stalls } else { &[false] };
         let timed = if view.leads {
-            self.config.check_quorum
+            self.config.check_quorum || self.config.silent
         } else {
             here.core.role() != Role::Follower || view.would_campaign
         };
+        // Whoever is silent has no timer.
+        if self.config.silent && left(Budget::Suspicions) {
+            actions.push(Action::Suspect { node });
+            let others = (0..state.nodes.len() as u8).filter(|of| *of != node && view.leads);
+            actions.extend(others.flat_map(|of| [true, false].map(|still| Action::Doubt { node, of, still })));
+        }
+        let timed = timed && !here.core.is_quiet();
         if timed && left(Budget::Timeouts) {
             actions.extend(stalls.iter().map(|&stall| Action::Timeout { node, stall }));
         }
-        if left(Budget::Lapses) && !view.leads && here.core.leader().is_some() {
+        if left(Budget::Lapses) && !view.leads && !here.core.is_quiet() && here.core.leader().is_some() {
             actions.push(Action::Lapse { node });
         }
         if view.leads {
-            if left(Budget::Heartbeats) {
+            if left(Budget::Heartbeats) && !here.core.is_quiet() {
                 actions.push(Action::Heartbeat { node });
             }
             if left(Budget::Transfers) {
@@ -300,6 +311,7 @@ impl Model {
             A::Timeout { node, stall } => (node, stall, Some(Budget::Timeouts)),
             A::Heartbeat { node } => (node, false, Some(Budget::Heartbeats)),
             A::Lapse { node } => (node, false, Some(Budget::Lapses)),
+            A::Suspect { node } | A::Doubt { node, .. } => (node, false, Some(Budget::Suspicions)),
             A::Propose { node, stall } => (node, stall, Some(Budget::Proposals)),
             A::Change { node, stall, .. } => (node, stall, Some(Budget::Changes)),
             A::Read { node } => (node, false, Some(Budget::Reads)),
@@ -458,6 +470,16 @@ impl Model {
                 node.core.advance(node.now());
             }
             A::Lapse { .. } => node.clock += LONG,
+            A::Suspect { .. } if node.core.leader() == Some(node.id()) => node.core.wake(node.now()),
+            A::Suspect { .. } => {
+                node.core.suspect_leader(node.now());
+                if let Some(leader) = node.core.leader() {
+                    said.wrong(|| format!("replica {} suspects {leader} and goes on to follow it", node.id()));
+                }
+            }
+            A::Doubt { of, still, .. } => {
+                node.core.set_suspected(node.now(), ReplicaId(u64::from(of) + 1), still);
+            }
             A::Propose { stall, .. } => {
                 stalls = stall;
                 let mut chunk = RunBuilder::new();

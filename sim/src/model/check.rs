@@ -28,6 +28,12 @@ impl Model {
         if handed > node.history.len() || core.commit().0 as usize > node.history.len() {
             return said.wrong(|| format!("replica {id} commits {} past its log", core.commit()));
         }
+        if core.is_quiet() && node.disk.hard.commit < core.commit() {
+            let saved = node.disk.hard.commit;
+            said.wrong(|| {
+                format!("replica {id} falls silent with {} committed, and {saved} on its disk", core.commit())
+            });
+        }
         if node.history.iter().any(|m| m.config) {
             self.check_membership(node, handed, said);
         }
@@ -81,7 +87,8 @@ impl Model {
         self.check_kept(before, now, at)?;
         self.check_leaders_logs(now)?;
         self.check_electable(now)?;
-        self.check_not_stranded(now)
+        self.check_not_stranded(now)?;
+        self.check_silence(now)
     }
 
     fn check_leader(&self, now: &mut State, at: u8) -> Result<(), String> {
@@ -227,6 +234,26 @@ impl Model {
 }
 
 impl Model {
+    /// A silent leader and a silent follower of it have the same log, all of it committed, unless the follower was left out.
+    /// All other pairs of silent replicas differ in what their hosts compare: term and leader.
+    fn check_silence(&self, now: &State) -> Result<(), String> {
+        if !self.config.silent {
+            return Ok(());
+        }
+        let silent = || now.nodes.iter().map(|id| self.nodes.at(*id)).filter(|n| n.core.is_quiet());
+        for leader in silent().filter(|n| n.core.role() == Role::Leader) {
+            let term = leader.core.term();
+            let follows = |n: &&Node| n.core.term() == term && n.core.leader() == Some(leader.id());
+            for follower in silent().filter(follows).filter(|n| !leader.core.lagging().contains(&n.id())) {
+                if (follower.core.last(), follower.core.commit()) != (leader.core.last(), leader.core.commit()) {
+                    let (a, b) = (leader.id(), follower.id());
+                    return Err(format!("leader {a} and replica {b} are silent in term {term} and not equal"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Once some replica was told to go, those who stay can still elect one of them with their own votes. Who is no voter any
     /// more campaigns when it is asked to help.
     fn check_not_stranded(&self, now: &State) -> Result<(), String> {

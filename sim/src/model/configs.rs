@@ -33,6 +33,8 @@ pub struct Config {
     pub(crate) single: bool,
     /// Runs leave memory as soon as they may.
     pub(crate) cold: bool,
+    /// Idle groups fall silent.
+    pub(crate) silent: bool,
     /// Besides the group that never ran: one that replica 1 leads in term 1.
     pub(crate) led: bool,
 }
@@ -67,6 +69,7 @@ impl Config {
             lanes: false,
             single: false,
             cold: false,
+            silent: false,
             led: true,
         };
         config.allow(&LEAST);
@@ -98,6 +101,8 @@ impl Config {
             append_bytes_max: if self.single { 1 } else { CoreConfig::default().append_bytes_max },
             log_cache_bytes_max: if self.cold { 0 } else { CoreConfig::default().log_cache_bytes_max },
             pre_vote: self.pre_vote,
+            // Two heartbeats at which nothing has happened.
+            quiesce_after_nanos: if self.silent { HEARTBEAT } else { 0 },
             check_quorum: self.check_quorum,
             step_down_on_removal: self.step_down,
             witness: self.witnesses.contains(&(u64::from(at) + 1)),
@@ -205,9 +210,9 @@ fn read_index() -> Config {
 
 fn quiesce() -> Config {
     let mut c = Config::new("quiesce", "three voters that fall silent and wake", &[1, 2, 3]);
-    c.allow(&[(Budget::Heartbeats, 4), (Budget::Lapses, 2), (Budget::Stalls, 1)]);
-    (c.pre_vote, c.check_quorum) = (true, true);
-    c.plants = &["ack-before-durable", "request-vote-before-durable"];
+    c.allow(&[(Budget::Heartbeats, 6), (Budget::Suspicions, 2), (Budget::Stalls, 1)]);
+    (c.silent, c.lanes) = (true, true);
+    c.plants = &["quiesce-without-match", "quiesce-before-commit-durable", "suspected-leader-kept"];
     c
 }
 

@@ -310,6 +310,7 @@ fn cost_of(action: &Action) -> usize {
         Action::Finish { .. } | Action::Tell { .. } | Action::Write { .. } | Action::Fetch { .. } => 1,
         Action::Read { .. } | Action::Transfer { .. } => 1,
         Action::Heartbeat { .. } | Action::Compact { .. } | Action::Lapse { .. } => 2,
+        Action::Suspect { .. } | Action::Doubt { .. } => 2,
         Action::Crash { .. } | Action::Lose { .. } | Action::Delay { .. } | Action::Copy { .. } => 3,
     }
 }
@@ -323,6 +324,7 @@ fn weight(action: &Action) -> u64 {
         Action::Propose { stall: false, .. } | Action::Change { stall: false, .. } | Action::Read { .. } => 20,
         Action::Timeout { stall: false, .. } | Action::Heartbeat { .. } => 10,
         Action::Compact { .. } | Action::Transfer { .. } | Action::Lapse { .. } => 10,
+        Action::Suspect { .. } | Action::Doubt { .. } => 4,
         Action::Deliver { .. } | Action::Timeout { .. } | Action::Propose { .. } | Action::Change { .. } => 4,
         Action::Crash { .. } | Action::Lose { .. } | Action::Copy { .. } | Action::Delay { .. } => 4,
     }

@@ -10,7 +10,7 @@ use super::hash::Hash128;
 use super::state::Packet;
 use longboat_raft::{
     Body, Compacted, ConfigChange, Core, CoreConfig, EntryKind, Event, Fetch, HardState, Index, LogPos, Membership,
-    Message, Output, Persist, ReadReady, ReplicaId, Restored, Run, SnapshotMeta, Term, Time,
+    Message, Output, Persist, ReadReady, ReplicaId, Restored, Role, Run, SnapshotMeta, Term, Time,
 };
 use std::collections::{HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
@@ -284,6 +284,8 @@ impl Node {
                 None => self.promised.push((message.term, to)),
             }
         }
+        self.check_sent(&message, said);
+        let disk = &self.disk;
         if let Body::AppendAccepted { matched } = &message.body {
             let kept = disk.hard.term > message.term
                 || (disk.hard.term == message.term && disk.history.len() as u64 >= matched.0);
@@ -304,6 +306,26 @@ impl Node {
             }
             _ => Packet::Raft(message),
         });
+    }
+
+    /// What a leader may not say, durable or not.
+    fn check_sent(&self, message: &Message, said: &mut Said) {
+        let (core, to) = (&self.core, message.to);
+        match &message.body {
+            Body::Append { runs, .. } => {
+                let whole = runs.iter().any(|r| !r.is_stripped() && r.entries().any(|e| e.kind == EntryKind::Command));
+                if whole && core.membership().is_witness(to) {
+                    said.wrong(|| format!("witness {to} is sent payloads: {runs:?}"));
+                }
+            }
+            Body::TimeoutNow if core.role() == Role::Leader => {
+                let matched = core.progress(to).map(|p| p.matched());
+                if matched != Some(core.last().index) {
+                    said.wrong(|| format!("{to} is asked to take over with {matched:?} of {:?}", core.last()));
+                }
+            }
+            _ => {}
+        }
     }
 
     /// The process ends, and another one recovers what the disk has: `kept` of the batches under way got there.

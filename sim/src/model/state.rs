@@ -31,6 +31,8 @@ pub(crate) enum Budget {
     Heartbeats,
     /// Times that nobody was heard for long and no timer went off.
     Lapses,
+    /// Times that hosts suspect another one, or wake a silent replica.
+    Suspicions,
     /// Crashes.
     Crashes,
     /// Packets lost.
@@ -44,7 +46,7 @@ pub(crate) enum Budget {
 }
 
 /// How many kinds of budgets there are.
-pub(crate) const BUDGETS: usize = 13;
+pub(crate) const BUDGETS: usize = 14;
 
 /// What travels.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -131,6 +131,10 @@ fn name(model: &Model, action: Action) -> String {
         A::Timeout { node, stall } => format!("election timeout at {}{}", id(node), stalls(stall)),
         A::Heartbeat { node } => format!("heartbeats of {}", id(node)),
         A::Lapse { node } => format!("{} heard nothing for long", id(node)),
+        A::Suspect { node } => format!("{} is woken, or told that its leader's host is suspected", id(node)),
+        A::Doubt { node, of, still } => {
+            format!("{} is told that the host of {} is suspected: {still}", id(node), id(of))
+        }
         A::Propose { node, stall } => format!("a command is proposed at {}{}", id(node), stalls(stall)),
         A::Change { node, which, stall } => {
             format!("proposed at {}{}: {:?}", id(node), stalls(stall), model.config.changes[usize::from(which)])
