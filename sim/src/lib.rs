@@ -14,6 +14,8 @@ pub mod host;
 pub mod jobs;
 pub mod machine;
 pub mod model;
+#[cfg(feature = "plant")]
+pub mod mutants;
 pub mod network;
 pub mod oracle;
 pub mod recorder;

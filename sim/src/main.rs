@@ -5,6 +5,7 @@ use longboat_raft::{GroupId, plant};
 use longboat_sim::{Totals, Trace, model, run};
 use std::ops::Range;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Runs whole Longboat hosts on one thread, from seeds, with faults and checkers.
 #[derive(Debug, Parser)]
@@ -56,6 +57,28 @@ enum Command {
         #[arg(long)]
         plant: Option<String>,
     },
+    /// Plants every bug of the registry in turn and looks whether it is caught (builds with the feature `plant` only).
+    Mutants {
+        /// The time for each, in minutes or seconds: 10m, 30s.
+        #[arg(long, value_parser = duration, default_value = "10m")]
+        budget: Duration,
+        /// Print one line of JSON at the end.
+        #[arg(long)]
+        json: bool,
+        /// This one only.
+        #[arg(long)]
+        plant: Option<String>,
+    },
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = number.parse().map_err(|e| format!("{text}: {e}"))?;
+    match unit {
+        "s" | "" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(60 * number)),
+        _ => Err(format!("{text}: minutes are given as 10m, seconds as 30s")),
+    }
 }
 
 fn seeds(text: &str) -> Result<Range<u64>, String> {
@@ -81,8 +104,12 @@ fn plant_bug(_name: &str) -> Result<(), String> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Command::Model { config, states, json, list, plant }) = &arguments.command {
-        return check_models(config.as_deref(), *states, *json, *list, plant.as_deref());
+    match &arguments.command {
+        Some(Command::Model { config, states, json, list, plant }) => {
+            return check_models(config.as_deref(), *states, *json, *list, plant.as_deref());
+        }
+        Some(Command::Mutants { budget, json, plant }) => return plant_all(plant.as_deref(), *budget, *json),
+        None => {}
     }
     if arguments.list_bugs {
         for (name, what) in plant::ALL {
@@ -102,6 +129,27 @@ fn main() -> ExitCode {
     }
     // A planted bug is to be caught, anything else is to find nothing.
     if (totals.violations > 0) == arguments.plant.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(not(feature = "plant"))]
+fn plant_all(_only: Option<&str>, _budget: Duration, _json: bool) -> ExitCode {
+    eprintln!("this build has no planted bugs: build with --features plant");
+    ExitCode::from(2)
+}
+
+#[cfg(feature = "plant")]
+fn plant_all(only: Option<&str>, budget: Duration, json: bool) -> ExitCode {
+    use longboat_sim::mutants;
+    std::panic::set_hook(Box::new(|_| {}));
+    let rows = mutants::all(only, budget, |row| {
+        let by = row.by.as_deref().unwrap_or("NOT CAUGHT");
+        eprintln!("{:<34} {by} ({} states, {} seeds, {:.1} s)", row.name, row.states, row.seeds, row.seconds);
+    });
+    if json {
+        println!("{}", mutants::json(&rows));
+    }
+    let all_caught = rows.iter().all(|row| row.by.is_some());
+    if all_caught && !rows.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Walks through one configuration or all.

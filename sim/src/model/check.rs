@@ -53,6 +53,10 @@ impl Model {
                 format!("replica {id} has {unknown} membership changes after its commit index {}", core.commit())
             });
         }
+        let campaigns = matches!(core.role(), Role::Candidate | Role::PreCandidate);
+        if campaigns && node.history[handed..core.commit().0 as usize].iter().any(|m| m.config) {
+            said.wrong(|| format!("replica {id} campaigns with a committed membership change not in effect"));
+        }
         if core.membership().voters.is_empty() {
             return;
         }

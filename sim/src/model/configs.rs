@@ -146,6 +146,8 @@ fn voters3_crash() -> Config {
     c.plants = &[
         "ack-before-durable",
         "request-vote-before-durable",
+        "two-votes-in-a-term",
+        "vote-for-an-older-log",
         "commit-old-term-by-counting",
         "aba-token",
         "duplicate-append-acked-in-flight",
@@ -167,18 +169,21 @@ fn voter_witness() -> Config {
     let mut c = Config::new("voter-witness", "two voters and a witness, snapshots", &[1, 2, 3]);
     c.witnesses = &[3];
     c.allow(&[(Budget::Compactions, 1)]);
-    c.plants = &["ack-before-durable", "request-vote-before-durable"];
+    c.plants = &["witness-campaigns", "payload-to-witness", "vote-for-an-older-log"];
     c
 }
 
 fn joint_crash() -> Config {
-    let mut c = Config::new("joint-crash", "one voter of two is replaced through a joint configuration", &[1, 2]);
-    let mut replace = ConfigChange::add_voter(ReplicaId(3), member(3));
+    let about = "three voters; one is replaced, or two go at once, through joint configurations";
+    let mut c = Config::new("joint-crash", about, &[1, 2, 3]);
+    let mut replace = ConfigChange::add_voter(ReplicaId(4), member(4));
     replace.changes.extend(ConfigChange::remove(ReplicaId(2)).changes);
-    c.changes = vec![replace];
-    c.replicas = 3;
-    c.allow(&[(Budget::Changes, 1), (Budget::Stalls, 1)]);
-    c.plants = &["ack-before-durable", "request-vote-before-durable"];
+    let mut shrink = ConfigChange::remove(ReplicaId(2));
+    shrink.changes.extend(ConfigChange::remove(ReplicaId(3)).changes);
+    c.changes = vec![shrink, replace];
+    c.replicas = 4;
+    c.allow(&[(Budget::Changes, 2), (Budget::Stalls, 1)]);
+    c.plants = &["joint-by-one-half", "two-changes-in-flight", "two-votes-in-a-term"];
     c
 }
 
@@ -196,7 +201,7 @@ fn transfer_prevote() -> Config {
         (Budget::Timeouts, 8),
     ]);
     (c.pre_vote, c.check_quorum) = (true, true);
-    c.plants = &["ack-before-durable", "request-vote-before-durable"];
+    c.plants = &["transfer-to-a-laggard", "vote-for-an-older-log", "duplicate-append-acked-in-flight"];
     c
 }
 
@@ -204,7 +209,7 @@ fn read_index() -> Config {
     let mut c = Config::new("read-index", "three voters, reads at all of them", &[1, 2, 3]);
     c.allow(&[(Budget::Reads, 3), (Budget::Stalls, 1), (Budget::Delays, 2)]);
     c.lanes = true;
-    c.plants = &["ack-before-durable", "request-vote-before-durable"];
+    c.plants = &["read-before-own-commit", "read-joins-a-running-round", "apply-before-durable"];
     c
 }
 
@@ -228,6 +233,6 @@ fn remove_readd() -> Config {
     ];
     c.replicas = 4;
     c.allow(&[(Budget::Changes, 3), (Budget::Stalls, 1), (Budget::Compactions, 1)]);
-    c.plants = &["ack-before-durable", "request-vote-before-durable"];
+    c.plants = &["two-changes-in-flight", "vote-for-an-older-log"];
     c
 }
