@@ -10,6 +10,7 @@ use crate::ids::{Index, ReplicaId};
 use crate::membership::{DecodeError, Membership, member_of, member_record};
 use crate::message::Member;
 use crate::pb;
+use crate::plant;
 use prost::Message as _;
 
 /// A membership change. With no steps and automatic transition it leaves a joint configuration.
@@ -132,6 +133,9 @@ pub enum ChangeError {
     /// What is to be replaced does not vote.
     #[error("replica {0} is not a voter that this one could replace")]
     NotAVoter(ReplicaId),
+    /// Witnesses alone would be a majority.
+    #[error("witnesses would be a majority of the voters")]
+    ManyWitnesses,
     /// The change can't be read, or did not travel alone.
     #[error("membership change can't be read")]
     Malformed,
@@ -154,6 +158,7 @@ impl ChangeError {
             Self::Witness(r) => (11, r.0, 0),
             Self::NotAVoter(r) => (12, r.0, 0),
             Self::Malformed => (13, 0, 0),
+            Self::ManyWitnesses => (14, 0, 0),
         }
     }
 
@@ -173,6 +178,7 @@ impl ChangeError {
             11 => Self::Witness(ReplicaId(a)),
             12 => Self::NotAVoter(ReplicaId(a)),
             13 => Self::Malformed,
+            14 => Self::ManyWitnesses,
             _ => return None,
         })
     }
@@ -394,8 +400,14 @@ fn make(before: &Membership, next: &mut Membership, changes: &[Change]) -> Resul
         }
     }
     // Witnesses alone could elect nobody.
-    if next.voters.iter().all(|v| next.is_witness(*v)) {
+    let witnesses = next.voters.iter().filter(|v| next.is_witness(**v)).count();
+    if witnesses == next.voters.len() {
         return Err(ChangeError::NoVoters);
+    }
+    // What a majority of witnesses has, with a leader that is gone or was never counted, nobody has the payloads of. So
+    // every majority needs a full voter.
+    if witnesses > next.voters.len() / 2 && !plant::is("majority-of-witnesses") {
+        return Err(ChangeError::ManyWitnesses);
     }
     forget_hosts_of_the_gone(next);
     Ok(())
@@ -466,7 +478,7 @@ mod tests {
         let (r, a, b) = (ReplicaId(7), Index(8), Index(9));
         let all = (1..=255).filter_map(|n| ChangeError::from_parts(n, 7, 9));
         let sorted: Vec<ChangeError> = all.collect();
-        assert!(sorted.len() == 13 && sorted.contains(&ChangeError::Witness(r)));
+        assert!(sorted.len() == 14 && sorted.contains(&ChangeError::Witness(r)));
         for error in sorted.into_iter().chain([ChangeError::ChangeId { asked: a, current: b }]) {
             let (number, x, y) = error.to_parts();
             assert_eq!(ChangeError::from_parts(number, x, y), Some(error));

@@ -286,12 +286,12 @@ impl Core {
         if hard_state.commit > last.index && !lost_log {
             return Err(Violation::Restored("the saved commit index is past the log"));
         }
-        if applied > last.index {
+        if applied > last.index && !lost_log {
             return Err(Violation::Restored("the state machine is ahead of the log"));
         }
         // The saved commit index may be older than what a state machine was given.
         let commit = hard_state.commit.max(start.index).max(applied).max(machine).min(last.index);
-        let applied = applied.max(start.index);
+        let applied = applied.max(start.index).min(last.index);
         let handout = Handout { handed: applied, applied, ..Handout::default() };
         let ballot = Ballot { term: hard_state.term, vote: hard_state.vote };
         let mut core = Self {

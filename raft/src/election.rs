@@ -90,7 +90,8 @@ impl Core {
     fn advance_leader(&mut self) {
         if self.now >= self.election_base.plus_nanos(self.config.election_timeout_nanos) {
             self.election_base = self.now;
-            if self.config.check_quorum && !self.quorum_is_active() {
+            // One that only helps out and reaches nobody is needed no more, or must be asked again.
+            if (self.config.check_quorum || self.helps_out) && !self.quorum_is_active() {
                 return self.become_follower(self.term, None);
             }
             self.transfer_times_out();
@@ -126,12 +127,11 @@ impl Core {
             return;
         }
         if !self.may_campaign() {
-            if self.role == Role::Follower && !transfer && self.may_ask_to_go() {
-                self.ask_to_go();
-            }
-            // A candidate that is no voter any more, or that helped out and was not answered, goes back to waiting.
             if self.role != Role::Follower && !self.is_voter {
+                // A candidate that is no voter any more, or that helped out and was not answered, goes back to waiting.
                 self.become_follower(self.term, None);
+            } else if self.role == Role::Follower && !transfer && self.may_ask_to_go() {
+                self.ask_to_go();
             }
             return;
         }
@@ -148,16 +148,16 @@ impl Core {
     /// and 5, and 1 and 2 elect under the old three while {3,4,5} commit under the new five. Where memory does not say
     /// what the entries are, wait.
     pub(crate) fn may_campaign(&self) -> bool {
+        (self.is_voter || self.asked_to_help) && self.could_campaign()
+    }
+
+    /// Whether this replica would make a leader, if it were one to campaign.
+    pub(crate) fn could_campaign(&self) -> bool {
         let waiting = self.log.may_have_config(self.handout.handed.next(), self.commit)
             && !plant::is("campaign-before-change-in-effect");
         // A state machine that is ahead of the log was given committed entries that the log lacks.
         let behind = self.log.last().index < self.catch_up_to && !plant::is("campaign-behind-the-machine");
-        (self.is_voter || self.asked_to_help)
-            && !self.farewell.told
-            && !waiting
-            && !behind
-            && !self.is_barred()
-            && self.outbox.install.is_none()
+        !self.farewell.told && !waiting && !behind && !self.is_barred() && self.outbox.install.is_none()
     }
 
     /// Whether silence concerns this replica.
@@ -166,7 +166,7 @@ impl Core {
         may_lead || self.asked_to_help || self.role != Role::Follower || self.may_ask_to_go()
     }
 
-    fn become_pre_candidate(&mut self) {
+    pub(crate) fn become_pre_candidate(&mut self) {
         self.transfer_is_decided(None);
         // Neither term nor vote change: only the answer is of interest.
         self.role = Role::PreCandidate;

@@ -31,13 +31,18 @@ use smallvec::SmallVec;
 /// Removed replicas that are told without having asked; more have to ask.
 const LEAVING_MAX: usize = 64;
 
+/// They are told for the last time after so many heartbeats.
+const BEATS_MAX: u32 = 64;
+
 /// What is known of removed replicas, and of being one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Farewell {
     /// Whoever was removed through this change may go.
     settled: Index,
-    /// Removed while this replica looked, and not told by it.
+    /// Removed while this replica looked, and being told.
     leaving: SmallVec<[ReplicaId; 2]>,
+    /// Heartbeats since they were first told.
+    beats: u32,
     /// Leader: the change id in its newest own empty entry.
     pub(crate) vouched: Index,
     /// This replica was told.
@@ -61,9 +66,8 @@ impl Core {
             && entry.sequence > self.farewell.settled.0
         {
             self.farewell.settled = Index(entry.sequence);
-            if self.removed_may_go() {
-                self.tell_leaving();
-            }
+            self.farewell.beats = 0;
+            self.tell_leaving();
         }
     }
 
@@ -72,11 +76,18 @@ impl Core {
         self.farewell.settled >= self.membership.change_id || plant::is("removed-told-too-early")
     }
 
+    /// Leader: tells those who leave, after 0, 1, 2, 4 .. heartbeats: messages get lost, and answers there are none.
     fn tell_leaving(&mut self) {
-        let change = self.membership.change_id;
-        for to in std::mem::take(&mut self.farewell.leaving) {
-            if self.role == Role::Leader && self.membership.removed.contains(&to) {
-                self.send_farewell(to, change);
+        if self.role != Role::Leader || self.farewell.leaving.is_empty() || !self.removed_may_go() {
+            return;
+        }
+        let beats = self.farewell.beats;
+        self.farewell.beats += 1;
+        if beats.is_power_of_two() || beats == 0 {
+            let (change, leaving) = (self.membership.change_id, std::mem::take(&mut self.farewell.leaving));
+            leaving.iter().for_each(|to| self.send_farewell(*to, change));
+            if beats < BEATS_MAX {
+                self.farewell.leaving = leaving;
             }
         }
     }
@@ -95,8 +106,8 @@ impl Core {
         goes
     }
 
-    /// Leader: makes the entry after which the removed may go, if the group's last change has none. Looked at once per
-    /// heartbeat.
+    /// Leader: makes the entry after which the removed may go, if the group's last change has none, and tells them. Looked
+    /// at once per heartbeat.
     pub(crate) fn vouch_for_removals(&mut self) {
         let change = self.membership.change_id;
         let due = self.config.see_off_removed
@@ -108,6 +119,7 @@ impl Core {
         if due {
             self.append_empty();
         }
+        self.tell_leaving();
     }
 
     /// Appends an entry that means nothing to state machines and vouches for the membership in effect.
@@ -139,9 +151,16 @@ impl Core {
         self.config.see_off_removed && known && !self.farewell.told && (!self.is_voter || self.is_barred())
     }
 
-    /// Asks the voters by a pre-vote, which changes nothing there; its answers are of no interest.
+    /// Asks the voters by a pre-vote, which changes nothing there. The answers of interest come from those who know that this
+    /// replica may go. But if it was removed and a majority would vote for it, then the others have no leader, and maybe can't
+    /// elect one of their own: a witness may have entries that this replica sent it before its removal took effect, and nobody
+    /// else. So it leads once more, until they know what is committed.
     pub(crate) fn ask_to_go(&mut self) {
-        self.ask_for_votes(true, false);
+        if self.membership.removed.contains(&self.config.replica) && self.could_campaign() {
+            self.become_pre_candidate();
+        } else {
+            self.ask_for_votes(true, false);
+        }
     }
 
     pub(crate) fn on_removed(&mut self, change: Index) {

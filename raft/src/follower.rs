@@ -195,6 +195,11 @@ impl Core {
                 self.accept(from, pos.index);
                 return Ok(());
             }
+            // Were it ahead of what is durable, a crash could leave the state machine ahead of the log. It asks again.
+            Guard::NeedsSnapshot if here == Some(pos.term) && pos.index > self.durability.durable() => {
+                self.dropped += 1;
+                return Ok(());
+            }
             Guard::NeedsSnapshot if here == Some(pos.term) => {
                 self.begin_again(meta);
                 self.accept(from, self.commit);

@@ -26,6 +26,8 @@ pub const ALL: &[(&str, &str)] = &[
     ("gone-notice-dropped", "a replica that stops on a live host tells nobody"),
     ("suspected-leader-kept", "a follower whose leader's host is suspected goes on to believe in that leader"),
     ("payload-to-witness", "a leader sends a witness the payloads of commands"),
+    ("witness-ahead-of-leader", "a witness is sent entries that are not on the leader's own disk"),
+    ("majority-of-witnesses", "witnesses alone may be a majority, which has no payloads"),
     ("stripped-run-taken", "a replica with a state machine takes a run whose payloads are gone"),
     ("witness-campaigns", "a witness campaigns and leads"),
     ("two-changes-in-flight", "a leader proposes a membership change before the one before it is in effect"),

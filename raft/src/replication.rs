@@ -133,6 +133,8 @@ impl Core {
         if let Some(at) = self.peer(self.config.replica)
             && self.peers[at].acknowledged(durable)
         {
+            // Witnesses get what is durable.
+            self.dirty |= !self.membership.witnesses.is_empty();
             self.maybe_commit();
         }
     }
@@ -157,7 +159,7 @@ impl Core {
 
     /// Sends a member all that it may be sent now.
     fn send_due(&mut self, at: usize) {
-        let (last, commit, bounds) = (self.log.last().index, self.commit, self.bounds());
+        let (last, commit, bounds) = (self.last_for(at), self.commit, self.bounds());
         // Bounds that are reached stop, and one append may go over them. A member whose turn is cut off by what others were
         // sent comes first in the next round.
         let before = self.round_bytes;
@@ -194,6 +196,18 @@ impl Core {
         }
     }
 
+    /// The last entry that the member may be sent. A witness gets only what is on this disk too. Else, with a leader that crashed
+    /// and forgot it, the witness could hold entries that nobody has the payloads of: no log would be as new as its own, and
+    /// without its vote maybe nobody could be elected any more.
+    fn last_for(&self, at: usize) -> Index {
+        let last = self.log.last().index;
+        if self.peers[at].witness && !plant::is("witness-ahead-of-leader") {
+            last.min(self.durability.durable())
+        } else {
+            last
+        }
+    }
+
     /// Sends one append, with entries or without. False when it could not be made now.
     fn append_to(&mut self, at: usize, with_entries: bool) -> bool {
         let next = self.peers[at].next;
@@ -203,7 +217,7 @@ impl Core {
         }
         let mut runs = SmallVec::new();
         if with_entries {
-            match self.log.entries(next, self.log.last().index, self.config.append_bytes_max) {
+            match self.log.entries(next, self.last_for(at), self.config.append_bytes_max) {
                 Slice::Runs(found) => runs = found,
                 Slice::Compacted if plant::is("append-without-predecessor") => {
                     self.append_runs(at, runs);

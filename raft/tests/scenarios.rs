@@ -37,6 +37,8 @@ mod rules;
 mod silence;
 #[path = "scenarios/snapshots.rs"]
 mod snapshots;
+#[path = "scenarios/storm.rs"]
+mod storm;
 
 #[test]
 fn the_rules_that_planted_bugs_break_hold() {

@@ -21,6 +21,10 @@ pub struct Disk {
     pub start: LogPos,
     pub runs: Vec<Run>,
     pub membership: Membership,
+    /// A snapshot that the state machine began from again, with the log as it was, and its membership.
+    pub recovered: Option<SnapshotMeta>,
+    /// What was lost and not made up for yet.
+    pub guard: Guard,
 }
 
 impl Disk {
@@ -29,6 +33,7 @@ impl Disk {
             self.start = meta.pos;
             self.membership = meta.membership.clone();
             self.runs.clear();
+            (self.guard, self.recovered) = (Guard::None, None);
         }
         if let Some(from) = persist.cut_tail {
             self.runs.retain(|r| r.first() < from);
@@ -55,14 +60,16 @@ impl Disk {
                 terms.push(LogPos::new(run.term(), run.first()));
             }
         }
+        let recovered = self.recovered.as_ref().filter(|r| r.pos.index > self.start.index);
         Restored {
             hard_state: self.hard_state,
-            membership: self.membership.clone(),
+            membership: recovered.map_or_else(|| self.membership.clone(), |r| r.membership.clone()),
             start: self.start,
             last: self.last(),
             terms,
             runs: self.runs.clone(),
-            applied: self.start.index,
+            applied: recovered.map_or(self.start.index, |r| r.pos.index),
+            guard: self.guard,
             ..Restored::default()
         }
     }
@@ -176,14 +183,8 @@ impl Cluster {
     }
 
     pub fn add(&mut self, config: CoreConfig, disk: Disk) {
-        self.add_guarded(config, disk, Guard::None);
-    }
-
-    /// A replica that lost a part of what it had.
-    pub fn add_guarded(&mut self, config: CoreConfig, disk: Disk, guard: Guard) {
         let n = config.replica.0;
-        let restored = Restored { guard, ..disk.restored() };
-        let core = Core::new(config.clone(), restored, self.now).unwrap();
+        let core = Core::new(config.clone(), disk.restored(), self.now).unwrap();
         self.configs.insert(n, config);
         let node = Node {
             core,
@@ -206,7 +207,7 @@ impl Cluster {
     /// A node whose log and hard state are given.
     pub fn add_with_log(&mut self, n: u64, members: &[u64], term: u64, commit: u64, runs: &[Run]) {
         let hard_state = HardState { term: Term(term), vote: ReplicaId::ZERO, commit: Index(commit) };
-        let disk = Disk { hard_state, start: LogPos::ZERO, runs: runs.to_vec(), membership: voters(members) };
+        let disk = Disk { hard_state, runs: runs.to_vec(), membership: voters(members), ..Disk::default() };
         self.add(config(n), disk);
         self.end_round(n);
     }
@@ -236,6 +237,7 @@ impl Cluster {
             }
             if let Some(meta) = out.recover {
                 node.core.applied(meta.pos.index);
+                (node.disk.guard, node.disk.recovered) = (Guard::None, Some(meta.clone()));
                 node.recovers.push(meta);
             }
             for run in &out.committed {

@@ -243,7 +243,7 @@ fn a_restart_without_entries_in_memory_reads_what_it_has_to_apply() {
     let mut c = Cluster::new(&[]);
     let runs = [run(1, 1, &["a", "b"]), run(1, 3, &["c"])];
     let hard_state = HardState { term: Term(1), vote: ReplicaId::ZERO, commit: Index(3) };
-    let disk = Disk { hard_state, start: LogPos::ZERO, runs: runs.to_vec(), membership: voters(&[1]) };
+    let disk = Disk { hard_state, runs: runs.to_vec(), membership: voters(&[1]), ..Disk::default() };
     c.add(config(1), disk.clone());
     let restored = Restored { runs: Vec::new(), ..disk.restored() };
     c.node(1).core = Core::new(config(1), restored, c.now).unwrap();

@@ -17,6 +17,8 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("quiesce-before-commit-durable", crate::silence::nobody_is_silent_before_its_commit_index_is_durable),
     ("suspected-leader-kept", crate::silence::followers_of_a_suspected_leader_elect_another_at_once),
     ("payload-to-witness", crate::rules::a_witness_keeps_places_and_no_payloads),
+    ("witness-ahead-of-leader", crate::rules::a_witness_is_never_ahead_of_its_leaders_disk),
+    ("majority-of-witnesses", crate::rules::witnesses_are_never_a_majority),
     ("stripped-run-taken", crate::rules::a_replica_with_a_state_machine_takes_no_stripped_run),
     ("witness-campaigns", crate::rules::a_witness_never_campaigns),
     ("two-changes-in-flight", crate::rules::a_change_waits_for_the_one_before),

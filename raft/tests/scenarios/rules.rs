@@ -21,8 +21,8 @@ fn guarded(n: u64, guard: Guard) -> Cluster {
     let mut c = Cluster::new(&[1, 2, 3]);
     c.elect(1);
     c.write(1, &["a", "b"]);
-    let disk = c.node(n).disk.clone();
-    c.add_guarded(config(n), disk, guard);
+    let disk = Disk { guard, ..c.node(n).disk.clone() };
+    c.add(config(n), disk);
     c.net.clear();
     c
 }
@@ -44,6 +44,35 @@ pub fn a_witness_keeps_places_and_no_payloads() {
     let disk = &c.node(3).disk;
     assert!(disk.runs.iter().all(|r| r.is_stripped() && r.payload().is_empty()));
     assert!(c.node(2).disk.runs.iter().all(|r| !r.is_stripped()));
+}
+
+/// The leader's disk is slow: it crashes before its newest entry is on it, while the other full replica is away. Then it and the
+/// witness are a majority that must be able to go on.
+pub fn a_witness_is_never_ahead_of_its_leaders_disk() {
+    let mut c = with_witness(|_| {});
+    c.elect(1);
+    c.write(1, &["a"]);
+    c.isolate(2);
+    c.node(1).slow_disk = true;
+    c.propose(1, &["b"]).unwrap();
+    c.settle();
+    c.restart(1);
+    c.settle();
+    c.elect(1);
+    c.write(1, &["c"]);
+    assert_eq!(c.node(1).payloads(), ["a", "c"]);
+}
+
+pub fn witnesses_are_never_a_majority() {
+    let mut c = with_witness(|_| {});
+    c.elect(1);
+    let refused = |c: &mut Cluster, change| c.change(1, change).expect_err("refused").reason;
+    let many = RefusedWhy::ConfigChange(ChangeError::ManyWitnesses);
+    let second = ConfigChange::add_witness(id(4), Member::default());
+    c.change_through(1, second);
+    assert_eq!(refused(&mut c, ConfigChange::remove(id(2))), many);
+    assert_eq!(refused(&mut c, ConfigChange::add_witness(id(5), Member::default())), many);
+    c.change(1, ConfigChange::add_voter(id(5), Member::default())).unwrap();
 }
 
 pub fn a_replica_with_a_state_machine_takes_no_stripped_run() {

@@ -77,7 +77,7 @@ fn any_body() -> impl Strategy<Value = Body> {
     let reason = prop_oneof![
         Just(RefusedReason::NotLeader),
         Just(RefusedReason::Busy),
-        (1..14u8, any::<u64>(), any::<u64>()).prop_map(|(number, a, b)| {
+        (1..15u8, any::<u64>(), any::<u64>()).prop_map(|(number, a, b)| {
             RefusedReason::ConfigChange(ChangeError::from_parts(number, a, b).expect("numbers of errors"))
         })
     ];
