@@ -488,7 +488,7 @@ pub fn the_only_one_who_can_win_learns_the_term_to_win_in() {
         let tuned = |n| CoreConfig { pre_vote: true, check_quorum, ..config(n) };
         for (n, term, runs) in [(1, 2, vec![run(2, 1, &["a", "b"])]), (2, 5, vec![run(2, 1, &["a"])])] {
             let hard_state = HardState { term: Term(term), ..HardState::default() };
-            let disk = Disk { hard_state, start: LogPos::ZERO, runs, membership: voters(&members) };
+            let disk = Disk { hard_state, runs, membership: voters(&members), ..Disk::default() };
             c.add(tuned(n), disk);
         }
         c.pass(20 * ELECTION);
