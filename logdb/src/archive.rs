@@ -132,7 +132,11 @@ impl Changes {
             let segments = shared.archive.segments.read();
             // A reference that an interrupted pass left is to a segment that was never archived.
             let Some(archived) = segments.get(&use_number) else { continue };
-            let live_bytes = archived.live_bytes.saturating_sub(bytes);
+            // Never less than nothing; should it ever be, a segment that stays for good is better than one that goes early.
+            let live_bytes = archived.live_bytes.checked_sub(bytes).unwrap_or_else(|| {
+                tracing::error!(use_number, "references to an archived segment are larger than its row says");
+                1
+            });
             match live_bytes {
                 0 => batch.delete(Table::State, archived_key(use_number)),
                 _ => put_row(&archived.segment, live_bytes, &mut batch),

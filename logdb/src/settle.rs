@@ -99,6 +99,8 @@ pub(crate) struct SettleJob {
     segments: Vec<Settling>,
     groups: BTreeMap<GroupId, Folding>,
     changes: Changes,
+    /// The keys of rows that nothing refers to yet.
+    written: Vec<Vec<u8>>,
     entries: u64,
     /// The last durable record when the pass was made.
     last_seq: u64,
@@ -114,6 +116,12 @@ struct Folding {
 
 impl Drop for SettleJob {
     fn drop(&mut self) {
+        if !self.written.is_empty()
+            && !self.shared.is_closed()
+            && let Err(e) = self.take_back()
+        {
+            self.shared.fail(LogError::KeyValue(e.0));
+        }
         self.shared.job_running.store(false, Ordering::Release);
     }
 }
@@ -149,8 +157,16 @@ pub(crate) fn job(shared: &Arc<Shared>, last_seq: u64) -> Option<SettleJob> {
     } else {
         Phase::Plan
     };
-    let (segments, groups, changes) = (Vec::new(), BTreeMap::new(), Changes::default());
-    Some(SettleJob { shared: Arc::clone(shared), phase, segments, groups, changes, entries: 0, last_seq })
+    Some(SettleJob {
+        shared: Arc::clone(shared),
+        phase,
+        segments: Vec::new(),
+        groups: BTreeMap::new(),
+        changes: Changes::default(),
+        written: Vec::new(),
+        entries: 0,
+        last_seq,
+    })
 }
 
 /// The sealed segments that are due: there are more than half of what the journal may have.
@@ -304,7 +320,9 @@ impl SettleJob {
                 _ => folded.rows.to,
             };
             drop_rows(&self.shared, *group, &mut folded.rows, kept_after, &mut self.changes)?;
+            let before = self.changes.batch.changes.len();
             self.group_rows(*group, folding);
+            self.written.extend(self.changes.batch.changes[before..].iter().map(|(_, key, _)| key.clone()));
         }
         let done = last == groups.last_key_value().map(|(g, _)| *g);
         self.groups = groups;
@@ -359,6 +377,16 @@ impl SettleJob {
         row.finish(group, rows, batch);
     }
 
+    /// Deletes the rows of a pass that does not come to its end: the next one may choose other rows for the same entries, and
+    /// these would then be counted as if they were needed.
+    fn take_back(&mut self) -> Result<(), KvError> {
+        let mut batch = KvBatch::default();
+        for key in self.written.drain(..) {
+            batch.delete(Table::Log, key);
+        }
+        self.shared.kv.write(batch)
+    }
+
     fn finish(&mut self) -> Result<JobState, Failed> {
         let last = &self.segments.last().expect("a pass has segments").segment;
         let footer = last.sealed.get().expect("sealed").footer;
@@ -378,6 +406,7 @@ impl SettleJob {
         batch.put(Table::State, KEY_SETTLED.to_vec(), row.encode());
         batch.delete(Table::State, KEY_SETTLING.to_vec());
         self.shared.kv.write(batch)?;
+        self.written.clear();
         self.shared.kv.flush()?;
         self.shared.settled.store(settled, Ordering::Release);
         self.shared.row_bytes.store(self.shared.kv.bytes(), Ordering::Relaxed);

@@ -105,8 +105,8 @@ impl Upkeep {
             let mut folded = load(shared, *id)?;
             let before = folded.rows;
             let kept_after = match shared.index.read().group(*id) {
-                // Rows that reach beyond what is settled now are of before the group was reset.
-                Some(g) if g.settled >= before.to => g.start.min(before.to),
+                // A group that was reset has nothing settled until a pass has met that, and deleted what was before.
+                Some(g) if !g.settled.is_zero() => g.start.min(before.to),
                 _ => before.to,
             };
             drop_rows(shared, *id, &mut folded.rows, kept_after, &mut self.changes)?;

@@ -315,3 +315,67 @@ fn while_no_file_can_be_made_the_last_ones_are_kept_for_what_must_go_on() {
     assert!(log.stats().free_segments == 2 && log.stats().pressure_percent <= 50, "{:?}", log.stats());
     assert_eq!(read(&*log.reader(), 1, 1, 7, 1).expect("kept").last().expect("seven").1, Index(7).0);
 }
+
+#[test]
+fn of_large_frames_only_the_heads_are_needed_to_settle_them() {
+    let mut host = SimHost::new(1).keeping();
+    let (mut log, _, _) = host.open().expect("opens");
+    let (mut next, mut cut) = (1, None);
+    for round in 1..=30u64 {
+        // Several runs of several sizes, a snapshot record, a cut and a compaction in one frame of some ten kilobytes.
+        let hs = hard(round, round % 4, next.max(2) - 2);
+        let runs = [700, 12_000, 3, 4_000].map(|bytes: usize| {
+            let payload = [vec![round as u8; bytes], next.to_le_bytes().to_vec()].concat();
+            next += 1;
+            run(round, next - 1, &[&payload])
+        });
+        let base = if round % 5 == 0 { snapshot(1, hs, pos(round, next - 5), false) } else { state(1, hs) };
+        write(&mut host, &mut *log, vec![Update { runs: runs.into_iter().collect(), cut_tail: cut, ..base }]);
+        housekeep(&mut *log);
+        // The last one is taken back by the next.
+        next -= 1;
+        cut = Some(Index(next));
+    }
+    let stats = log.stats();
+    assert!(stats.archived_segments > 0, "{stats:?}");
+    let before = read(&*log.reader(), 1, 1, next, 30_000).expect("kept");
+    assert_eq!(before.iter().map(|(_, _, p)| p.len()).max(), Some(12_008));
+    drop(log);
+    host.disk.power_loss();
+    let (log, _, groups) = host.open().expect("opens");
+    assert_eq!((groups[0].hard_state, groups[0].last), (hard(30, 2, next - 5), pos(30, next)));
+    assert_eq!((groups[0].terms.len(), groups[0].snapshot.as_ref().map(|s| s.meta.pos.term.0)), (30, Some(30)));
+    assert_eq!(read_all(&*log.reader(), &groups[0]), before);
+}
+
+#[test]
+fn a_pass_that_is_dropped_half_way_leaves_no_reference_that_counts() {
+    for steps in 1..40 {
+        let mut host = SimHost::new(1).keeping();
+        let (mut log, _, _) = host.open().expect("opens");
+        for i in 1..=20 {
+            let batch =
+                vec![append(1, hard(1, 0, i), i, &[&large(1, i)]), append(2, hard(1, 0, i), i, &[&small(2, i)])];
+            write(&mut host, &mut *log, batch);
+        }
+        let mut job = log.background_job().expect("a pass is due");
+        let done = (0..steps).any(|_| job.step(3000) == longboat_io::JobState::Done);
+        drop(job);
+        // The next pass has other first entries to refer to, and then most of what it refers to goes.
+        for to in [2, 12] {
+            compact(&mut host, &mut *log, 1, 20, to);
+            compact(&mut host, &mut *log, 2, 20, to);
+            look(&mut *log);
+        }
+        fill(&mut host, &mut *log, 21, 60);
+        assert_eq!(read(&*log.reader(), 1, 13, 60, 1 << 20).expect("kept"), entries(1, 13, 60, large));
+        drop(log);
+        log = host.open().expect("opens").0;
+        assert_eq!(read(&*log.reader(), 2, 13, 60, 1000).expect("kept"), entries(2, 13, 60, small));
+        if done {
+            assert!(steps > 3, "the pass was never dropped in the middle");
+            return;
+        }
+    }
+    panic!("the pass never came to its end");
+}
