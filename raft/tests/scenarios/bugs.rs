@@ -13,8 +13,10 @@ macro_rules! bugs {
 }
 
 bugs! {
-    "import or restore with a config change id taken from the snapshot's index": a_snapshots_change_id_is_that_of_its_last_change;
-    "an uncommitted config covered by a later snapshot stays effective": a_change_that_a_snapshot_covers_is_not_in_effect_beside_it;
+    "import or restore with a config change id taken from the snapshot's index":
+        a_snapshots_change_id_is_that_of_its_last_change;
+    "an uncommitted config covered by a later snapshot stays effective":
+        a_change_that_a_snapshot_covers_is_not_in_effect_beside_it;
     "election with a committed but unapplied config": nobody_campaigns_before_a_committed_change_is_in_effect;
     "leave-joint proposed twice": a_joint_configuration_is_left_by_one_entry;
     "restore drops the joint part": a_restored_joint_configuration_needs_both_majorities;
@@ -31,13 +33,16 @@ bugs! {
     "pre-vote blocks a transfer": pre_vote_does_not_block_a_transfer;
     "ReadIndex before the first commit of the term": a_new_leader_serves_no_read_before_it_has_committed;
     "a retried ReadIndex reuses its context": an_answer_to_a_read_given_up_answers_no_other;
-    "ABA: the ack of overwritten entries marks newer ones stable": guards::a_write_of_overwritten_entries_makes_nothing_durable;
+    "ABA: the ack of overwritten entries marks newer ones stable":
+        guards::a_write_of_overwritten_entries_makes_nothing_durable;
     "an empty append with term 0 falsely matches": an_empty_append_after_term_zero_matches_nothing;
-    "a conflicting entry exactly at a snapshot's index loops the install": a_snapshot_that_ends_at_a_conflict_is_installed_once;
+    "a conflicting entry exactly at a snapshot's index loops the install":
+        a_snapshot_that_ends_at_a_conflict_is_installed_once;
     "an old snapshot truncates a newer suffix": an_old_snapshot_leaves_a_newer_suffix_alone;
     "a follower's conflicting tail is never offered again": a_conflicting_tail_is_replaced_though_messages_were_lost;
     "endless vote loop": the_only_one_who_can_win_learns_the_term_to_win_in;
-    "one of two sides wakes from quiesce and the other does not": quiesce::one_of_two_sides_wakes_from_quiesce_and_the_other_does_not;
+    "one of two sides wakes from quiesce and the other does not":
+        quiesce::one_of_two_sides_wakes_from_quiesce_and_the_other_does_not;
     "a removed node returns with a higher term": a_removed_replica_that_returns_with_a_later_term_disturbs_nobody;
     "a laggard and an up-to-date witness elect somebody": a_laggard_and_an_up_to_date_witness_elect_nobody;
     "the single-server change bug of 2015": a_new_leader_makes_no_change_on_top_of_one_that_it_may_have;
