@@ -299,6 +299,16 @@ impl Core {
             && self.handout.applied == last.index
             && self.pending_change <= last.index
             && self.durability.durable() == last.index
+            && !self.has_plans()
+    }
+
+    /// Whether it is to promote a learner or to hand leadership over, and those whom that concerns are here.
+    fn has_plans(&self) -> bool {
+        let here = |replica: &ReplicaId| !self.quiet.is_absent(*replica);
+        let (id, members) = (self.config.replica, &self.membership);
+        let may_lead = |p: &ReplicaId| members.voters.contains(p) && !members.witnesses.contains(p);
+        let other = self.config.preferred.filter(|p| *p != id && may_lead(p));
+        self.membership.promotions.keys().any(here) || other.as_ref().is_some_and(here)
     }
 
     /// Begins a round, if every member either has all of the log or is absent, and those that are here are a majority.

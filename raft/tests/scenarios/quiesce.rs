@@ -401,3 +401,30 @@ fn what_a_silent_replica_does_not_need_leaves_memory() {
     let mut c = silent_group(&[1, 2, 3]);
     assert!((1..=3).all(|n| c.core(n).cached_bytes() == 0));
 }
+
+#[test]
+fn leadership_goes_to_the_preferred_replica_before_the_group_falls_silent() {
+    let mut c = Cluster::with(&[1, 2, 3], |config| {
+        config.quiesce_after_nanos = IDLE;
+        config.preferred = Some(id(2));
+    });
+    c.elect(1);
+    c.write(1, &["a"]);
+    c.pass(20 * ELECTION);
+    assert_eq!((c.leaders(), silent(&mut c)), (vec![2], vec![1, 2, 3]));
+}
+
+#[test]
+fn a_learner_is_promoted_before_the_group_falls_silent() {
+    let mut c = idle_group(&[1, 2, 3]);
+    let tuned = CoreConfig { replica: id(4), seed: 4, ..c.configs[&1].clone() };
+    c.add(tuned, Disk::default());
+    c.auto_snapshots = true;
+    let mut add = ConfigChange::add_learner(id(4), Member { host: HostId(4), ..Member::default() });
+    add.changes[0].promotion = Promotion::WhenCaughtUp;
+    c.change(1, add).unwrap();
+    c.settle();
+    c.pass(20 * ELECTION);
+    assert_eq!(silent(&mut c), [1, 2, 3, 4]);
+    assert!(c.core(1).membership().voters.contains(&id(4)));
+}
