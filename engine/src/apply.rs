@@ -1,19 +1,20 @@
 //! Apply workers: user state machines, in order, one call at a time.
 //!
 //! Invariants:
-//! - What a group is given is done in the order in which it was given; while its state machine is being saved or
-//!   recovered, the rest waits in `busy`.
+//! - What a group is given is done in the order in which it was given; while its state machine is recovered, or saved
+//!   under its lock, the rest waits in `busy`.
+//! - A save off a view goes on beside the applies. There is one at a time, and a recovery waits until it has ended.
 //! - A state machine that returns an error or panics stops its own replica; the worker goes on with the others.
 //! - `published.applied` moves only after the state machine has returned.
 
 use crate::events::ReplicaEvent;
 use crate::notify::Notifier;
 use crate::shared::{Command, GroupShared, HostShared, reason};
-use crate::snapshot::{SaveOutcome, SaveTask, SnapshotIo};
+use crate::snapshot::{SaveOutcome, SaveTask, SnapshotIo, SnapshotOutcome, SnapshotRequest};
 use crate::tracker::Waiter;
 use crate::worker::{Work, Worker};
 use longboat_raft::{Index, Run, SnapshotMeta, Time};
-use longboat_rsm::snapshot::SavedSnapshot;
+use longboat_rsm::snapshot::{Content, Prepared, SavedSnapshot, SharedMachine};
 use longboat_rsm::{AnyReads, DynMachine, RequestError};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -45,11 +46,20 @@ pub struct ApplyTask {
     pub items: Vec<ApplyItem>,
 }
 
+/// What a job of the snapshot pool did with a group's state machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineJob {
+    /// It had the state machine for itself: a recovery, or a save under its lock.
+    Alone,
+    /// It saved a view of it.
+    SavedView,
+}
+
 /// Where tasks are left for an apply worker.
 #[derive(Debug)]
 pub struct ApplyInbox {
     tasks: Mutex<Vec<ApplyTask>>,
-    done: Mutex<Vec<Arc<GroupShared>>>,
+    done: Mutex<Vec<(Arc<GroupShared>, MachineJob)>>,
     /// Wakes the worker.
     pub notifier: Arc<Notifier>,
 }
@@ -74,8 +84,8 @@ impl ApplyInbox {
     }
 
     /// A save or recover of this group's state machine has ended.
-    pub fn job_done(&self, shared: Arc<GroupShared>) {
-        self.done.lock().push(shared);
+    pub fn job_done(&self, shared: Arc<GroupShared>, job: MachineJob) {
+        self.done.lock().push((shared, job));
         self.notifier.notify();
     }
 }
@@ -88,18 +98,23 @@ pub struct ApplyWorker {
     taken: Vec<ApplyTask>,
     /// What waits for a save or recover to end, by replica: a group's next life does not wait for its former one.
     busy: Vec<(Arc<GroupShared>, VecDeque<ApplyItem>)>,
+    /// Replicas of which a view is being saved.
+    saving: Vec<Arc<GroupShared>>,
 }
 
 impl ApplyWorker {
     /// The apply worker with this index.
     pub fn new(index: usize, host: Arc<HostShared>, snapshots: Arc<SnapshotIo>) -> Self {
-        Self { index, host, snapshots, taken: Vec::new(), busy: Vec::new() }
+        Self { index, host, snapshots, taken: Vec::new(), busy: Vec::new(), saving: Vec::new() }
     }
 
     fn finish_jobs(&mut self) -> bool {
         let done = std::mem::take(&mut *self.host.apply[self.index].done.lock());
         let any = !done.is_empty();
-        for shared in done {
+        for (shared, job) in done {
+            if job == MachineJob::SavedView {
+                self.saving.retain(|saving| !Arc::ptr_eq(saving, &shared));
+            }
             if let Some(at) = self.busy_at(&shared) {
                 let (_, waiting) = self.busy.swap_remove(at);
                 self.run(&shared, waiting.into());
@@ -132,15 +147,23 @@ impl ApplyWorker {
                 }
                 ApplyItem::Reads(reads) => {
                     match failed {
-                        None => lookup(shared, &***guard.as_ref().expect("held between jobs"), reads),
+                        None => shared.lookup(Some(&***guard.as_ref().expect("held between jobs")), reads),
                         Some(error) => reads.fail(&error),
                     }
                     shared.published.reads_done.fetch_add(1, Ordering::Release);
                     false
                 }
                 ApplyItem::Save(task) => {
-                    guard = None;
-                    self.save(shared, *task, failed)
+                    let alone = self.save(shared, &mut ***guard.as_mut().expect("held between jobs"), *task, failed);
+                    if alone {
+                        guard = None;
+                    }
+                    alone
+                }
+                ApplyItem::Recover(meta) if failed.is_none() && self.is_saving(shared) => {
+                    let waiting = std::iter::once(ApplyItem::Recover(meta)).chain(items).collect();
+                    self.busy.push((Arc::clone(shared), waiting));
+                    return;
                 }
                 ApplyItem::Recover(meta) if shared.witness => {
                     // The place is all that there is to recover.
@@ -169,8 +192,19 @@ impl ApplyWorker {
         }
     }
 
-    /// Step 3 of the life of a snapshot. The group waits until the save is over: its machine has exclusive access.
-    fn save(&self, shared: &Arc<GroupShared>, task: SaveTask, failed: Option<RequestError>) -> bool {
+    fn is_saving(&self, shared: &Arc<GroupShared>) -> bool {
+        self.saving.iter().any(|saving| Arc::ptr_eq(saving, shared))
+    }
+
+    /// Step 3 of the life of a snapshot. Returns whether the group waits until the save is over, because its machine can be
+    /// saved only while nothing is applied.
+    fn save(
+        &mut self,
+        shared: &Arc<GroupShared>,
+        machine: &mut dyn DynMachine,
+        task: SaveTask,
+        failed: Option<RequestError>,
+    ) -> bool {
         if let Some(error) = failed {
             task.request.complete(Err(error));
             return false;
@@ -185,8 +219,26 @@ impl ApplyWorker {
             self.host.workers[shared.worker()].command(Command::SnapshotSaved(Arc::clone(shared), outcome));
             return false;
         }
-        self.snapshots.save(shared, task);
-        true
+        if self.is_saving(shared) {
+            let SaveTask { previous, request, .. } = task;
+            request.complete(Ok(SnapshotOutcome::Ignored));
+            self.snapshots.not_saved(shared, previous, "another save is under way", SnapshotRequest::periodic());
+            return false;
+        }
+        match prepare(&shared.machine, machine) {
+            Ok(prepared) => {
+                let alone = prepared.holds_machine();
+                if !alone {
+                    self.saving.push(Arc::clone(shared));
+                }
+                self.snapshots.save(shared, task, prepared);
+                alone
+            }
+            Err(text) => {
+                self.snapshots.not_saved(shared, task.previous, &text, task.request);
+                false
+            }
+        }
     }
 
     fn apply(&self, shared: &Arc<GroupShared>, machine: &mut dyn DynMachine, run: &Run, waiter: Option<Waiter>) {
@@ -232,13 +284,18 @@ fn fail_waiter(waiter: Option<Waiter>, count: u32, error: &RequestError) {
     }
 }
 
-/// A lookup that panics fails its reads and stops nothing: it changed no replicated state.
-fn lookup(shared: &GroupShared, machine: &dyn DynMachine, mut reads: Box<dyn AnyReads>) {
-    if reads.answer_applied(Index(shared.published.applied.load(Ordering::Acquire))) {
-        return;
+/// The user's code may panic here: that fails the save and stops nothing.
+fn prepare(shared: &SharedMachine, machine: &mut dyn DynMachine) -> Result<Prepared, String> {
+    match std::panic::catch_unwind(AssertUnwindSafe(|| Prepared::new(shared, machine, Content::Full))) {
+        Ok(prepared) => prepared.map_err(|e| e.to_string()),
+        Err(panic) => Err(panic_text(&*panic)),
     }
+}
+
+/// A lookup that panics fails its reads and stops nothing: it changed no replicated state.
+pub(crate) fn guarded(reads: Box<dyn AnyReads>, lookup: impl FnOnce(Box<dyn AnyReads>)) {
     let (results, count) = (reads.results(), reads.len() as u32);
-    if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| machine.lookup(reads))) {
+    if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| lookup(reads))) {
         results.fail(0, count, &RequestError::LookupFailed(panic_text(&*panic)));
     }
 }

@@ -10,7 +10,7 @@ use crate::request::{Rare, Reply};
 use crate::shared::{Command, GroupShared, reason};
 use crate::snapshot::{SnapshotOutcome, SnapshotRequest};
 use longboat_raft::{EntryKind, Index, ProposeOptions, RunBuilder, Time};
-use longboat_rsm::{AnyCompletion, Codec, Completion, IndexReads, Pending, Reads, RequestError, StateMachine};
+use longboat_rsm::{AnyCompletion, Codec, Completion, IndexReads, Machine, Pending, Reads, RequestError};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -59,7 +59,7 @@ impl GroupShared {
     ///
     /// # Errors
     /// [`RequestError::Busy`] when the queue is full, a command that is too large, or that the replica takes no requests.
-    pub fn enqueue<S: StateMachine>(
+    pub fn enqueue<S: Machine>(
         &self,
         commands: impl ExactSizeIterator<Item = S::Command>,
         options: ProposeOptions,
@@ -91,7 +91,7 @@ impl GroupShared {
         Ok(parts)
     }
 
-    fn add<S: StateMachine>(
+    fn add<S: Machine>(
         &self,
         inbox: &mut Inbox,
         command: &S::Command,
@@ -123,7 +123,7 @@ impl GroupShared {
         Ok(())
     }
 
-    fn begin_chunk<S: StateMachine>(&self, inbox: &mut Inbox, options: ProposeOptions) {
+    fn begin_chunk<S: Machine>(&self, inbox: &mut Inbox, options: ProposeOptions) {
         inbox.chunks.push_back(Chunk {
             builder: RunBuilder::new(),
             completion: Completion::<S::Output>::new(),
@@ -158,7 +158,7 @@ impl GroupShared {
     ///
     /// # Errors
     /// [`RequestError::Busy`] when too many wait, or that the replica takes no requests.
-    pub fn enqueue_reads<S: StateMachine>(
+    pub fn enqueue_reads<S: Machine>(
         &self,
         queries: impl ExactSizeIterator<Item = S::Query>,
         deadline: Time,

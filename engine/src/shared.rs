@@ -14,7 +14,7 @@ use bytes::Bytes;
 use longboat_io::Clock;
 use longboat_logdb::GroupState;
 use longboat_raft::{GroupEpoch, GroupId, HostId, Index, Membership, Message, ReplicaId, Term};
-use longboat_rsm::{DynMachine, RequestError};
+use longboat_rsm::{AnyReads, DynMachine, Lookups, MachineKind, RequestError};
 use longboat_transport::Lane;
 use parking_lot::{Mutex, RwLock};
 use std::any::TypeId;
@@ -220,8 +220,12 @@ pub struct GroupShared {
     pub machine_type: TypeId,
     /// It is a witness: nothing is applied, saved or recovered.
     pub witness: bool,
-    /// The state machine. The apply worker locks it once per batch; stale reads lock it too.
+    /// The kind of the state machine.
+    pub kind: MachineKind,
+    /// The state machine. The apply worker locks it once per batch; stale reads lock it where there is nothing in `lookups`.
     pub machine: Arc<Mutex<Box<dyn DynMachine>>>,
+    /// Answers reads without the state machine, for the kinds that can.
+    lookups: Option<Arc<dyn Lookups>>,
     /// Set when the replica takes no more requests.
     pub closed: Mutex<Option<RequestError>>,
     /// Set together with `closed`; checked without a lock.
@@ -299,6 +303,8 @@ impl GroupShared {
             published: Published::default(),
             membership: Mutex::new(Arc::new(parts.membership)),
             witness: parts.witness,
+            kind: parts.machine.kind(),
+            lookups: parts.machine.lookups(),
             machine: Arc::new(Mutex::new(parts.machine)),
             closed: Mutex::new(None),
             is_closed: AtomicBool::new(false),
@@ -308,6 +314,19 @@ impl GroupShared {
             snapshot_due: AtomicU64::new(u64::MAX),
             host: Arc::clone(host),
         })
+    }
+
+    /// Answers reads: without the state machine where its kind can, else with the one given, else with it locked. A lookup
+    /// that panics fails its reads and stops nothing.
+    pub fn lookup(&self, machine: Option<&dyn DynMachine>, mut reads: Box<dyn AnyReads>) {
+        if reads.answer_applied(Index(self.published.applied.load(Ordering::Acquire))) {
+            return;
+        }
+        crate::apply::guarded(reads, |reads| match (&self.lookups, machine) {
+            (Some(lookups), _) => lookups.lookup(reads),
+            (None, Some(machine)) => machine.lookup(reads),
+            (None, None) => self.machine.lock().lookup(reads),
+        });
     }
 
     /// Sets a reason; on the first one the group goes on its worker's ready list and the worker is woken if it sleeps.

@@ -6,6 +6,7 @@
 //!
 //! Invariant: files that a durable record names are never removed before another record replaced it.
 
+use crate::apply::MachineJob;
 use crate::events::ReplicaEvent;
 use crate::remove::Removal;
 use crate::replica::Replica;
@@ -16,8 +17,7 @@ use longboat_io::{Job, JobState, Spawner};
 use longboat_logdb::{GroupState, LogReader, Record, SnapshotRecord, Update};
 use longboat_raft::{Fetch, GroupId, Index, LogPos, Output, Persist, SnapshotMeta, Time};
 use longboat_rsm::snapshot::{
-    Compression, MachineKind, RecoverJob, RecoverTask, SaveJob, SavedSnapshot, SnapshotError, SnapshotHeader,
-    SnapshotStore,
+    Prepared, RecoverJob, RecoverTask, SaveJob, SavedSnapshot, SnapshotError, SnapshotHeader, SnapshotStore,
 };
 use longboat_rsm::{AnyCompletion, Completion, RequestError, Stage};
 use longboat_transport::Transport;
@@ -222,31 +222,38 @@ impl SnapshotIo {
         }
     }
 
-    /// Step 4: the pool saves the state machine, which stands at the task's index and stays there.
-    pub fn save(self: &Arc<Self>, shared: &Arc<GroupShared>, task: SaveTask) {
+    /// Step 4: the pool saves the state machine as it was prepared at the task's index.
+    pub fn save(self: &Arc<Self>, shared: &Arc<GroupShared>, task: SaveTask, prepared: Prepared) {
         let header = SnapshotHeader {
             group: shared.group,
             epoch: shared.epoch,
             meta: task.meta.clone(),
-            session_bytes: 0,
-            kind: MachineKind::Exclusive,
-            compression: Compression::None,
+            kind: shared.kind,
+            ..SnapshotHeader::default()
         };
+        let job = if prepared.holds_machine() { MachineJob::Alone } else { MachineJob::SavedView };
         let (group_shared, io) = (Arc::clone(shared), Arc::clone(self));
         let (previous, request) = (task.previous, task.request);
         let on_done = move |result: Result<SavedSnapshot, SnapshotError>| {
             let outcome = SaveOutcome { result: result.map_err(|e| e.to_string()), previous, request };
-            io.host.apply[group_shared.apply_worker].job_done(Arc::clone(&group_shared));
+            io.host.apply[group_shared.apply_worker].job_done(Arc::clone(&group_shared), job);
             io.host.workers[group_shared.worker()].command(Command::SnapshotSaved(group_shared, Box::new(outcome)));
         };
         self.spawner.spawn(Box::new(SaveJob::new(longboat_rsm::snapshot::SaveTask {
-            machine: Arc::clone(&shared.machine),
+            prepared,
             header,
             replica: shared.replica,
             store: self.store.clone(),
+            export_to: None,
             stop: Arc::clone(&shared.stop),
             on_done: Box::new(on_done),
         })));
+    }
+
+    /// A save did not begin: its request ends, and the last request's index is put back.
+    pub fn not_saved(&self, shared: &Arc<GroupShared>, previous: Index, why: &str, request: SnapshotRequest) {
+        let outcome = SaveOutcome { result: Err(why.to_owned()), previous, request };
+        self.host.workers[shared.worker()].command(Command::SnapshotSaved(Arc::clone(shared), Box::new(outcome)));
     }
 
     /// The pool replaces the state machine's state by a snapshot's. A failure stops the replica.
@@ -269,13 +276,14 @@ impl SnapshotIo {
                     shared.ready(reason::MACHINE_FAILED);
                 }
             }
-            io.host.apply[shared.apply_worker].job_done(shared);
+            io.host.apply[shared.apply_worker].job_done(shared, MachineJob::Alone);
         };
         self.spawner.spawn(Box::new(RecoverJob::new(RecoverTask {
             machine: Arc::clone(&shared.machine),
             group: shared.group,
             replica: shared.replica,
             index,
+            older: Vec::new(),
             store: self.store.clone(),
             stop: Arc::clone(&shared.stop),
             on_done: Box::new(on_done),

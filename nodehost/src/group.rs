@@ -3,7 +3,7 @@
 use crate::replica::Replica;
 use longboat_engine::GroupShared;
 use longboat_raft::{Index, ProposeOptions};
-use longboat_rsm::{AnyReads, Pending, PendingBatch, Reads, RequestError, StateMachine};
+use longboat_rsm::{AnyReads, Machine, Pending, PendingBatch, Reads, RequestError};
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -12,24 +12,24 @@ use std::time::Duration;
 
 /// A group with a replica on this host, and the state machine `S`. What does not depend on the state machine is in
 /// [`Replica`], and can be called on this too.
-pub struct Group<S: StateMachine> {
+pub struct Group<S: Machine> {
     replica: Replica,
     machine: PhantomData<fn() -> S>,
 }
 
-impl<S: StateMachine> Clone for Group<S> {
+impl<S: Machine> Clone for Group<S> {
     fn clone(&self) -> Self {
         Self { replica: self.replica.clone(), machine: PhantomData }
     }
 }
 
-impl<S: StateMachine> std::fmt::Debug for Group<S> {
+impl<S: Machine> std::fmt::Debug for Group<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Group").field("group", &self.id()).finish_non_exhaustive()
     }
 }
 
-impl<S: StateMachine> Deref for Group<S> {
+impl<S: Machine> Deref for Group<S> {
     type Target = Replica;
 
     fn deref(&self) -> &Replica {
@@ -37,7 +37,7 @@ impl<S: StateMachine> Deref for Group<S> {
     }
 }
 
-impl<S: StateMachine> Group<S> {
+impl<S: Machine> Group<S> {
     pub(crate) fn new(shared: Arc<GroupShared>) -> Self {
         Self { replica: Replica { shared }, machine: PhantomData }
     }
@@ -144,7 +144,7 @@ impl<S: StateMachine> Group<S> {
         self.shared.check_open()?;
         let mut reads = Reads::<S>::new();
         let pending = reads.add(query);
-        self.shared.machine.lock().lookup(Box::new(reads) as Box<dyn AnyReads>);
+        self.shared.lookup(None, Box::new(reads) as Box<dyn AnyReads>);
         pending.wait()
     }
 }

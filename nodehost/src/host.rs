@@ -14,7 +14,7 @@ use longboat_io::{Clock, MonotonicClock, RayonSpawner, RealDisk};
 use longboat_logdb::{LogStats, SharedLog, SharedLogConfig};
 use longboat_raft::{GroupId, HostId, StoreId};
 use longboat_rsm::snapshot::SnapshotStore;
-use longboat_rsm::{Pending, RequestError, StateMachine, Typed, WitnessMachine};
+use longboat_rsm::{Machine, Pending, RequestError, WitnessMachine};
 use longboat_transport::{StaticRegistry, TcpConfig, TcpTransport, Transport, TransportStats};
 use parking_lot::Mutex;
 use std::any::TypeId;
@@ -178,7 +178,7 @@ impl NodeHost {
     ///
     /// # Errors
     /// When its configuration is out of limits, it runs already, or what the data directory holds of it does not fit.
-    pub fn start_replica<S: StateMachine>(
+    pub fn start_replica<S: Machine>(
         &self,
         start: ReplicaStart,
         config: GroupConfig,
@@ -192,7 +192,7 @@ impl NodeHost {
     ///
     /// # Errors
     /// Of the first replica that can't be started.
-    pub fn start_replicas<S: StateMachine>(
+    pub fn start_replicas<S: Machine>(
         &self,
         replicas: impl IntoIterator<Item = ReplicaSpec<S>>,
     ) -> Result<Vec<Group<S>>, StartError> {
@@ -201,7 +201,7 @@ impl NodeHost {
             specs.push(StartSpec {
                 start: engine_start(start),
                 config: config.checked()?,
-                machine: Box::new(Typed::new(machine)),
+                machine: machine.into_dyn(),
                 machine_type: TypeId::of::<S>(),
             });
         }
@@ -243,7 +243,7 @@ impl NodeHost {
     /// # Errors
     /// [`RequestError::NotHere`] when no replica of the group runs here, [`RequestError::OtherMachine`] when it was started
     /// with another state machine than `S`.
-    pub fn group<S: StateMachine>(&self, group: GroupId) -> Result<Group<S>, RequestError> {
+    pub fn group<S: Machine>(&self, group: GroupId) -> Result<Group<S>, RequestError> {
         let shared = self.shared(group)?;
         if shared.machine_type != TypeId::of::<S>() {
             return Err(RequestError::OtherMachine { group, asked: std::any::type_name::<S>() });

@@ -18,7 +18,9 @@ pub use longboat_raft::{
     ChangeError, GroupEpoch, GroupId, HostId, Index, Membership, ProposeOptions, ReplicaId, ReplicaKind, StoreId, Term,
 };
 pub use longboat_rsm::{
-    Codec, CodecError, MachineError, Payload, Pending, PendingBatch, RequestError, Stage, StateMachine, TransferError,
+    Codec, CodecError, Commands, Concurrent, ConcurrentMachine, Machine, MachineError, MachineKind, OutputCodec,
+    Payload, Pending, PendingBatch, RecoveredFile, RecoveredFiles, RequestError, SnapshotFiles, Stage, StateMachine,
+    TransferError,
 };
 pub use longboat_transport::TransportStats;
 pub use members::{ConfigChange, FirstMembers, MemberInfo, ReplicaStart};

@@ -78,6 +78,20 @@ pub const ALL: &[(&str, &str)] = &[
     ("read-before-own-commit", "a leader serves reads before it committed in its own term"),
     ("read-joins-a-running-round", "a read is confirmed by a round that began before it arrived"),
     ("any-answer-answers-a-read", "an answer to an earlier read is taken for one to a later"),
+    ("session-retry-applied", "a command of a session that is in the log twice is applied twice"),
+    ("evicted-session-applied", "a retry in a session that was evicted is applied"),
+    ("sessions-unbounded", "no session is evicted"),
+    ("session-use-not-counted", "the session that was registered first is evicted, however often it is used"),
+    ("sessions-not-saved", "snapshots lack the table of sessions"),
+    ("view-published-late", "clients learn of a result before lookups see its effect"),
+    ("disk-entry-applied-twice", "an on-disk state machine is fed entries again that it has"),
+    ("metadata-snapshot-trusted", "a snapshot without state restores storage that lacks entries"),
+    ("storage-not-synced", "a snapshot without state is made although the storage is not durable"),
+    ("save-not-stopped", "a save goes on after a stop request"),
+    ("block-checksum-ignored", "a block of a snapshot is recovered whatever its checksum"),
+    ("broken-not-set-aside", "a damaged snapshot keeps its name"),
+    ("export-directory-made", "an export makes the directory that it is given"),
+    ("export-metadata-not-compared", "an export is taken for good with another one's metadata"),
 ];
 
 /// Those that whole simulated worlds catch within few seeds. All others need more than chance to show: scenarios and models

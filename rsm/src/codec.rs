@@ -1,5 +1,6 @@
 //! How commands become bytes in the log.
 
+use crate::error::RequestError;
 use bytes::{Bytes, BytesMut};
 use std::ops::{Deref, Range};
 
@@ -39,6 +40,48 @@ impl Deref for Payload<'_> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("command can't be decoded: {0}")]
 pub struct CodecError(pub String);
+
+/// How the results of commands are kept for client sessions: as bytes that every replica has.
+#[derive(Debug)]
+pub struct OutputCodec<O> {
+    encode: fn(&O, &mut BytesMut),
+    decode: fn(Payload<'_>) -> Result<O, CodecError>,
+}
+
+impl<O> Clone for OutputCodec<O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<O> Copy for OutputCodec<O> {}
+
+impl<O: Codec> OutputCodec<O> {
+    /// By the result's own [`Codec`]. Its bytes must be the same on every replica, as the result is.
+    pub fn new() -> Self {
+        Self { encode: O::encode, decode: O::decode }
+    }
+}
+
+impl<O: Codec> Default for OutputCodec<O> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<O> OutputCodec<O> {
+    pub(crate) fn encode(&self, output: &O) -> Bytes {
+        let mut out = BytesMut::new();
+        (self.encode)(output, &mut out);
+        // Without the spare room of a growing buffer: results are kept for long.
+        Bytes::copy_from_slice(&out)
+    }
+
+    /// What a retry is answered. Bytes that are no result concern this one request: the state is what it should be.
+    pub(crate) fn decode(&self, bytes: Bytes) -> Result<O, RequestError> {
+        (self.decode)(Payload::new(&bytes, 0..bytes.len())).map_err(|e| RequestError::ResultUnreadable(e.to_string()))
+    }
+}
 
 /// Turns commands into bytes and back.
 ///
@@ -81,6 +124,14 @@ impl Codec for String {
 
     fn decode(payload: Payload<'_>) -> Result<Self, CodecError> {
         Self::from_utf8(payload.to_vec()).map_err(|e| CodecError(e.to_string()))
+    }
+}
+
+impl Codec for () {
+    fn encode(&self, _out: &mut BytesMut) {}
+
+    fn decode(payload: Payload<'_>) -> Result<Self, CodecError> {
+        if payload.is_empty() { Ok(()) } else { Err(CodecError(format!("{} bytes, not none", payload.len()))) }
     }
 }
 

@@ -176,6 +176,24 @@ pub enum RequestError {
     /// The state machine refused this query.
     #[error("lookup failed: {0}")]
     LookupFailed(String),
+    /// The session was never registered here, was closed, or was evicted because the group has too many. The command was
+    /// not applied by this attempt. Register a new session; a command whose earlier attempt has an unknown outcome must
+    /// not be sent in it.
+    #[error("the session is not known to the group: it was closed or evicted")]
+    SessionExpired,
+    /// The client said before that it has this command's result. The command was not applied again.
+    #[error("the result of this command was acknowledged before and is not kept")]
+    SessionAnswered,
+    /// The session has too many results that the client did not acknowledge, or the command's number is not one. The
+    /// command was not applied.
+    #[error("the session's window of unacknowledged results is full, or the number is not valid in it")]
+    SessionWindow,
+    /// The state machine has no client sessions: it is on disk, or does not say how its results are kept.
+    #[error("this state machine has no client sessions")]
+    SessionsUnsupported,
+    /// The command was applied by an earlier attempt, and its kept result can't be decoded.
+    #[error("the command was applied before, its kept result can't be read: {0}")]
+    ResultUnreadable(String),
     /// A snapshot request failed.
     #[error("snapshot failed: {0}")]
     Snapshot(String),
@@ -186,7 +204,8 @@ impl RequestError {
     pub fn may_have_applied(&self) -> bool {
         match self {
             Self::Timeout { may_have_applied, .. } => *may_have_applied,
-            Self::OutcomeUnknown | Self::HostFailed(_) | Self::MachineFailed { .. } | Self::Removed => true,
+            Self::OutcomeUnknown | Self::HostFailed(_) | Self::MachineFailed { .. } => true,
+            Self::Removed | Self::ResultUnreadable(_) => true,
             _ => false,
         }
     }

@@ -5,12 +5,20 @@
 pub mod codec;
 pub mod completion;
 pub mod error;
+pub mod files;
 pub mod machine;
 pub mod reads;
+pub mod retry;
+pub mod session;
 pub mod snapshot;
 
-pub use codec::{Codec, CodecError, Payload};
+pub use codec::{Codec, CodecError, OutputCodec, Payload};
 pub use completion::{AnyCompletion, Completion, Pending, PendingBatch};
 pub use error::{RequestError, Stage, TransferError};
-pub use machine::{DynMachine, MachineError, StateMachine, Typed, WitnessMachine};
+pub use files::{RecoveredFile, RecoveredFiles, SnapshotFiles};
+pub use machine::{
+    Commands, Concurrent, ConcurrentMachine, DiskMachine, DynMachine, Lookups, Machine, MachineError, MachineKind,
+    OnDisk, SavePart, SaveView, StateMachine, StopSignal, StorageState, Typed, WitnessMachine,
+};
 pub use reads::{AnyReads, IndexReads, Reads};
+pub use session::{SessionAnswer, SessionTable};

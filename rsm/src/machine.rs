@@ -1,11 +1,31 @@
 //! The state machines that users write, and the untyped form in which the engine runs them.
+//!
+//! There are three kinds: [`StateMachine`], in memory with exclusive access; [`ConcurrentMachine`], in memory, whose
+//! lookups and saves work on point-in-time views while applies go on; [`DiskMachine`], with storage of its own. [`Machine`]
+//! is what they have in common.
+//!
+//! Must not know: raft messages, journals, workers.
 
-use crate::codec::{Codec, Payload};
-use crate::completion::{AnyCompletion, Completion};
-use crate::error::RequestError;
-use crate::reads::{AnyReads, Reads};
-use longboat_raft::{EntryKind, Index, Run};
+mod apply;
+mod concurrent;
+mod disk;
+mod exclusive;
+mod witness;
+
+pub use apply::Commands;
+pub use concurrent::{Concurrent, ConcurrentMachine};
+pub use disk::{DiskMachine, OnDisk};
+pub use exclusive::{StateMachine, Typed};
+pub use witness::WitnessMachine;
+
+use crate::codec::{Codec, OutputCodec};
+use crate::completion::AnyCompletion;
+use crate::files::{RecoveredFiles, SnapshotFiles};
+use crate::reads::AnyReads;
+use longboat_raft::{Index, Run};
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The user's state machine failed. Its replica stops; other groups go on.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +39,29 @@ pub enum MachineError {
         /// What is wrong with it.
         source: crate::codec::CodecError,
     },
+    /// A batch of commands was applied, and the number of results is not that of the commands.
+    #[error("{results} results for {commands} commands, the last of them at {last}")]
+    Results {
+        /// Results returned.
+        results: usize,
+        /// Commands in the batch.
+        commands: usize,
+        /// The last command.
+        last: Index,
+    },
+    /// The storage of an on-disk state machine lacks entries that the log no longer has.
+    #[error(
+        "storage has applied through {applied}, entries from {needed} on are gone: the replica needs a full snapshot"
+    )]
+    Behind {
+        /// Through where the storage has applied.
+        applied: Index,
+        /// The first entry that it lacks, or a later one.
+        needed: Index,
+    },
+    /// The table of sessions in a snapshot can't be read.
+    #[error("session table: {0}")]
+    Sessions(String),
     /// Reading or writing a snapshot failed.
     #[error("snapshot: {0}")]
     Io(#[from] io::Error),
@@ -34,60 +77,132 @@ impl MachineError {
     }
 }
 
-/// A replicated state machine in memory, with exclusive access: one call at a time.
+/// The kind of a state machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum MachineKind {
+    /// In memory, exclusive access: [`StateMachine`].
+    #[default]
+    Exclusive = 1,
+    /// In memory, concurrent lookups and saves: [`ConcurrentMachine`].
+    Concurrent = 2,
+    /// With storage of its own: [`DiskMachine`].
+    OnDisk = 3,
+}
+
+/// Whether a step of a save was the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SavePart {
+    /// There is more to write.
+    More,
+    /// All is written.
+    Done,
+}
+
+/// Tells long work that it should end early.
+#[derive(Clone, Debug, Default)]
+pub struct StopSignal(Arc<AtomicBool>);
+
+impl StopSignal {
+    /// A signal that is given when `flag` is set.
+    pub fn new(flag: Arc<AtomicBool>) -> Self {
+        Self(flag)
+    }
+
+    /// Whether to stop: the result of what is being done is not needed any more.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A state machine of whatever kind: what is replicated, what can be asked, and how the engine runs it.
 ///
-/// It must be deterministic: the same commands in the same order give the same state and the same outputs on every
-/// replica. No clocks, no randomness, no iteration order of hash maps.
-pub trait StateMachine: Send + 'static {
+/// Not implemented by users: every [`StateMachine`] is one, and so is a [`Concurrent`] around a [`ConcurrentMachine`]
+/// and an [`OnDisk`] around a [`DiskMachine`].
+pub trait Machine: Send + Sized + 'static {
     /// What is replicated.
     type Command: Codec;
-    /// What applying a command returns to who proposed it. Made on every replica, seen on one; never encoded.
+    /// What applying a command returns to who proposed it.
     type Output: Send + 'static;
     /// What can be asked.
     type Query: Send + 'static;
     /// What asking returns.
     type Answer: Send + 'static;
+    /// The kind.
+    const KIND: MachineKind;
 
-    /// Applies the command at `index`.
+    /// How results are kept for client sessions. `None` when the machine has no sessions.
+    fn session_results() -> Option<OutputCodec<Self::Output>>;
+
+    /// The form in which the engine runs it.
+    fn into_dyn(self) -> Box<dyn DynMachine>;
+}
+
+/// Answers queries without the state machine, while it applies.
+pub trait Lookups: Send + Sync {
+    /// Answers queries.
+    fn lookup(&self, reads: Box<dyn AnyReads>);
+}
+
+/// A state machine's state at one place of the log, to be written while later entries are applied.
+pub trait SaveView: Send {
+    /// Writes the next part, about a block's worth or all there is. Not called again after [`SavePart::Done`].
     ///
     /// # Errors
-    /// An error stops this replica. A command that is merely not possible is an `Output`, the same on every replica.
-    fn apply(&mut self, index: Index, command: Self::Command) -> Result<Self::Output, MachineError>;
+    /// The user's, or the writer's.
+    fn write_part(&mut self, out: &mut dyn io::Write) -> Result<SavePart, MachineError>;
 
-    /// Answers a query. Changes nothing that is replicated.
+    /// Names the files that belong to the state.
     ///
     /// # Errors
-    /// An error fails this query and stops nothing.
-    fn lookup(&self, query: Self::Query) -> Result<Self::Answer, MachineError>;
-
-    /// Writes the whole state.
-    ///
-    /// # Errors
-    /// Pass on the writer's errors: a stop request is one.
-    fn save(&self, out: &mut dyn io::Write) -> Result<(), MachineError>;
-
-    /// Replaces the whole state by one that [`StateMachine::save`] wrote, perhaps on another host.
-    ///
-    /// # Errors
-    /// An error stops this replica.
-    fn recover(&mut self, input: &mut dyn io::Read) -> Result<(), MachineError>;
-
-    /// A hash of the replicated state, for comparing replicas at equal index. `None` when there is none.
-    fn state_hash(&self) -> Option<u64> {
-        None
+    /// The user's.
+    fn files(&mut self, _files: &mut SnapshotFiles) -> Result<(), MachineError> {
+        Ok(())
     }
 }
 
 /// A state machine whose types the engine does not know.
 pub trait DynMachine: Send {
+    /// The kind.
+    fn kind(&self) -> MachineKind {
+        MachineKind::Exclusive
+    }
+
     /// Applies the commands of `run` in order. Their results go to the slots of `results` from the given one on, one slot an entry.
     ///
     /// # Errors
     /// The first error; the commands before it were applied and completed.
     fn apply_run(&mut self, run: &Run, results: Option<(&dyn AnyCompletion, u32)>) -> Result<(), MachineError>;
 
-    /// Answers queries.
+    /// Answers queries, with the machine at hand.
     fn lookup(&self, reads: Box<dyn AnyReads>);
+
+    /// What answers queries without the machine, if this kind has that. Good for as long as the machine lives.
+    fn lookups(&self) -> Option<Arc<dyn Lookups>> {
+        None
+    }
+
+    /// The table of sessions as it is now, for a snapshot. Empty when there is none.
+    fn sessions(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Replaces the table of sessions by one that [`DynMachine::sessions`] returned.
+    ///
+    /// # Errors
+    /// When the bytes are not one.
+    fn restore_sessions(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
+        if bytes.is_empty() { Ok(()) } else { Err(MachineError::Sessions("this state machine has none".to_owned())) }
+    }
+
+    /// The state as it is now, to be saved while applies go on. `None` when the kind must be saved with
+    /// [`DynMachine::save`] while nothing is applied.
+    ///
+    /// # Errors
+    /// The user's.
+    fn prepare(&mut self) -> Result<Option<Box<dyn SaveView>>, MachineError> {
+        Ok(None)
+    }
 
     /// See [`StateMachine::save`].
     ///
@@ -95,108 +210,72 @@ pub trait DynMachine: Send {
     /// The user's.
     fn save(&self, out: &mut dyn io::Write) -> Result<(), MachineError>;
 
+    /// See [`StateMachine::save_files`].
+    ///
+    /// # Errors
+    /// The user's.
+    fn save_files(&self, _files: &mut SnapshotFiles) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     /// See [`StateMachine::recover`].
     ///
     /// # Errors
     /// The user's.
     fn recover(&mut self, input: &mut dyn io::Read) -> Result<(), MachineError>;
 
-    /// See [`StateMachine::state_hash`].
+    /// See [`StateMachine::recover_files`].
+    ///
+    /// # Errors
+    /// The user's.
+    fn recover_files(&mut self, files: &RecoveredFiles) -> Result<(), MachineError> {
+        files.none_expected()
+    }
+
+    /// See [`StateMachine::state_hash`]. With sessions, their table is part of the state.
     fn state_hash(&self) -> Option<u64>;
-}
 
-/// What a witness has in place of a state machine: nothing is applied, nothing can be asked, nothing is saved.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WitnessMachine;
+    /// See [`DiskMachine::open`]. Zero for a machine in memory: it starts with nothing.
+    ///
+    /// # Errors
+    /// The user's.
+    fn open(&mut self, _stop: &StopSignal) -> Result<Index, MachineError> {
+        Ok(Index::ZERO)
+    }
 
-impl DynMachine for WitnessMachine {
-    fn apply_run(&mut self, _run: &Run, _results: Option<(&dyn AnyCompletion, u32)>) -> Result<(), MachineError> {
+    /// Makes all that was applied durable in the machine's own storage. Nothing for a machine in memory.
+    ///
+    /// # Errors
+    /// The user's.
+    fn sync(&mut self) -> Result<(), MachineError> {
         Ok(())
     }
 
-    fn lookup(&self, reads: Box<dyn AnyReads>) {
-        reads.fail(&RequestError::LookupFailed("a witness has no state".to_owned()));
-    }
-
-    fn save(&self, _out: &mut dyn io::Write) -> Result<(), MachineError> {
-        Err(MachineError::user("a witness has no state to save"))
-    }
-
-    fn recover(&mut self, _input: &mut dyn io::Read) -> Result<(), MachineError> {
-        Err(MachineError::user("a witness has no state to recover"))
-    }
-
-    fn state_hash(&self) -> Option<u64> {
+    /// Where the machine's own storage stands. `None` for a machine in memory.
+    fn storage(&self) -> Option<StorageState> {
         None
     }
+
+    /// The state is to be that of the snapshot at `index`, which is the machine's own storage when that was saved with
+    /// `last_command` applied. Later entries follow.
+    ///
+    /// # Errors
+    /// [`MachineError::Behind`] when the storage does not have that.
+    fn resume_at(&mut self, _index: Index, _last_command: Index) -> Result<(), MachineError> {
+        Err(MachineError::user("a snapshot without state can't restore a state machine in memory"))
+    }
+
+    /// The whole state was just recovered from the snapshot at `index`, whose last command is `last_command`.
+    fn recovered_at(&mut self, _index: Index, _last_command: Index) {}
 }
 
-/// A typed state machine in its untyped form.
-#[derive(Debug)]
-pub struct Typed<S: StateMachine> {
-    machine: S,
-    /// Results of the run being applied; kept so that the steady path allocates nothing.
-    outputs: Vec<S::Output>,
-}
-
-impl<S: StateMachine> Typed<S> {
-    /// Wraps `machine`.
-    pub fn new(machine: S) -> Self {
-        Self { machine, outputs: Vec::new() }
-    }
-
-    fn apply_entries(&mut self, run: &Run) -> Result<(), MachineError> {
-        for entry in run.entries() {
-            if entry.kind != EntryKind::Command {
-                continue;
-            }
-            let range = entry.payload_offset..entry.payload_offset + entry.payload.len();
-            let command = S::Command::decode(Payload::new(run.payload(), range))
-                .map_err(|source| MachineError::Decode { index: entry.index, source })?;
-            let output = self.machine.apply(entry.index, command)?;
-            self.outputs.push(output);
-        }
-        Ok(())
-    }
-}
-
-impl<S: StateMachine> DynMachine for Typed<S> {
-    fn apply_run(&mut self, run: &Run, results: Option<(&dyn AnyCompletion, u32)>) -> Result<(), MachineError> {
-        self.outputs.clear();
-        let applied = self.apply_entries(run);
-        match results {
-            Some((results, first)) => {
-                let completion = results
-                    .as_any()
-                    .downcast_ref::<Completion<S::Output>>()
-                    .expect("a group's completions are made by its own typed handle");
-                completion.complete(first, self.outputs.drain(..).map(Ok));
-            }
-            None => self.outputs.clear(),
-        }
-        applied
-    }
-
-    fn lookup(&self, mut reads: Box<dyn AnyReads>) {
-        let reads =
-            reads.as_any_mut().downcast_mut::<Reads<S>>().expect("a group's reads are made by its own typed handle");
-        let answers: Vec<_> = reads
-            .take_queries()
-            .into_iter()
-            .map(|q| self.machine.lookup(q).map_err(|e| RequestError::LookupFailed(e.to_string())))
-            .collect();
-        reads.completion().complete(0, answers.into_iter());
-    }
-
-    fn save(&self, out: &mut dyn io::Write) -> Result<(), MachineError> {
-        self.machine.save(out)
-    }
-
-    fn recover(&mut self, input: &mut dyn io::Read) -> Result<(), MachineError> {
-        self.machine.recover(input)
-    }
-
-    fn state_hash(&self) -> Option<u64> {
-        self.machine.state_hash()
-    }
+/// Where the storage of an on-disk state machine stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StorageState {
+    /// Through which entry it has applied, entries that are no commands included.
+    pub applied: Index,
+    /// The last command among these: what [`DiskMachine::open`] must return at least, once all is durable.
+    pub last_command: Index,
+    /// Through which entry it would be whole after a power loss.
+    pub durable: Index,
 }

@@ -2,19 +2,19 @@
 
 use crate::completion::{AnyCompletion, Completion, Pending};
 use crate::error::RequestError;
-use crate::machine::StateMachine;
+use crate::machine::Machine;
 use longboat_raft::Index;
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
 /// Queries of one group that are answered at one applied index.
-pub struct Reads<S: StateMachine> {
+pub struct Reads<S: Machine> {
     queries: Vec<S::Query>,
     completion: Arc<Completion<S::Answer>>,
 }
 
-impl<S: StateMachine> Reads<S> {
+impl<S: Machine> Reads<S> {
     /// No queries yet.
     pub fn new() -> Self {
         Self { queries: Vec::new(), completion: Completion::new() }
@@ -34,22 +34,25 @@ impl<S: StateMachine> Reads<S> {
         (Arc::clone(&self.completion), first)
     }
 
-    pub(crate) fn take_queries(&mut self) -> Vec<S::Query> {
-        std::mem::take(&mut self.queries)
-    }
-
-    pub(crate) fn completion(&self) -> &Completion<S::Answer> {
-        &self.completion
+    /// Answers each of `reads` with what `answer` says.
+    pub(crate) fn answer(
+        mut reads: Box<dyn AnyReads>,
+        mut answer: impl FnMut(S::Query) -> Result<S::Answer, RequestError>,
+    ) {
+        let reads: &mut Self =
+            reads.as_any_mut().downcast_mut().expect("a group's reads are made by its own typed handle");
+        let answers: Vec<_> = std::mem::take(&mut reads.queries).into_iter().map(&mut answer).collect();
+        reads.completion.complete(0, answers.into_iter());
     }
 }
 
-impl<S: StateMachine> Default for Reads<S> {
+impl<S: Machine> Default for Reads<S> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<S: StateMachine> fmt::Debug for Reads<S> {
+impl<S: Machine> fmt::Debug for Reads<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reads").field("queries", &self.queries.len()).finish()
     }
@@ -131,7 +134,7 @@ impl AnyReads for IndexReads {
     }
 }
 
-impl<S: StateMachine> AnyReads for Reads<S> {
+impl<S: Machine> AnyReads for Reads<S> {
     fn len(&self) -> usize {
         self.queries.len()
     }

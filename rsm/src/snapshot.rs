@@ -10,21 +10,32 @@
 //!
 //! Must not know: raft messages, journals, sockets, workers.
 
+mod encoder;
 mod error;
+mod export;
 mod format;
 mod jobs;
+mod live;
+mod pack;
 mod publish;
 mod reader;
+mod recover;
 mod store;
 mod transfer;
 mod verify;
 mod writer;
 
 pub use error::SnapshotError;
-pub use format::{BLOCK_BYTES, BLOCK_BYTES_MAX, Compression, HEADER_BYTES_MAX, MachineKind, SnapshotHeader};
-pub use jobs::{RecoverJob, RecoverTask, SaveJob, SaveTask, SavedSnapshot, SharedMachine};
+pub use export::{Inspection, inspect_export, open_export, verify_export};
+pub use format::{
+    BLOCK_BYTES, BLOCK_BYTES_MAX, Compression, Content, HEADER_BYTES_MAX, MachineKind, SESSION_TABLE_BYTES_MAX,
+    SnapshotHeader,
+};
+pub use jobs::{Prepared, SaveJob, SaveTask, SavedSnapshot, SharedMachine};
+pub use live::LiveSnapshot;
 pub use publish::Publication;
-pub use reader::SnapshotReader;
+pub use reader::{FileEntry, SnapshotReader};
+pub use recover::{RecoverJob, RecoverTask};
 pub use store::SnapshotStore;
 pub use transfer::{Appended, Chunk, IncomingSnapshot, OutgoingSnapshot, TransferKey};
 pub use verify::Verifier;

@@ -139,6 +139,14 @@ impl DynMachine for Watched {
         self.inner.lookup(reads);
     }
 
+    fn sessions(&self) -> Vec<u8> {
+        self.inner.sessions()
+    }
+
+    fn restore_sessions(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
+        self.inner.restore_sessions(bytes)
+    }
+
     fn save(&self, out: &mut dyn io::Write) -> Result<(), MachineError> {
         self.inner.save(out)
     }

@@ -2,6 +2,7 @@
 
 use longboat_raft::{GroupId, Index};
 use std::io;
+use std::path::PathBuf;
 
 /// Why a snapshot was not made, read or taken over.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,9 @@ pub enum SnapshotError {
         /// The highest value that is known.
         supported: u64,
     },
+    /// The directory for an export is not there. It is the user's to make: a mistyped path fills no disk.
+    #[error("export directory {0} does not exist")]
+    ExportDirectory(PathBuf),
     /// The file belongs to another group or another place in the log.
     #[error("snapshot is of group {found_group} at index {found_index}, not of group {group} at index {index}")]
     Mismatch {

@@ -1,19 +1,23 @@
-//! Saving and recovering as jobs for the snapshot pool.
+//! Saving as a job for the snapshot pool, and what saving and recovering have in common.
 //!
 //! The user's code runs inside: its panics and errors end the job and reach nothing else. A state machine with
-//! exclusive access is written or read in one step, whatever the budget, under its lock.
+//! exclusive access is written in one step, whatever the budget, under its lock; one that is saved off a view is written
+//! part by part, while commands are applied to it.
 
 use super::error::SnapshotError;
-use super::format::SnapshotHeader;
+use super::format::{Content, SnapshotHeader};
 use super::publish::Publication;
 use super::store::SnapshotStore;
-use crate::machine::{DynMachine, MachineError};
+use super::writer::SnapshotWriter;
+use crate::files::SnapshotFiles;
+use crate::machine::{DynMachine, MachineError, SavePart, SaveView};
 use longboat_io::{Job, JobState};
-use longboat_raft::{GroupId, Index, ReplicaId, SnapshotMeta};
+use longboat_raft::{Index, ReplicaId, SnapshotMeta, plant};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub type SharedMachine = Arc<Mutex<Box<dyn DynMachine>>>;
 
 /// Hands a job's outcome over, once.
-type Report<T> = Box<dyn FnOnce(Result<T, SnapshotError>) + Send>;
+pub(crate) type Report<T> = Box<dyn FnOnce(Result<T, SnapshotError>) + Send>;
 
 /// A snapshot that is durable under its final name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,30 +36,104 @@ pub struct SavedSnapshot {
     pub bytes: u64,
 }
 
+/// What is saved.
+enum Source {
+    /// The state machine itself, which stays where it is until the job is done.
+    Locked(SharedMachine),
+    /// The state at one place of the log.
+    View(Box<dyn SaveView>),
+    /// Nothing: that the state machine's own storage is durable is enough.
+    Durable(SharedMachine),
+}
+
+/// A state machine at one place of the log, ready to be saved.
+pub struct Prepared {
+    source: Source,
+    sessions: Vec<u8>,
+    last_command: Index,
+}
+
+impl Prepared {
+    /// Prepares `machine`, which is `shared` and locked by the caller, for a save of this content.
+    ///
+    /// # Errors
+    /// The user's, or that its kind can't be saved like this.
+    pub fn new(shared: &SharedMachine, machine: &mut dyn DynMachine, content: Content) -> Result<Self, MachineError> {
+        let storage = machine.storage();
+        let source = match content {
+            Content::Full => match machine.prepare()? {
+                Some(view) => Source::View(view),
+                None => Source::Locked(Arc::clone(shared)),
+            },
+            Content::Metadata if storage.is_some() => Source::Durable(Arc::clone(shared)),
+            Content::Metadata | Content::Witness => {
+                return Err(MachineError::user("a state machine in memory is saved whole"));
+            }
+        };
+        let last_command = storage.map_or(Index::ZERO, |s| s.last_command);
+        Ok(Self { source, sessions: machine.sessions(), last_command })
+    }
+
+    /// Whether the state machine must stay where it is until the job is done.
+    pub fn holds_machine(&self) -> bool {
+        matches!(self.source, Source::Locked(_))
+    }
+
+    /// Completes a header with what was found.
+    pub fn fill_in(&self, header: &mut SnapshotHeader) {
+        header.session_bytes = self.sessions.len() as u64;
+        header.last_command = self.last_command;
+    }
+
+    /// The view, for a transfer that makes its file as it sends it. `None` for a kind that has no views.
+    pub fn into_view(self) -> Option<Box<dyn SaveView>> {
+        match self.source {
+            Source::View(view) => Some(view),
+            Source::Locked(_) | Source::Durable(_) => None,
+        }
+    }
+}
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prepared").field("holds_machine", &self.holds_machine()).finish_non_exhaustive()
+    }
+}
+
 /// What a [`SaveJob`] is to do.
 pub struct SaveTask {
-    /// The state machine; it must stand at `header.meta.pos`, and stay there until its lock is released.
-    pub machine: SharedMachine,
-    /// What the snapshot stands for.
+    /// The state machine as it stands at `header.meta.pos`.
+    pub prepared: Prepared,
+    /// What the snapshot stands for. What [`Prepared::fill_in`] fills in is filled in.
     pub header: SnapshotHeader,
     /// The replica whose snapshot it is.
     pub replica: ReplicaId,
     /// Where it goes.
     pub store: SnapshotStore,
+    /// The user's directory, when it is exported.
+    pub export_to: Option<PathBuf>,
     /// Once set, the job ends at the next block with [`SnapshotError::Stopped`].
     pub stop: Arc<AtomicBool>,
     /// Called once, with the outcome, when all is durable or all is removed.
     pub on_done: Report<SavedSnapshot>,
 }
 
+#[derive(Debug)]
+enum Stage {
+    Begin,
+    Write(Box<SnapshotWriter>),
+    Publish(Box<Publication>),
+}
+
 /// Saves a state machine: write, sync, rename, sync of the directories.
 pub struct SaveJob {
-    machine: SharedMachine,
+    prepared: Prepared,
     replica: ReplicaId,
     header: SnapshotHeader,
     store: SnapshotStore,
+    export_to: Option<PathBuf>,
     stop: Arc<AtomicBool>,
-    publication: Option<Publication>,
+    stage: Stage,
     /// Last, so that a dropped job has removed its files when it says so.
     outcome: Outcome<SavedSnapshot>,
 }
@@ -63,37 +141,86 @@ pub struct SaveJob {
 impl SaveJob {
     /// A job that has done nothing yet.
     pub fn new(task: SaveTask) -> Self {
-        let SaveTask { machine, header, replica, store, stop, on_done } = task;
-        Self { machine, replica, header, store, stop, publication: None, outcome: Outcome(Some(on_done)) }
+        let SaveTask { prepared, mut header, replica, store, export_to, stop, on_done } = task;
+        prepared.fill_in(&mut header);
+        let outcome = Outcome::new(on_done);
+        Self { prepared, replica, header, store, export_to, stop, stage: Stage::Begin, outcome }
     }
 
-    fn write(&self) -> Result<Publication, SnapshotError> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(SnapshotError::Stopped);
-        }
-        let mut writer = self.store.begin(self.header.clone(), self.replica, Arc::clone(&self.stop))?;
-        let saved = run_user_code(|| self.machine.lock().save(&mut writer));
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(SnapshotError::Stopped);
-        }
+    fn begin(&self) -> Result<SnapshotWriter, SnapshotError> {
+        let (header, stop) = (self.header.clone(), Arc::clone(&self.stop));
+        let mut writer = match &self.export_to {
+            Some(dir) => self.store.begin_export(dir, header, self.replica, stop)?,
+            None => self.store.begin(header, self.replica, stop)?,
+        };
+        writer.write_sessions(&self.prepared.sessions)?;
+        Ok(writer)
+    }
+
+    /// Lets the state machine write its next part. Returns whether that was the last.
+    fn write(&mut self, writer: &mut SnapshotWriter) -> Result<SavePart, SnapshotError> {
+        let (mut part, mut files) = (SavePart::Done, SnapshotFiles::default());
+        let index = self.header.meta.pos.index;
+        let saved = run_user_code(|| match &mut self.prepared.source {
+            Source::Locked(machine) => {
+                let machine = machine.lock();
+                machine.save(writer)?;
+                machine.save_files(&mut files)
+            }
+            Source::View(view) => {
+                part = view.write_part(writer)?;
+                if part == SavePart::Done { view.files(&mut files) } else { Ok(()) }
+            }
+            Source::Durable(machine) => make_durable(&mut **machine.lock(), index),
+        });
+        self.check_stop()?;
         if let Some(failure) = writer.take_failure() {
             return Err(failure);
         }
         saved?;
-        writer.finish()
+        for file in files.into_files() {
+            writer.write_file(&self.store.disk, &file)?;
+        }
+        Ok(part)
+    }
+
+    fn check_stop(&self) -> Result<(), SnapshotError> {
+        if self.stop.load(Ordering::Relaxed) { Err(SnapshotError::Stopped) } else { Ok(()) }
     }
 
     fn next(&mut self) -> Result<JobState, SnapshotError> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(SnapshotError::Stopped);
-        }
-        match &mut self.publication {
-            Some(publication) => publication.step(),
-            None => {
-                self.publication = Some(self.write()?);
-                Ok(JobState::Again)
+        self.check_stop()?;
+        match std::mem::replace(&mut self.stage, Stage::Begin) {
+            Stage::Begin => self.stage = Stage::Write(Box::new(self.begin()?)),
+            Stage::Write(mut writer) => {
+                self.stage = match self.write(&mut writer)? {
+                    SavePart::More => Stage::Write(writer),
+                    SavePart::Done => Stage::Publish(Box::new(writer.finish()?)),
+                };
+            }
+            Stage::Publish(mut publication) => {
+                let state = publication.step();
+                self.stage = Stage::Publish(publication);
+                return state;
             }
         }
+        Ok(JobState::Again)
+    }
+}
+
+/// Sees to it that the storage has all through `index` after a power loss.
+fn make_durable(machine: &mut dyn DynMachine, index: Index) -> Result<(), MachineError> {
+    if plant::is("storage-not-synced") {
+        return Ok(());
+    }
+    if machine.storage().is_some_and(|s| s.durable < index) {
+        machine.sync()?;
+    }
+    match machine.storage() {
+        Some(storage) if storage.durable < index => {
+            Err(MachineError::Behind { applied: storage.durable, needed: index })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -101,15 +228,17 @@ impl Job for SaveJob {
     fn step(&mut self, _budget: usize) -> JobState {
         match self.next() {
             Ok(JobState::Done) => {
-                let bytes =
-                    self.publication.as_ref().expect("a snapshot is published only after it was written").bytes();
+                let Stage::Publish(publication) = &self.stage else {
+                    unreachable!("a snapshot is published only after it was written");
+                };
+                let bytes = publication.bytes();
                 self.outcome.report(Ok(SavedSnapshot { meta: self.header.meta.clone(), bytes }));
                 JobState::Done
             }
             Ok(state) => state,
             Err(error) => {
                 // Dropped first: whoever hears of the failure finds nothing left of it.
-                self.publication = None;
+                self.stage = Stage::Begin;
                 self.outcome.report(Err(error));
                 JobState::Done
             }
@@ -119,88 +248,19 @@ impl Job for SaveJob {
 
 impl fmt::Debug for SaveJob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SaveJob")
-            .field("header", &self.header)
-            .field("publication", &self.publication)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What a [`RecoverJob`] is to do.
-pub struct RecoverTask {
-    /// The state machine whose state is replaced. After a failure its state is undefined: it must not be used.
-    pub machine: SharedMachine,
-    /// The group.
-    pub group: GroupId,
-    /// The replica whose snapshot it is.
-    pub replica: ReplicaId,
-    /// The snapshot's index.
-    pub index: Index,
-    /// Where it is.
-    pub store: SnapshotStore,
-    /// Once set, the job ends at the next block with [`SnapshotError::Stopped`].
-    pub stop: Arc<AtomicBool>,
-    /// Called once, with the outcome.
-    pub on_done: Report<SnapshotMeta>,
-}
-
-/// Replaces a state machine's state by a snapshot's.
-pub struct RecoverJob {
-    outcome: Outcome<SnapshotMeta>,
-    machine: SharedMachine,
-    group: GroupId,
-    replica: ReplicaId,
-    index: Index,
-    store: SnapshotStore,
-    stop: Arc<AtomicBool>,
-}
-
-impl RecoverJob {
-    /// A job that has done nothing yet.
-    pub fn new(task: RecoverTask) -> Self {
-        let RecoverTask { machine, group, replica, index, store, stop, on_done } = task;
-        Self { outcome: Outcome(Some(on_done)), machine, group, replica, index, store, stop }
-    }
-
-    fn recover(&self) -> Result<SnapshotMeta, SnapshotError> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(SnapshotError::Stopped);
-        }
-        let mut reader = self.store.open(self.group, self.replica, self.index)?;
-        reader.stop_with(Arc::clone(&self.stop));
-        let recovered = run_user_code(|| self.machine.lock().recover(&mut reader));
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(SnapshotError::Stopped);
-        }
-        // Damage is named as such, though the state machine could only pass it on as an error of reading.
-        if let Some(failure) = reader.take_failure() {
-            return Err(failure);
-        }
-        recovered?;
-        reader.drain()?;
-        Ok(reader.header().meta.clone())
-    }
-}
-
-impl Job for RecoverJob {
-    fn step(&mut self, _budget: usize) -> JobState {
-        let recovered = self.recover();
-        self.outcome.report(recovered);
-        JobState::Done
-    }
-}
-
-impl fmt::Debug for RecoverJob {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RecoverJob").field("group", &self.group).field("index", &self.index).finish_non_exhaustive()
+        f.debug_struct("SaveJob").field("header", &self.header).field("stage", &self.stage).finish_non_exhaustive()
     }
 }
 
 /// Sees to it that an outcome is reported exactly once, also for a job that a closing pool drops.
-struct Outcome<T>(Option<Report<T>>);
+pub(crate) struct Outcome<T>(Option<Report<T>>);
 
 impl<T> Outcome<T> {
-    fn report(&mut self, outcome: Result<T, SnapshotError>) {
+    pub(crate) fn new(report: Report<T>) -> Self {
+        Self(Some(report))
+    }
+
+    pub(crate) fn report(&mut self, outcome: Result<T, SnapshotError>) {
         if let Some(report) = self.0.take() {
             report(outcome);
         }
@@ -213,7 +273,7 @@ impl<T> Drop for Outcome<T> {
     }
 }
 
-fn run_user_code(code: impl FnOnce() -> Result<(), MachineError>) -> Result<(), SnapshotError> {
+pub(crate) fn run_user_code(code: impl FnOnce() -> Result<(), MachineError>) -> Result<(), SnapshotError> {
     match catch_unwind(AssertUnwindSafe(code)) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(SnapshotError::Machine(error.to_string())),

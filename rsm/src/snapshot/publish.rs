@@ -3,6 +3,7 @@
 //! The footer is written by the same call that syncs the file, so a file without one was never published.
 
 use super::error::SnapshotError;
+use super::export;
 use super::format::{FOOTER_BYTES, SnapshotHeader};
 use super::store::{FILE_NAME, SnapshotStore};
 use longboat_io::disk::SharedDisk;
@@ -17,6 +18,21 @@ pub(crate) struct Place {
     pub(crate) group: GroupId,
     pub(crate) replica: ReplicaId,
     pub(crate) index: Index,
+    /// The user's directory for an export; the store's own otherwise.
+    pub(crate) export: Option<PathBuf>,
+}
+
+impl Place {
+    fn parent(&self) -> PathBuf {
+        self.export.clone().unwrap_or_else(|| self.store.replica_dir(self.group, self.replica))
+    }
+
+    fn target(&self) -> PathBuf {
+        match &self.export {
+            Some(dir) => dir.join(export::dir_name(self.group, self.index)),
+            None => self.store.snapshot_dir(self.group, self.replica, self.index),
+        }
+    }
 }
 
 /// A temporary directory: removed when dropped, unless it got its final name.
@@ -122,6 +138,9 @@ impl Publication {
                 }
             },
             Stage::SyncTempDir => {
+                if self.place.export.is_some() {
+                    export::write_metadata(disk, &self.temp.path)?;
+                }
                 disk.sync_dir(&self.temp.path)?;
                 self.stage = Stage::Rename;
             }
@@ -141,9 +160,14 @@ impl Publication {
 
     /// Gives the directory its name. A snapshot that is there already stays if it is whole and says the same: a record may name it.
     fn rename(&mut self) -> Result<(), SnapshotError> {
-        let Place { store, group, replica, index } = &self.place;
-        let target = store.snapshot_dir(*group, *replica, *index);
+        let Place { store, group, replica, index, export } = &self.place;
+        let target = self.place.target();
         if store.disk.exists(&target) {
+            if export.is_some() {
+                // The user's directory: nothing in it is removed or replaced.
+                let text = format!("{} is there already", target.display());
+                return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, text).into());
+            }
             if store.verify(*group, *replica, *index).is_ok_and(|found| found == self.header) {
                 return Ok(());
             }
@@ -157,10 +181,9 @@ impl Publication {
     /// Makes the name durable, and those of the directories above it unless this process has done that for an earlier
     /// snapshot. That one is there says nothing: its maker may have died between its name and the last sync.
     fn sync_dirs(&self) -> Result<(), SnapshotError> {
-        let Place { store, group, replica, .. } = &self.place;
-        let replica_dir = store.replica_dir(*group, *replica);
-        store.disk.sync_dir(&replica_dir)?;
-        if !store.is_anchored(*group, *replica) {
+        let Place { store, group, replica, export, .. } = &self.place;
+        store.disk.sync_dir(&self.place.parent())?;
+        if export.is_none() && !store.is_anchored(*group, *replica) {
             let group_dir = store.group_dir(*group);
             store.disk.sync_dir(&group_dir)?;
             store.disk.sync_dir(&store.root)?;
@@ -176,8 +199,8 @@ impl Publication {
     fn fail(&mut self) {
         let renamed = self.stage == Stage::SyncDirs && !self.temp.armed;
         self.stage = Stage::Failed;
-        let Place { store, group, replica, index } = &self.place;
-        if renamed && let Err(error) = store.remove(*group, *replica, *index) {
+        let Place { store, group, index, .. } = &self.place;
+        if renamed && let Err(error) = store.disk.remove_dir_all(&self.place.target()) {
             tracing::warn!(group = group.0, index = index.0, %error, "unpublished snapshot stays until the replica starts again");
         }
     }

@@ -2,16 +2,18 @@
 
 use super::error::SnapshotError;
 use super::format::{
-    BLOCK_HEADER_BYTES, FOOTER_BYTES, Footer, Layout, PREFIX_BYTES, SnapshotHeader, block_crc, decode_header,
-    header_bytes, u32_at,
+    BLOCK_HEADER_BYTES, BlockHeader, FOOTER_BYTES, Footer, Layout, PREFIX_BYTES, Section, SnapshotHeader, block_seed,
+    decode_header, header_bytes, u64_at,
 };
-use crc32fast::Hasher;
+use super::pack::Unpacker;
+use crc32c::crc32c_append;
 use longboat_io::DiskFile;
+use longboat_raft::plant;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The state in a snapshot file. Holds one block in memory.
+/// The state in a snapshot file. Holds one block in memory. As a [`io::Read`] it is what the state machine wrote.
 #[derive(Debug)]
 pub struct SnapshotReader {
     file: Box<dyn DiskFile>,
@@ -21,17 +23,31 @@ pub struct SnapshotReader {
     file_bytes: u64,
     /// Where the next block's header is.
     offset: u64,
-    blocks: u64,
-    payload_bytes: u64,
-    whole: Hasher,
+    found: Footer,
     /// The current block's payload, and how much of it was handed out.
     block: Vec<u8>,
     taken: usize,
+    /// What the current block is a part of; `None` before the first.
+    section: Option<Section>,
+    /// A compressed payload as it is in the file.
+    packed: Vec<u8>,
+    unpacker: Unpacker,
     ended: bool,
     failed: bool,
     /// The first failure, until it is asked for: the state machine in between may hide it.
     failure: Option<SnapshotError>,
     stop: Option<Arc<AtomicBool>>,
+}
+
+/// A file of the user's in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileEntry {
+    /// Its id.
+    pub id: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// What was said of it.
+    pub metadata: Vec<u8>,
 }
 
 impl SnapshotReader {
@@ -55,8 +71,6 @@ impl SnapshotReader {
         if footer.file_bytes(&parsed.layout) != Some(file_bytes) {
             return Err(SnapshotError::corrupt("the footer does not fit the length of the file"));
         }
-        let mut whole = Hasher::new();
-        whole.update(&head);
         Ok(Self {
             file,
             header: parsed.header,
@@ -64,11 +78,12 @@ impl SnapshotReader {
             footer,
             file_bytes,
             offset: bytes as u64,
-            blocks: 0,
-            payload_bytes: 0,
-            whole,
+            found: Footer::begin(&parsed.layout),
             block: Vec::new(),
             taken: 0,
+            section: None,
+            packed: Vec::new(),
+            unpacker: Unpacker::default(),
             ended: false,
             failed: false,
             failure: None,
@@ -86,9 +101,18 @@ impl SnapshotReader {
         self.file_bytes
     }
 
-    /// The size of the state in it.
+    /// The size of all that is in it, decompressed: table of sessions, state, files.
     pub fn state_bytes(&self) -> u64 {
-        self.footer.payload_bytes
+        self.footer.raw_bytes
+    }
+
+    /// The checksum by which the file can be told from any other.
+    pub(crate) fn whole_crc(&self) -> u32 {
+        self.footer.whole_crc
+    }
+
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.layout.block_bytes
     }
 
     /// Once `stop` is set, reading fails from the next block on.
@@ -96,13 +120,67 @@ impl SnapshotReader {
         self.stop = Some(stop);
     }
 
+    /// The table of sessions. To be read before anything else; empty later.
+    ///
+    /// # Errors
+    /// When the file is damaged, or a stop was asked for.
+    pub fn sessions(&mut self) -> Result<Vec<u8>, SnapshotError> {
+        // The length was checked against its bound; memory is taken as the bytes come.
+        let mut table = Vec::new();
+        if self.section.is_none() {
+            while self.fill(Section::Sessions)? {
+                table.extend_from_slice(&self.block[self.taken..]);
+                self.taken = self.block.len();
+            }
+            if table.len() as u64 != self.header.session_bytes {
+                return Err(SnapshotError::corrupt("the session table has not the length that the header says"));
+            }
+        }
+        Ok(table)
+    }
+
+    /// The next of the user's files, after all state was passed over. `None` after the last.
+    ///
+    /// # Errors
+    /// When the file is damaged, or a stop was asked for.
+    pub fn next_file(&mut self) -> Result<Option<FileEntry>, SnapshotError> {
+        for passed in [Section::Sessions, Section::State, Section::FileData] {
+            while self.fill(passed)? {
+                self.taken = self.block.len();
+            }
+        }
+        if !self.fill(Section::FileHead)? {
+            return Ok(None);
+        }
+        if self.block.len() < 16 || self.taken > 0 {
+            return Err(SnapshotError::corrupt("description of a file"));
+        }
+        let (id, bytes) = (u64_at(&self.block, 0), u64_at(&self.block, 8));
+        self.taken = self.block.len();
+        Ok(Some(FileEntry { id, bytes, metadata: self.block[16..].to_vec() }))
+    }
+
+    /// The next bytes of the file that [`SnapshotReader::next_file`] named. `None` after the last.
+    ///
+    /// # Errors
+    /// When the file is damaged, or a stop was asked for.
+    pub fn next_file_part(&mut self) -> Result<Option<&[u8]>, SnapshotError> {
+        if !self.fill(Section::FileData)? {
+            return Ok(None);
+        }
+        let from = std::mem::replace(&mut self.taken, self.block.len());
+        Ok(Some(&self.block[from..]))
+    }
+
     /// Reads and checks all that is left, through the footer.
     ///
     /// # Errors
     /// When the file is damaged, now or before, or a stop was asked for.
     pub fn drain(&mut self) -> Result<(), SnapshotError> {
-        while self.next_block()? {}
         self.taken = self.block.len();
+        while self.next_block()? {
+            self.taken = self.block.len();
+        }
         Ok(())
     }
 
@@ -114,6 +192,14 @@ impl SnapshotReader {
     /// The open file, for reading it as it is.
     pub(crate) fn into_file(self) -> Box<dyn DiskFile> {
         self.file
+    }
+
+    /// Whether there are bytes of `section` at hand, after reading a block if need be.
+    fn fill(&mut self, section: Section) -> Result<bool, SnapshotError> {
+        if self.taken == self.block.len() && !self.next_block()? {
+            return Ok(false);
+        }
+        Ok(self.section == Some(section))
     }
 
     /// Reads the next block; false when there is none and the footer fits all that came before it.
@@ -137,43 +223,44 @@ impl SnapshotReader {
         if self.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
             return Err(SnapshotError::Stopped);
         }
+        let number = self.found.blocks;
         let footer_offset = self.file_bytes - FOOTER_BYTES as u64;
         if self.offset == footer_offset {
-            let found = Footer {
-                blocks: self.blocks,
-                payload_bytes: self.payload_bytes,
-                whole_crc: self.whole.clone().finalize(),
-            };
-            if found != self.footer {
+            if self.found != self.footer {
                 return Err(SnapshotError::corrupt("the footer does not fit what comes before it"));
             }
             self.ended = true;
             return Ok(false);
         }
-        if footer_offset - self.offset <= BLOCK_HEADER_BYTES as u64 {
-            return Err(SnapshotError::corrupt(format!("length of block {}", self.blocks)));
-        }
+        let room = (footer_offset - self.offset).checked_sub(BLOCK_HEADER_BYTES as u64);
+        let room = room.ok_or_else(|| SnapshotError::corrupt(format!("length of block {number}")))?;
         let mut head = [0; BLOCK_HEADER_BYTES];
         self.file.read_exact_at(&mut head, self.offset)?;
-        let payload_bytes = u32_at(&head, 0);
-        let room = footer_offset - self.offset - BLOCK_HEADER_BYTES as u64;
-        if payload_bytes == 0 || payload_bytes as usize > self.layout.block_bytes || u64::from(payload_bytes) > room {
-            return Err(SnapshotError::corrupt(format!("length of block {}", self.blocks)));
+        let block = BlockHeader::decode(&self.layout, number, self.section, &head)?;
+        if u64::from(block.stored) > room {
+            return Err(SnapshotError::corrupt(format!("length of block {number}")));
         }
-        self.block.resize(payload_bytes as usize, 0);
-        self.file.read_exact_at(&mut self.block, self.offset + BLOCK_HEADER_BYTES as u64)?;
-        let mut crc = Hasher::new();
-        crc.update(&self.block);
-        if u32_at(&head, 4) != block_crc(&self.layout, self.blocks, payload_bytes, &crc) {
-            return Err(SnapshotError::corrupt(format!("checksum of block {}", self.blocks)));
+        let stored = if block.is_packed() { &mut self.packed } else { &mut self.block };
+        stored.resize(block.stored as usize, 0);
+        self.file.read_exact_at(stored, self.offset + BLOCK_HEADER_BYTES as u64)?;
+        let crc = crc32c_append(block_seed(&self.layout, number, &head), stored);
+        if crc != block.crc && !plant::is("block-checksum-ignored") {
+            return Err(SnapshotError::corrupt(format!("checksum of block {number}")));
         }
-        self.whole.update(&head);
-        self.whole.combine(&crc);
+        if block.is_packed() {
+            let raw = block.raw as usize;
+            self.unpacker.unpack(self.layout.compression, &self.packed, raw, &mut self.block)?;
+        }
+        self.found.add(&head);
+        self.section = Some(block.section);
         self.taken = 0;
-        self.offset += BLOCK_HEADER_BYTES as u64 + u64::from(payload_bytes);
-        self.blocks += 1;
-        self.payload_bytes += u64::from(payload_bytes);
+        self.offset += BLOCK_HEADER_BYTES as u64 + u64::from(block.stored);
         Ok(true)
+    }
+
+    fn fill_state(&mut self) -> Result<bool, SnapshotError> {
+        self.sessions()?;
+        self.fill(Section::State)
     }
 }
 
@@ -182,15 +269,13 @@ impl io::Read for SnapshotReader {
         if out.is_empty() {
             return Ok(0);
         }
-        if self.taken == self.block.len() {
-            match self.next_block() {
-                Ok(true) => {}
-                Ok(false) => return Ok(0),
-                Err(error) => {
-                    let shown = io::Error::other(error.to_string());
-                    self.failure.get_or_insert(error);
-                    return Err(shown);
-                }
+        match self.fill_state() {
+            Ok(true) => {}
+            Ok(false) => return Ok(0),
+            Err(error) => {
+                let shown = io::Error::other(error.to_string());
+                self.failure.get_or_insert(error);
+                return Err(shown);
             }
         }
         let bytes = out.len().min(self.block.len() - self.taken);

@@ -9,7 +9,7 @@ use super::reader::SnapshotReader;
 use super::writer::SnapshotWriter;
 use longboat_io::DiskFile;
 use longboat_io::disk::SharedDisk;
-use longboat_raft::{GroupId, Index, ReplicaId};
+use longboat_raft::{GroupId, Index, ReplicaId, plant};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::io;
@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub(crate) const FILE_NAME: &str = "snapshot.bin";
 const NAME_START: &str = "snapshot-";
 const TEMP_END: &str = ".tmp";
+const BROKEN_END: &str = ".broken";
 
 /// The snapshots of a host. A cheap handle: clones are the same store.
 #[derive(Clone, Debug)]
@@ -52,16 +53,47 @@ impl SnapshotStore {
         SnapshotWriter::new(place, temp, file, header, stop)
     }
 
+    /// Begins a snapshot file that is exported: it comes to be in a directory of its own in `dir`, with its metadata, and is
+    /// none of this store's.
+    ///
+    /// # Errors
+    /// As [`SnapshotStore::begin`], and when `dir` does not exist.
+    pub fn begin_export(
+        &self,
+        dir: &Path,
+        header: SnapshotHeader,
+        replica: ReplicaId,
+        stop: Arc<AtomicBool>,
+    ) -> Result<SnapshotWriter, SnapshotError> {
+        if !self.disk.exists(dir) && !plant::is("export-directory-made") {
+            return Err(SnapshotError::ExportDirectory(dir.to_owned()));
+        }
+        let (group, index) = (header.group, header.meta.pos.index);
+        let name = format!("{}-{}{TEMP_END}", super::export::dir_name(group, index), self.next_attempt());
+        let (temp, file) = TempDir::make(Arc::clone(&self.disk), dir.join(name))?;
+        let place = Place { store: self.clone(), group, replica, index, export: Some(dir.to_owned()) };
+        SnapshotWriter::new(place, temp, file, header, stop)
+    }
+
+    fn next_attempt(&self) -> u64 {
+        self.attempts.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A directory for the files of a snapshot that is being recovered. The caller removes it; the next start does.
+    pub(crate) fn files_dir(&self, group: GroupId, replica: ReplicaId, index: Index) -> PathBuf {
+        let name = format!("{NAME_START}{index}-{}.files{TEMP_END}", self.next_attempt());
+        self.replica_dir(group, replica).join(name)
+    }
+
     pub(crate) fn begin_file(
         &self,
         group: GroupId,
         replica: ReplicaId,
         index: Index,
     ) -> Result<(Place, TempDir, Box<dyn DiskFile>), SnapshotError> {
-        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
-        let name = format!("{NAME_START}{index}-{attempt}{TEMP_END}");
+        let name = format!("{NAME_START}{index}-{}{TEMP_END}", self.next_attempt());
         let (temp, file) = TempDir::make(Arc::clone(&self.disk), self.replica_dir(group, replica).join(name))?;
-        Ok((Place { store: self.clone(), group, replica, index }, temp, file))
+        Ok((Place { store: self.clone(), group, replica, index, export: None }, temp, file))
     }
 
     /// Opens a snapshot for reading and checks its header and footer.
@@ -134,6 +166,24 @@ impl SnapshotStore {
     /// When the files can't be removed.
     pub fn remove(&self, group: GroupId, replica: ReplicaId, index: Index) -> Result<(), SnapshotError> {
         Ok(self.disk.remove_dir_all(&self.snapshot_dir(group, replica, index))?)
+    }
+
+    /// Gives a damaged snapshot a name that nothing reads, for whoever wants to know how it was damaged. One is kept: an
+    /// earlier one of the replica is removed.
+    ///
+    /// # Errors
+    /// When it can't be renamed.
+    pub fn set_aside(&self, group: GroupId, replica: ReplicaId, index: Index) -> Result<(), SnapshotError> {
+        let dir = self.replica_dir(group, replica);
+        for name in self.names(&dir)?.iter().filter(|name| name.starts_with(NAME_START) && name.ends_with(BROKEN_END)) {
+            self.disk.remove_dir_all(&dir.join(name))?;
+        }
+        let from = self.snapshot_dir(group, replica, index);
+        if self.disk.exists(&from) {
+            self.disk.rename(&from, &dir.join(format!("{NAME_START}{index}{BROKEN_END}")))?;
+            self.disk.sync_dir(&dir)?;
+        }
+        Ok(())
     }
 
     /// Removes every snapshot of a replica whose index is not in `keep`, and every unfinished one. For the start of a

@@ -1,7 +1,8 @@
 //! A snapshot file on its way from host to host: read in chunks at the sender, checked and written at the receiver.
 
+use super::encoder::Encoder;
 use super::error::SnapshotError;
-use super::format::{FOOTER_BYTES, SnapshotHeader};
+use super::format::{Content, FOOTER_BYTES, SnapshotHeader};
 use super::publish::{Place, Publication, TempDir};
 use super::store::{SnapshotStore, check_place};
 use super::verify::Verifier;
@@ -16,7 +17,7 @@ pub struct TransferKey {
     pub group: GroupId,
     /// The place in the log that the snapshot covers.
     pub pos: LogPos,
-    /// The size of the file.
+    /// The size of the file; zero when the sender does not know it, because it makes the file as it sends it.
     pub total_bytes: u64,
 }
 
@@ -31,10 +32,18 @@ pub struct Chunk {
     pub last: bool,
 }
 
+/// Where the bytes of an outgoing file come from.
+#[derive(Debug)]
+enum Source {
+    File(Box<dyn DiskFile>),
+    /// A file without blocks, made on the spot.
+    Bytes(Bytes),
+}
+
 /// A snapshot file being sent. Holds one chunk at a time; the file stays readable while it is open, even if it is removed.
 #[derive(Debug)]
 pub struct OutgoingSnapshot {
-    file: Box<dyn DiskFile>,
+    file: Source,
     key: TransferKey,
     header: SnapshotHeader,
     offset: u64,
@@ -56,7 +65,21 @@ impl OutgoingSnapshot {
         let reader = store.open(group, replica, index)?;
         let header = reader.header().clone();
         let key = TransferKey { group, pos: header.meta.pos, total_bytes: reader.file_bytes() };
-        Ok(Self { file: reader.into_file(), key, header, offset: 0, verifier: Verifier::new() })
+        Ok(Self { file: Source::File(reader.into_file()), key, header, offset: 0, verifier: Verifier::new() })
+    }
+
+    /// A snapshot for a witness: what `header` says, and no state.
+    ///
+    /// # Errors
+    /// When the header is too large.
+    pub fn witness(header: &SnapshotHeader) -> Result<Self, SnapshotError> {
+        let header =
+            SnapshotHeader { content: Content::Witness, session_bytes: 0, last_command: Index::ZERO, ..header.clone() };
+        let mut bytes = Vec::new();
+        let footer = Encoder::begin(&header, &mut bytes)?.end(&mut bytes)?;
+        bytes.extend_from_slice(&footer);
+        let key = TransferKey { group: header.group, pos: header.meta.pos, total_bytes: bytes.len() as u64 };
+        Ok(Self { file: Source::Bytes(Bytes::from(bytes)), key, header, offset: 0, verifier: Verifier::new() })
     }
 
     /// What is being sent.
@@ -79,8 +102,14 @@ impl OutgoingSnapshot {
         if bytes == 0 {
             return Ok(None);
         }
-        let mut data = vec![0; bytes];
-        self.file.read_exact_at(&mut data, self.offset)?;
+        let data = match &self.file {
+            Source::File(file) => {
+                let mut data = vec![0; bytes];
+                file.read_exact_at(&mut data, self.offset)?;
+                Bytes::from(data)
+            }
+            Source::Bytes(all) => all.slice(self.offset as usize..self.offset as usize + bytes),
+        };
         self.verifier.feed(&data)?;
         let offset = self.offset;
         self.offset += bytes as u64;
@@ -88,7 +117,7 @@ impl OutgoingSnapshot {
         if last && !self.verifier.is_whole() {
             return Err(SnapshotError::corrupt("the file changed while it was sent"));
         }
-        Ok(Some(Chunk { offset, data: Bytes::from(data), last }))
+        Ok(Some(Chunk { offset, data, last }))
     }
 }
 
@@ -108,9 +137,8 @@ pub enum Appended {
 #[derive(Debug)]
 pub struct IncomingSnapshot {
     key: TransferKey,
+    /// Keeps back the file's end until the file is made durable.
     verifier: Verifier,
-    /// The bytes of the file's end that have arrived, kept back until the file is made durable.
-    footer: Vec<u8>,
     state: Incoming,
 }
 
@@ -127,12 +155,12 @@ impl IncomingSnapshot {
     /// # Errors
     /// When files can't be made, or the file is said to be too small to be a snapshot.
     pub fn begin(store: &SnapshotStore, replica: ReplicaId, key: TransferKey) -> Result<Self, SnapshotError> {
-        if key.total_bytes <= FOOTER_BYTES as u64 {
+        if (1..=FOOTER_BYTES as u64).contains(&key.total_bytes) {
             return Err(SnapshotError::corrupt(format!("file of {} bytes", key.total_bytes)));
         }
         let (place, temp, file) = store.begin_file(key.group, replica, key.pos.index)?;
         let state = Incoming::Receiving { place, temp, file };
-        Ok(Self { key, verifier: Verifier::new(), footer: Vec::with_capacity(FOOTER_BYTES), state })
+        Ok(Self { key, verifier: Verifier::new(), state })
     }
 
     /// What is being received.
@@ -147,7 +175,7 @@ impl IncomingSnapshot {
 
     /// Whether all bytes are here and found good.
     pub fn is_complete(&self) -> bool {
-        self.received() == self.key.total_bytes && self.verifier.is_whole()
+        self.verifier.is_whole() && matches!(self.key.total_bytes, total if total == 0 || total == self.received())
     }
 
     /// What the file says about itself, once its header is here.
@@ -180,8 +208,8 @@ impl IncomingSnapshot {
         let Incoming::Receiving { file, .. } = &mut self.state else {
             return Err(SnapshotError::corrupt("bytes for a transfer that has ended"));
         };
-        let bytes = data.len() as u64;
-        if bytes > self.key.total_bytes - offset {
+        let (bytes, total) = (data.len() as u64, self.key.total_bytes);
+        if total > 0 && bytes > total - offset {
             return Err(SnapshotError::corrupt("more bytes than were announced"));
         }
         let header_known = self.verifier.header().is_some();
@@ -192,13 +220,13 @@ impl IncomingSnapshot {
                 return Err(SnapshotError::corrupt("term differs from the one that was announced"));
             }
         }
-        let footer_offset = self.key.total_bytes - FOOTER_BYTES as u64;
-        let body = data.len().min(footer_offset.saturating_sub(offset) as usize);
+        // What may yet turn out to be the footer's first bytes is written with the rest: a part of a footer is none.
+        let body =
+            self.verifier.footer_offset().map_or(data.len(), |at| data.len().min(at.saturating_sub(offset) as usize));
         if body > 0 {
             file.write_all_at(&data[..body], offset)?;
         }
-        self.footer.extend_from_slice(&data[body..]);
-        if offset + bytes == self.key.total_bytes && !self.verifier.is_whole() {
+        if total > 0 && offset + bytes == total && !self.verifier.is_whole() {
             return Err(SnapshotError::corrupt("file ends before its footer"));
         }
         Ok(())
@@ -229,8 +257,8 @@ impl IncomingSnapshot {
         }
         if let Incoming::Receiving { place, temp, file } = std::mem::replace(&mut self.state, Incoming::Failed) {
             let header = self.verifier.header().expect("a whole file has a header").clone();
-            let footer = self.footer[..].try_into().expect("the end of a whole file is its footer");
-            let footer_offset = self.key.total_bytes - FOOTER_BYTES as u64;
+            let footer = self.verifier.footer().expect("the end of a whole file is its footer");
+            let footer_offset = self.received() - FOOTER_BYTES as u64;
             let publication = Publication::new(place, temp, file, header, footer_offset, footer);
             self.state = Incoming::Publishing(Box::new(publication));
         }

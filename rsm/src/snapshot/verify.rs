@@ -1,13 +1,14 @@
 //! Checks the bytes of a snapshot file as they pass, in pieces of any size, without keeping them.
 //!
-//! Memory: the header until it is whole, and a few bytes after that.
+//! Memory: the header until it is whole, and a few bytes after that. Blocks are not decompressed: their checksums are
+//! over the bytes in the file, and the length that they may have is checked with their headers.
 
 use super::error::SnapshotError;
 use super::format::{
-    BLOCK_HEADER_BYTES, FOOTER_BYTES, Footer, Layout, PREFIX_BYTES, ParsedHeader, SnapshotHeader, block_crc,
-    decode_header, header_bytes, u32_at,
+    BLOCK_HEADER_BYTES, BlockHeader, FOOTER_BYTES, Footer, Layout, PREFIX_BYTES, ParsedHeader, Section, SnapshotHeader,
+    block_seed, decode_header, header_bytes, u32_at,
 };
-use crc32fast::Hasher;
+use crc32c::crc32c_append;
 
 /// Checks a file from its first byte to its last.
 #[derive(Clone, Debug)]
@@ -16,10 +17,9 @@ pub struct Verifier {
     /// The bytes so far of a part that is read whole.
     piece: Vec<u8>,
     header: Option<ParsedHeader>,
-    /// Over all bytes before the footer.
-    whole: Hasher,
-    blocks: u64,
-    payload_bytes: u64,
+    /// What the footer must say.
+    found: Option<Footer>,
+    section: Option<Section>,
     bytes: u64,
     failed: bool,
 }
@@ -29,7 +29,7 @@ enum Part {
     Prefix,
     Header { bytes: usize },
     BlockHeader,
-    Block { payload_bytes: u32, crc: u32, remaining: usize, payload: Hasher },
+    Block { expected: u32, crc: u32, remaining: usize },
     Footer,
     End,
 }
@@ -41,9 +41,8 @@ impl Verifier {
             part: Part::Prefix,
             piece: Vec::new(),
             header: None,
-            whole: Hasher::new(),
-            blocks: 0,
-            payload_bytes: 0,
+            found: None,
+            section: None,
             bytes: 0,
             failed: false,
         }
@@ -64,6 +63,20 @@ impl Verifier {
         matches!(self.part, Part::End) && !self.failed
     }
 
+    /// Where the footer starts, once its first bytes have passed.
+    pub(crate) fn footer_offset(&self) -> Option<u64> {
+        match self.part {
+            Part::Footer => Some(self.bytes - self.piece.len() as u64),
+            Part::End => Some(self.bytes - FOOTER_BYTES as u64),
+            _ => None,
+        }
+    }
+
+    /// The footer of a whole file.
+    pub(crate) fn footer(&self) -> Option<[u8; FOOTER_BYTES]> {
+        if self.is_whole() { self.piece[..].try_into().ok() } else { None }
+    }
+
     /// Takes the next bytes. A block is judged when its last byte is here.
     ///
     /// # Errors
@@ -82,9 +95,9 @@ impl Verifier {
         while !bytes.is_empty() {
             let wanted = match &mut self.part {
                 Part::End => return Err(SnapshotError::corrupt("bytes after the footer")),
-                Part::Block { remaining, payload, .. } => {
+                Part::Block { remaining, crc, .. } => {
                     let (now, later) = bytes.split_at(bytes.len().min(*remaining));
-                    payload.update(now);
+                    *crc = crc32c_append(*crc, now);
                     *remaining -= now.len();
                     bytes = later;
                     if *remaining == 0 {
@@ -111,17 +124,17 @@ impl Verifier {
         &self.header.as_ref().expect("blocks come after the header").layout
     }
 
+    fn found(&mut self) -> &mut Footer {
+        self.found.as_mut().expect("blocks come after the header")
+    }
+
     fn end_block(&mut self) -> Result<(), SnapshotError> {
-        let Part::Block { payload_bytes, crc, payload, .. } = std::mem::replace(&mut self.part, Part::BlockHeader)
-        else {
+        let Part::Block { expected, crc, .. } = std::mem::replace(&mut self.part, Part::BlockHeader) else {
             unreachable!("called at the end of a block");
         };
-        if crc != block_crc(self.layout(), self.blocks, payload_bytes, &payload) {
-            return Err(SnapshotError::corrupt(format!("checksum of block {}", self.blocks)));
+        if expected != crc {
+            return Err(SnapshotError::corrupt(format!("checksum of block {}", self.found().blocks - 1)));
         }
-        self.whole.combine(&payload);
-        self.blocks += 1;
-        self.payload_bytes += u64::from(payload_bytes);
         Ok(())
     }
 
@@ -133,39 +146,32 @@ impl Verifier {
                 return Ok(());
             }
             Part::Header { .. } => {
-                self.header = Some(decode_header(&self.piece)?);
-                self.whole.update(&self.piece);
+                let parsed = decode_header(&self.piece)?;
+                self.found = Some(Footer::begin(&parsed.layout));
+                self.header = Some(parsed);
                 self.part = Part::BlockHeader;
             }
             Part::BlockHeader => {
-                let payload_bytes = u32_at(&self.piece, 0);
-                if payload_bytes == 0 {
+                if u32_at(&self.piece, 0) == 0 {
                     self.part = Part::Footer;
                     return Ok(());
                 }
-                if payload_bytes as usize > self.layout().block_bytes {
-                    return Err(SnapshotError::corrupt(format!("length of block {}", self.blocks)));
-                }
-                self.whole.update(&self.piece);
-                self.part = Part::Block {
-                    payload_bytes,
-                    crc: u32_at(&self.piece, 4),
-                    remaining: payload_bytes as usize,
-                    payload: Hasher::new(),
-                };
+                let head: [u8; BLOCK_HEADER_BYTES] = self.piece[..].try_into().expect("the piece is a whole header");
+                let (layout, number) = (*self.layout(), self.found().blocks);
+                let block = BlockHeader::decode(&layout, number, self.section, &head)?;
+                self.section = Some(block.section);
+                self.found().add(&head);
+                let crc = block_seed(&layout, number, &head);
+                self.part = Part::Block { expected: block.crc, crc, remaining: block.stored as usize };
             }
             Part::Footer => {
                 let bytes = self.piece[..].try_into().expect("the piece is a whole footer");
-                let footer = Footer::decode(self.layout(), bytes)?;
-                let found = Footer {
-                    blocks: self.blocks,
-                    payload_bytes: self.payload_bytes,
-                    whole_crc: self.whole.clone().finalize(),
-                };
-                if footer != found {
+                if Footer::decode(self.layout(), bytes)? != *self.found() {
                     return Err(SnapshotError::corrupt("the footer does not fit what comes before it"));
                 }
                 self.part = Part::End;
+                // Kept: whoever writes the file writes its end last.
+                return Ok(());
             }
             Part::Block { .. } | Part::End => unreachable!("no piece is gathered there"),
         }

@@ -1,13 +1,17 @@
 //! Writes a snapshot file block by block into a temporary directory.
 
+use super::encoder::{BlockSink, Encoder};
 use super::error::SnapshotError;
-use super::format::{BLOCK_BYTES, BLOCK_HEADER_BYTES, Footer, Layout, SnapshotHeader, block_crc, encode_header};
+use super::format::{Section, SnapshotHeader};
 use super::publish::{Place, Publication, TempDir};
-use crc32fast::Hasher;
 use longboat_io::DiskFile;
+use longboat_io::disk::SharedDisk;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Bytes of a user's file that are read at once.
+const COPY_BYTES: usize = 256 << 10;
 
 /// A snapshot file in the making. Dropping it removes what was written.
 ///
@@ -16,37 +20,78 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct SnapshotWriter {
     place: Place,
     temp: TempDir,
-    file: Box<dyn DiskFile>,
+    sink: FileSink,
     header: SnapshotHeader,
-    layout: Layout,
-    /// The open block, its header's room first.
-    block: Vec<u8>,
-    offset: u64,
-    footer: Footer,
-    whole: Hasher,
-    stop: Arc<AtomicBool>,
+    encoder: Encoder,
     failed: bool,
     /// The first failure, until it is asked for: the state machine in between may hide it.
     failure: Option<SnapshotError>,
+}
+
+/// The file's end. A stop request ends it at the next piece, which is a block or the header of one.
+#[derive(Debug)]
+struct FileSink {
+    file: Box<dyn DiskFile>,
+    offset: u64,
+    stop: Arc<AtomicBool>,
+}
+
+impl BlockSink for FileSink {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
+        if self.stop.load(Ordering::Relaxed) && !longboat_raft::plant::is("save-not-stopped") {
+            return Err(SnapshotError::Stopped);
+        }
+        self.file.write_all_at(bytes, self.offset)?;
+        self.offset += bytes.len() as u64;
+        Ok(())
+    }
 }
 
 impl SnapshotWriter {
     pub(crate) fn new(
         place: Place,
         temp: TempDir,
-        mut file: Box<dyn DiskFile>,
+        file: Box<dyn DiskFile>,
         header: SnapshotHeader,
         stop: Arc<AtomicBool>,
     ) -> Result<Self, SnapshotError> {
-        let (bytes, layout) = encode_header(&header, BLOCK_BYTES)?;
-        file.write_all_at(&bytes, 0)?;
-        let mut whole = Hasher::new();
-        whole.update(&bytes);
-        let mut block = Vec::with_capacity(BLOCK_HEADER_BYTES + layout.block_bytes);
-        block.resize(BLOCK_HEADER_BYTES, 0);
-        let footer = Footer { blocks: 0, payload_bytes: 0, whole_crc: 0 };
-        let offset = bytes.len() as u64;
-        Ok(Self { place, temp, file, header, layout, block, offset, footer, whole, stop, failed: false, failure: None })
+        let mut sink = FileSink { file, offset: 0, stop };
+        let encoder = Encoder::begin(&header, &mut sink)?;
+        Ok(Self { place, temp, sink, header, encoder, failed: false, failure: None })
+    }
+
+    /// Writes the table of sessions, which comes before anything else. Its length is that in the header.
+    pub(crate) fn write_sessions(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
+        assert_eq!(bytes.len() as u64, self.header.session_bytes, "the header was made with the table at hand");
+        self.encoder.enter(Section::Sessions, &mut self.sink)?;
+        self.encoder.write(bytes, &mut self.sink)?;
+        self.encoder.enter(Section::State, &mut self.sink)
+    }
+
+    /// Adds a user's file, as long as it is now. State can't follow.
+    pub(crate) fn write_file(
+        &mut self,
+        disk: &SharedDisk,
+        named: &crate::files::NamedFile,
+    ) -> Result<(), SnapshotError> {
+        let file = disk.open(&named.path)?;
+        let bytes = file.len()?;
+        let mut head = Vec::with_capacity(16 + named.metadata.len());
+        head.extend_from_slice(&named.id.to_le_bytes());
+        head.extend_from_slice(&bytes.to_le_bytes());
+        head.extend_from_slice(&named.metadata);
+        self.encoder.enter(Section::FileHead, &mut self.sink)?;
+        self.encoder.write(&head, &mut self.sink)?;
+        self.encoder.enter(Section::FileData, &mut self.sink)?;
+        let mut buffer = vec![0; COPY_BYTES.min(bytes as usize)];
+        let mut offset = 0;
+        while offset < bytes {
+            let part = &mut buffer[..(bytes - offset).min(COPY_BYTES as u64) as usize];
+            file.read_exact_at(part, offset)?;
+            self.encoder.write(part, &mut self.sink)?;
+            offset += part.len() as u64;
+        }
+        Ok(())
     }
 
     /// Ends the file. What it returns makes it durable and gives it its name, step by step.
@@ -57,56 +102,29 @@ impl SnapshotWriter {
         if self.failed {
             return Err(self.take_failure().unwrap_or_else(failed_before));
         }
-        if self.block.len() > BLOCK_HEADER_BYTES {
-            self.write_block()?;
-        }
-        let footer = Footer { whole_crc: self.whole.finalize(), ..self.footer }.encode(&self.layout);
-        Ok(Publication::new(self.place, self.temp, self.file, self.header, self.offset, footer))
+        let footer = self.encoder.end(&mut self.sink)?;
+        Ok(Publication::new(self.place, self.temp, self.sink.file, self.header, self.sink.offset, footer))
     }
 
     /// The failure that writing came to, once.
     pub(crate) fn take_failure(&mut self) -> Option<SnapshotError> {
         self.failure.take()
     }
-
-    fn write_block(&mut self) -> Result<(), SnapshotError> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(SnapshotError::Stopped);
-        }
-        let (head, payload) = self.block.split_at_mut(BLOCK_HEADER_BYTES);
-        let payload_bytes = payload.len() as u32;
-        let mut crc = Hasher::new();
-        crc.update(payload);
-        head[..4].copy_from_slice(&payload_bytes.to_le_bytes());
-        head[4..].copy_from_slice(&block_crc(&self.layout, self.footer.blocks, payload_bytes, &crc).to_le_bytes());
-        self.whole.update(head);
-        self.whole.combine(&crc);
-        self.file.write_all_at(&self.block, self.offset)?;
-        self.offset += self.block.len() as u64;
-        self.footer.blocks += 1;
-        self.footer.payload_bytes += u64::from(payload_bytes);
-        self.block.truncate(BLOCK_HEADER_BYTES);
-        Ok(())
-    }
 }
 
 impl io::Write for SnapshotWriter {
+    /// Takes all bytes, or fails.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.failed {
             return Err(io::Error::other(failed_before()));
         }
-        let room = BLOCK_HEADER_BYTES + self.layout.block_bytes - self.block.len();
-        let taken = bytes.len().min(room);
-        self.block.extend_from_slice(&bytes[..taken]);
-        if taken == room
-            && let Err(error) = self.write_block()
-        {
+        if let Err(error) = self.encoder.write(bytes, &mut self.sink) {
             let shown = io::Error::other(error.to_string());
             self.failed = true;
             self.failure = Some(error);
             return Err(shown);
         }
-        Ok(taken)
+        Ok(bytes.len())
     }
 
     /// Does nothing: blocks are written when they are full, and all is made durable at the end.

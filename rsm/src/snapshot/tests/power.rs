@@ -29,7 +29,8 @@ fn save_on(disk: &SimDisk, index: u64, bytes: &[u8]) -> bool {
     let stop = Arc::new(AtomicBool::new(false));
     let (sender, outcome) = mpsc::channel();
     let mut job = SaveJob::new(SaveTask {
-        machine: machine(bytes.to_vec(), Trouble::None, &stop),
+        prepared: prepared(&machine(bytes.to_vec(), Trouble::None, &stop)),
+        export_to: None,
         header: header(index),
         replica: REPLICA,
         store: store_on(disk),

@@ -1,0 +1,219 @@
+//! For each guard of this crate, a scenario that fails when the guard is gone.
+
+use crate::support::*;
+use longboat_io::disk::SharedDisk;
+use longboat_io::{JobState, RealDisk};
+use longboat_raft::Index;
+use longboat_rsm::snapshot::{Content, SaveJob, SaveTask, SnapshotError, verify_export};
+use longboat_rsm::{Completion, Concurrent, Lookups, OnDisk, Pending, Reads, RequestError};
+use parking_lot::Mutex;
+use std::future::Future;
+use std::io::Write;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Wake, Waker};
+use tempfile::TempDir;
+
+pub const GUARDS: &[(&str, fn())] = &[
+    ("session-retry-applied", a_retry_in_a_session_is_not_applied_again),
+    ("evicted-session-applied", a_retry_in_an_evicted_session_is_refused),
+    ("sessions-unbounded", a_group_keeps_no_more_sessions_than_it_was_told),
+    ("session-use-not-counted", the_session_that_was_used_stays),
+    ("sessions-not-saved", sessions_survive_a_snapshot),
+    ("view-published-late", who_was_told_of_a_result_finds_its_effect),
+    ("disk-entry-applied-twice", an_on_disk_machine_is_fed_no_entry_twice),
+    ("metadata-snapshot-trusted", storage_that_lost_entries_is_not_taken_for_a_snapshot),
+    ("storage-not-synced", a_snapshot_without_state_waits_for_the_storage),
+    ("save-not-stopped", a_stop_ends_a_save_at_the_next_block),
+    ("block-checksum-ignored", a_damaged_block_is_not_recovered),
+    ("broken-not-set-aside", a_damaged_snapshot_is_set_aside),
+    ("export-directory-made", an_export_does_not_make_the_users_directory),
+    ("export-metadata-not-compared", an_export_is_refused_with_the_metadata_of_another),
+];
+
+const FIRST: Entry = Entry::Session { session: 1, series: 1, command: 50 };
+
+fn a_retry_in_a_session_is_not_applied_again() {
+    let machine = shared(List::default());
+    let mut machine = machine.lock();
+    let results = apply(&mut **machine, 1, &[Entry::Register(9), FIRST, Entry::Command(51), FIRST]);
+    assert_eq!(results[1..], [Ok(1), Ok(2), Ok(1)]);
+    assert_eq!(listed::<List>(&**machine), Ok(vec![50, 51]));
+}
+
+fn a_retry_in_an_evicted_session_is_refused() {
+    let machine = shared(List::default());
+    let mut machine = machine.lock();
+    let results = apply(&mut **machine, 1, &[Entry::Register(1), FIRST, Entry::Register(1), FIRST]);
+    assert_eq!(results[3], Err(RequestError::SessionExpired));
+    assert_eq!(listed::<List>(&**machine), Ok(vec![50]));
+}
+
+fn a_group_keeps_no_more_sessions_than_it_was_told() {
+    let machine = shared(List::default());
+    let mut machine = machine.lock();
+    apply(&mut **machine, 1, &[Entry::Register(5); 5]);
+    let bytes = machine.sessions().len();
+    apply(&mut **machine, 6, &[Entry::Register(5); 50]);
+    assert_eq!(machine.sessions().len(), bytes);
+}
+
+fn the_session_that_was_used_stays() {
+    let machine = shared(List::default());
+    let mut machine = machine.lock();
+    apply(&mut **machine, 1, &[Entry::Register(2), Entry::Register(2), FIRST, Entry::Register(2)]);
+    assert_eq!(apply(&mut **machine, 5, &[FIRST]), [Ok(1)], "session 2 was not used for longer");
+}
+
+fn sessions_survive_a_snapshot() {
+    let dir = TempDir::new().unwrap();
+    let (before, after) = (shared(List::default()), shared(List::default()));
+    apply(&mut **before.lock(), 1, &[Entry::Register(9), FIRST]);
+    save(&store(&dir), &before, 2, Content::Full);
+    recover(&store(&dir), &after, 2).unwrap();
+    assert_eq!(apply(&mut **after.lock(), 3, &[FIRST]), [Ok(1)]);
+    assert_eq!(listed::<List>(&**after.lock()), Ok(vec![50]));
+}
+
+/// Looks at the machine in the moment in which a client is told of its result.
+struct LooksAtOnce {
+    lookups: Arc<dyn Lookups>,
+    seen: Mutex<Option<Vec<u64>>>,
+}
+
+impl Wake for LooksAtOnce {
+    fn wake(self: Arc<Self>) {
+        let mut reads = Reads::<Concurrent<Versions>>::new();
+        let pending = reads.add(());
+        self.lookups.lookup(Box::new(reads));
+        *self.seen.lock() = Some(pending.wait().unwrap());
+    }
+}
+
+fn who_was_told_of_a_result_finds_its_effect() {
+    let machine = shared(Concurrent(Versions::default()));
+    let mut machine = machine.lock();
+    let client = Arc::new(LooksAtOnce { lookups: machine.lookups().unwrap(), seen: Mutex::default() });
+    let results = Completion::<u64>::new();
+    let mut pending = Pending::new(Arc::clone(&results), 0);
+    let waker = Waker::from(Arc::clone(&client));
+    assert!(Pin::new(&mut pending).poll(&mut Context::from_waker(&waker)).is_pending());
+    machine.apply_run(&commands(1, &[50]), Some((&*results, 0))).unwrap();
+    assert_eq!(*client.seen.lock(), Some(vec![50]));
+}
+
+fn an_on_disk_machine_is_fed_no_entry_twice() {
+    let disk = Arc::<Mutex<Stored>>::default();
+    let machine = opened(&disk, false);
+    machine.lock().apply_run(&commands(1, &[50, 51, 52]), None).unwrap();
+    drop(machine);
+    // The log is applied again from its start, in runs that overlap what is there.
+    let machine = opened(&disk, false);
+    let mut machine = machine.lock();
+    machine.apply_run(&commands(1, &[50, 51]), None).unwrap();
+    machine.apply_run(&commands(3, &[52, 53]), None).unwrap();
+    assert_eq!(listed::<OnDisk<Shelf>>(&**machine), Ok(vec![50, 51, 52, 53]));
+}
+
+fn storage_that_lost_entries_is_not_taken_for_a_snapshot() {
+    let dir = TempDir::new().unwrap();
+    let disk = Arc::<Mutex<Stored>>::default();
+    let machine = opened(&disk, false);
+    machine.lock().apply_run(&commands(1, &[50, 51, 52]), None).unwrap();
+    save(&store(&dir), &machine, 3, Content::Metadata);
+    // Somebody put an older copy of the storage in its place.
+    disk.lock().seen = (vec![50], 1);
+    let refused = recover(&store(&dir), &opened(&disk, false), 3);
+    assert!(matches!(&refused, Err(SnapshotError::Machine(text)) if text.contains("full snapshot")), "{refused:?}");
+}
+
+fn a_snapshot_without_state_waits_for_the_storage() {
+    let dir = TempDir::new().unwrap();
+    let disk = Arc::<Mutex<Stored>>::default();
+    let machine = opened(&disk, false);
+    machine.lock().apply_run(&commands(1, &[50, 51, 52]), None).unwrap();
+    save(&store(&dir), &machine, 3, Content::Metadata);
+    // Power loss: the log before 3 is gone.
+    let durable = disk.lock().durable.clone();
+    disk.lock().seen = durable;
+    let machine = opened(&disk, false);
+    recover(&store(&dir), &machine, 3).unwrap();
+    assert_eq!(listed::<OnDisk<Shelf>>(&**machine.lock()), Ok(vec![50, 51, 52]));
+}
+
+fn a_stop_ends_a_save_at_the_next_block() {
+    let dir = TempDir::new().unwrap();
+    let stop = Arc::default();
+    let mut writer = store(&dir).begin(header(5, Content::Full), REPLICA, Arc::clone(&stop)).unwrap();
+    writer.write_all(&[1; 1000]).unwrap();
+    stop.store(true, Ordering::Relaxed);
+    assert!(writer.write_all(&vec![1; 2 * longboat_rsm::snapshot::BLOCK_BYTES]).is_err());
+    drop(writer);
+    let machine = shared(List::default());
+    let job = SaveTask {
+        prepared: prepared(&machine, Content::Full),
+        header: header(5, Content::Full),
+        replica: REPLICA,
+        store: store(&dir),
+        export_to: None,
+        stop,
+        on_done: Box::new(|saved| assert!(matches!(saved, Err(SnapshotError::Stopped)))),
+    };
+    assert_eq!(longboat_io::Job::step(&mut SaveJob::new(job), 1), JobState::Done);
+    assert_eq!(store(&dir).list(GROUP, REPLICA).unwrap(), []);
+}
+
+/// A snapshot at 3 with a damaged byte in its only block.
+fn damaged(dir: &TempDir) {
+    let machine = shared(List((0..100).collect()));
+    save(&store(dir), &machine, 3, Content::Full);
+    let mut bytes = std::fs::read(snapshot_file(dir, 3)).unwrap();
+    let at = bytes.len() - 200;
+    bytes[at] ^= 1;
+    std::fs::write(snapshot_file(dir, 3), bytes).unwrap();
+}
+
+fn a_damaged_block_is_not_recovered() {
+    let dir = TempDir::new().unwrap();
+    damaged(&dir);
+    let refused = recover(&store(&dir), &shared(List::default()), 3);
+    assert!(matches!(refused, Err(SnapshotError::Corrupt(_))), "{refused:?}");
+}
+
+fn a_damaged_snapshot_is_set_aside() {
+    let dir = TempDir::new().unwrap();
+    save(&store(&dir), &shared(List(vec![9])), 2, Content::Full);
+    damaged(&dir);
+    let machine = shared(List::default());
+    let used = recover_from(&store(&dir), &machine, 3, &[2]).unwrap();
+    assert_eq!(used.pos.index, Index(2));
+    assert_eq!(listed::<List>(&**machine.lock()), Ok(vec![9]));
+    assert_eq!(store(&dir).list(GROUP, REPLICA).unwrap(), [Index(2)], "nothing finds the damaged one again");
+}
+
+fn an_export_does_not_make_the_users_directory() {
+    let (dir, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let machine = shared(List::default());
+    let path = to.path().join("mistyped");
+    let prepared = prepared(&machine, Content::Full);
+    let refused = save_to(&store(&dir), prepared, header(3, Content::Full), Some(path.clone()), &Arc::default());
+    assert!(matches!(refused, Err(SnapshotError::ExportDirectory(_))), "{refused:?}");
+    assert!(!path.exists());
+}
+
+fn an_export_is_refused_with_the_metadata_of_another() {
+    let dir = TempDir::new().unwrap();
+    let exported = [vec![1], vec![2]].map(|list| {
+        let to = TempDir::new().unwrap();
+        let prepared = prepared(&shared(List(list)), Content::Full);
+        let export_to = Some(to.path().to_owned());
+        save_to(&store(&dir), prepared, header(3, Content::Full), export_to, &Arc::default()).unwrap();
+        to
+    });
+    let disk: SharedDisk = Arc::new(RealDisk);
+    let path = |to: &TempDir| to.path().join("snapshot-7-3");
+    verify_export(&disk, &path(&exported[0])).unwrap();
+    std::fs::copy(path(&exported[1]).join("snapshot.meta"), path(&exported[0]).join("snapshot.meta")).unwrap();
+    verify_export(&disk, &path(&exported[0])).unwrap_err();
+}
