@@ -205,6 +205,8 @@ impl Node {
             }
             self.core.applied(run.last());
         }
+        // When a message is made is when it must be true: one that waits for the disk may be late when it leaves.
+        out.early.iter().chain(&out.held).for_each(|message| self.check_sent(message, said));
         for message in out.early {
             self.release(message, said);
         }
@@ -284,8 +286,6 @@ impl Node {
                 None => self.promised.push((message.term, to)),
             }
         }
-        self.check_sent(&message, said);
-        let disk = &self.disk;
         if let Body::AppendAccepted { matched } = &message.body {
             let kept = disk.hard.term > message.term
                 || (disk.hard.term == message.term && disk.history.len() as u64 >= matched.0);
