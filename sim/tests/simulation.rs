@@ -144,3 +144,8 @@ fn silent_groups_send_nothing_but_their_hosts_beats() {
 fn groups_of_a_dead_host_elect_within_two_election_timeouts() {
     quiesce::groups_of_a_dead_host_elect_within_two_election_timeouts();
 }
+
+#[test]
+fn a_host_that_was_cut_off_while_its_groups_slept_is_brought_up_to_date() {
+    quiesce::a_host_that_was_cut_off_while_its_groups_slept_is_brought_up_to_date();
+}
