@@ -15,6 +15,8 @@ mod flow;
 mod fuzzing;
 #[path = "scenarios/guards.rs"]
 mod guards;
+#[path = "scenarios/house.rs"]
+mod house;
 #[path = "scenarios/members.rs"]
 mod members;
 #[path = "scenarios/oracle.rs"]
