@@ -157,6 +157,15 @@ impl Starter {
         groups
     }
 
+    /// The replicas that the store holds and that are not running, sorted.
+    pub fn stopped_replicas(&self) -> Vec<(GroupId, ReplicaId)> {
+        let stopped = self.host.stopped.lock();
+        let mut found: Vec<_> =
+            stopped.values().filter(|s| !s.removed).map(|s| (s.group, s.bootstrap.replica)).collect();
+        found.sort_unstable();
+        found
+    }
+
     /// Starts replicas: all that is new of them is one journal batch. Either all start or none.
     ///
     /// # Errors

@@ -1,13 +1,17 @@
 //! A host of the key-value server: one `NodeHost`, with a replica of every group.
 
+mod admin;
+
 use crate::kv::{Answer, Command, Kv, Output, Query};
 use crate::server::Shards;
+use crate::server::admin::{Admin, Answering};
 use crate::slots::SLOTS;
 use longboat::{
-    Group, GroupConfig, GroupId, GroupInfo, HostId, NodeHost, NodeHostConfig, PendingBatch, ReplicaId, ReplicaStart,
-    RequestError,
+    Group, GroupConfig, GroupId, GroupInfo, HostId, NodeHost, NodeHostConfig, PendingBatch, ReplicaId, ReplicaKind,
+    ReplicaStart, RequestError, StartError,
 };
-use std::collections::BTreeMap;
+use parking_lot::RwLock;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -24,6 +28,9 @@ pub struct Settings {
     pub host_id: u64,
     /// The raft addresses of all hosts, this one included.
     pub peers: BTreeMap<u64, SocketAddr>,
+    /// Those of the hosts that have a replica of every group from the start; all when empty. The others have none before they
+    /// are told to join.
+    pub members: BTreeSet<u64>,
     /// The number of groups; can't be changed later.
     pub groups: u16,
     /// Where everything durable goes.
@@ -40,7 +47,9 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct KvHost {
     host: NodeHost,
-    groups: Vec<Group<Kv>>,
+    settings: Settings,
+    /// By group, its replica here, if there is one.
+    groups: RwLock<Vec<Option<Group<Kv>>>>,
 }
 
 impl KvHost {
@@ -63,21 +72,56 @@ impl KvHost {
             peers: others.map(|(id, address)| (HostId(*id), *address)).collect(),
             ..NodeHostConfig::default()
         })?;
-        let members = ReplicaStart::bootstrap(settings.peers.keys().map(|id| (ReplicaId(*id), HostId(*id))));
-        let replica = |n: u16| {
-            let config = GroupConfig {
-                group: GroupId(u64::from(n) + 1),
-                replica: ReplicaId(settings.host_id),
-                election_timeout_ms: settings.election_timeout_ms,
-                heartbeat_interval_ms: (settings.election_timeout_ms / 10).max(1),
-                snapshot_entries: settings.snapshot_entries,
-                compaction_overhead: settings.compaction_overhead,
-                ..GroupConfig::default()
-            };
-            (members.clone(), config, Kv::default())
+        let groups = RwLock::new(vec![None; usize::from(settings.groups)]);
+        let kv = Self { host, settings: settings.clone(), groups };
+        kv.start()?;
+        Ok(kv)
+    }
+
+    fn config(&self, group: GroupId) -> GroupConfig {
+        let settings = &self.settings;
+        GroupConfig {
+            group,
+            replica: ReplicaId(settings.host_id),
+            election_timeout_ms: settings.election_timeout_ms,
+            heartbeat_interval_ms: (settings.election_timeout_ms / 10).max(1),
+            snapshot_entries: settings.snapshot_entries,
+            compaction_overhead: settings.compaction_overhead,
+            ..GroupConfig::default()
+        }
+    }
+
+    /// Starts what is in the directory, as what it is, and what is to be here from the start.
+    fn start(&self) -> Result<(), StartError> {
+        let settings = &self.settings;
+        let first: Vec<u64> = match settings.members.is_empty() {
+            true => settings.peers.keys().copied().collect(),
+            false => settings.members.iter().copied().collect(),
         };
-        let groups = host.start_replicas((0..settings.groups).map(replica))?;
-        Ok(Self { host, groups })
+        let bootstrap = ReplicaStart::bootstrap(first.iter().map(|id| (ReplicaId(*id), HostId(*id))));
+        let here: BTreeMap<GroupId, ReplicaId> = self.host.stopped_replicas().into_iter().collect();
+        for n in 0..usize::from(settings.groups) {
+            let group = GroupId(n as u64 + 1);
+            let (start, config) = match here.get(&group) {
+                Some(&replica) => (ReplicaStart::Restart, GroupConfig { replica, ..self.config(group) }),
+                None if first.contains(&settings.host_id) => (bootstrap.clone(), self.config(group)),
+                None => continue,
+            };
+            match self.host.start_replica(start, config.clone(), Kv::default) {
+                Ok(started) => self.groups.write()[n] = Some(started),
+                Err(StartError::OtherKind { kind: ReplicaKind::Witness, .. }) => {
+                    self.host.start_witness(ReplicaStart::Restart, config)?;
+                }
+                // It was here from the start and is not any more.
+                Err(StartError::Removed { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn group(&self, shard: usize) -> Result<Group<Kv>, RequestError> {
+        self.groups.read()[shard].clone().ok_or(RequestError::NotHere(GroupId(shard as u64 + 1)))
     }
 
     /// Ends the host in order. A host that is killed instead loses nothing that was acknowledged.
@@ -122,7 +166,7 @@ impl KvHost {
 
 impl Shards for KvHost {
     fn count(&self) -> usize {
-        self.groups.len()
+        usize::from(self.settings.groups)
     }
 
     fn propose(
@@ -131,7 +175,7 @@ impl Shards for KvHost {
         commands: impl ExactSizeIterator<Item = Command>,
         timeout: Duration,
     ) -> Result<PendingBatch<Output>, RequestError> {
-        self.groups[shard].propose_batch(commands, timeout)
+        self.group(shard)?.propose_batch(commands, timeout)
     }
 
     fn read(
@@ -140,11 +184,15 @@ impl Shards for KvHost {
         queries: impl ExactSizeIterator<Item = Query>,
         timeout: Duration,
     ) -> Result<PendingBatch<Answer>, RequestError> {
-        self.groups[shard].read_batch(queries, timeout)
+        self.group(shard)?.read_batch(queries, timeout)
+    }
+
+    fn admin(&self, admin: Admin, timeout: Duration) -> Answering {
+        self.admin(admin, timeout)
     }
 
     fn info(&self, section: Option<&str>, out: &mut String) {
-        let infos: Vec<GroupInfo> = self.groups.iter().map(|group| group.info()).collect();
+        let infos: Vec<GroupInfo> = self.groups.read().iter().flatten().map(|group| group.info()).collect();
         let wanted = |name| section.is_none_or(|section| matches!(section, "all" | "everything") || section == name);
         let mut written = Ok(());
         if wanted("longboat") {

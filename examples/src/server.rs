@@ -3,11 +3,13 @@
 //! A pass of a loop reads all connections that have input, gathers their commands into one batch per group, hands the
 //! batches over, and writes the replies of those that are over. It never waits for a group.
 
+pub mod admin;
 mod commands;
 mod conn;
 mod rounds;
 
 use crate::kv::{Answer, Command, Output, Query};
+use admin::{Admin, Answering};
 use commands::{Outcome, Task, Work};
 use conn::{Conn, Place, Sink};
 use longboat::{PendingBatch, RequestError};
@@ -47,6 +49,9 @@ pub trait Shards: Send + Sync + 'static {
         queries: impl ExactSizeIterator<Item = Query>,
         timeout: Duration,
     ) -> Result<PendingBatch<Answer>, RequestError>;
+
+    /// Carries out what an operator asks.
+    fn admin(&self, admin: Admin, timeout: Duration) -> Answering;
 
     /// Appends sections about the groups to the report that `INFO` shows.
     fn info(&self, section: Option<&str>, out: &mut String);
@@ -314,6 +319,11 @@ impl<S: Shards> EventLoop<S> {
         let now = Instant::now();
         for (ops, results) in collected.writes {
             self.deliver(ops, results, now, Work::Write, Outcome::Written, |error| !error.may_have_applied());
+        }
+        for (id, place, said) in collected.said {
+            let Some(conn) = self.conn(id) else { continue };
+            conn.done(place, said.map_or_else(Outcome::Failed, Outcome::Said));
+            self.list(id.slot);
         }
         for (ops, results) in collected.reads {
             self.deliver(ops, results, now, Work::Read, Outcome::Answered, |_| true);

@@ -15,6 +15,7 @@ fn settings(host_id: u64, peers: &BTreeMap<u64, SocketAddr>, dir: &Path) -> Sett
     Settings {
         host_id,
         peers: peers.clone(),
+        members: (1..=3).filter(|id| peers.contains_key(id)).collect(),
         groups: 8,
         data: dir.join(host_id.to_string()),
         snapshot_entries: 50,
@@ -36,9 +37,31 @@ struct Cluster {
 
 impl Cluster {
     fn start() -> Self {
-        let mut cluster = Self { servers: Vec::new(), peers: free_addresses(3), dir: TempDir::new().unwrap() };
+        Self::start_with(3)
+    }
+
+    /// With this many hosts, the first three of them members of all groups.
+    fn start_with(hosts: u64) -> Self {
+        let mut cluster = Self { servers: Vec::new(), peers: free_addresses(hosts), dir: TempDir::new().unwrap() };
         cluster.start_hosts();
         cluster
+    }
+
+    /// A list, or the one line that is said instead.
+    fn ask_list(&self, n: usize, command: &str) -> Vec<String> {
+        let mut stream = BufReader::new(TcpStream::connect(self.servers[n].address()).unwrap());
+        stream.get_mut().write_all(format!("{command}\r\n").as_bytes()).unwrap();
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        let Some(count) = line.strip_prefix('*') else { return vec![line.trim_end().to_owned()] };
+        let count: usize = count.trim_end().parse().unwrap();
+        (0..2 * count)
+            .filter_map(|n| {
+                let mut line = String::new();
+                stream.read_line(&mut line).unwrap();
+                (n % 2 == 1).then(|| line.trim_end().to_owned())
+            })
+            .collect()
     }
 
     fn start_hosts(&mut self) {
@@ -103,5 +126,50 @@ fn settings_that_make_no_sense_are_refused_by_name() {
     for (settings, expected) in cases {
         let error = KvHost::open(&settings).map(drop).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn members_and_leaders_change_by_command_at_any_host() {
+    let cluster = Cluster::start_with(4);
+    assert_eq!(cluster.ask(0, "SET key value"), "+OK");
+    for (n, to) in [(0, 2), (1, 3), (2, 1)] {
+        let said = cluster.ask(n, &format!("LONGBOAT TRANSFER 5 {to}"));
+        assert!(said.starts_with(&format!("+OK leader {to} ")), "{said}");
+        let members = cluster.ask_list(n, "LONGBOAT MEMBERS 5");
+        assert!(members.contains(&format!("replica {to} on host {to} voter leader")), "{members:?}");
+    }
+    let refused = cluster.ask(0, "LONGBOAT TRANSFER 5 9");
+    assert!(refused.starts_with("-ERR") && refused.contains("not a voter"), "{refused}");
+
+    // The fourth host has nothing before it joins, and then serves.
+    for group in 1..=7 {
+        assert!(cluster.ask(3, &format!("LONGBOAT INFO {group}")).starts_with("-ERR"));
+        assert!(cluster.ask(1, &format!("LONGBOAT ADD {group} 4 4 NONVOTING")).starts_with("+OK"));
+        assert_eq!(cluster.ask(3, &format!("LONGBOAT JOIN {group} 4")), "+OK");
+        assert!(cluster.ask(2, &format!("LONGBOAT ADD {group} 4 4")).starts_with("+OK"), "promoted");
+    }
+    let again = cluster.ask(0, "LONGBOAT ADD 5 4 4");
+    assert!(again.starts_with("-ERR") && again.contains("already a member"), "{again}");
+    assert!(cluster.ask(3, "LONGBOAT INFO 5").contains("replica:4"));
+
+    // In the eighth group it takes the place of another. Asked again, the same thing is waited for.
+    assert_eq!(cluster.ask(3, "LONGBOAT JOIN 8 4"), "+OK");
+    let replaced = || cluster.ask(0, "LONGBOAT REPLACE 8 3 4 4").starts_with("+OK");
+    assert!((0..10).any(|_| replaced()));
+    let members = cluster.ask_list(3, "LONGBOAT MEMBERS 8");
+    let is = |what: &str| members.iter().any(|line| line.starts_with(what));
+    assert!(is("replica 4 on host 4 voter") && !is("replica 3"), "{members:?}");
+    let other = cluster.ask(0, "LONGBOAT REPLACE 8 2 4 4");
+    assert!(other.starts_with("-ERR"), "{other}");
+    assert_eq!(cluster.ask(3, "GET key"), "value");
+
+    // Removed, it is gone from there, and its id is refused.
+    assert!(cluster.ask(3, "LONGBOAT REMOVE 5 4").starts_with("+OK"));
+    let gone = cluster.ask(0, "LONGBOAT ADD 5 4 4");
+    assert!(gone.starts_with("-ERR") && gone.contains("was removed"), "{gone}");
+    let begun = std::time::Instant::now();
+    while !cluster.ask(3, "LONGBOAT INFO 5").starts_with("-ERR") {
+        assert!(begun.elapsed().as_secs() < 60, "the removed replica runs on");
     }
 }

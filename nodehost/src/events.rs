@@ -76,6 +76,13 @@ impl Listeners {
             return Ok(None);
         }
         shared.events.listen();
+        let host = Arc::downgrade(shared);
+        shared.peers.listen(Box::new(move |peer, suspected| {
+            if let Some(host) = host.upgrade() {
+                let event = if suspected { HostEvent::HostSuspected(peer) } else { HostEvent::HostReturned(peer) };
+                host.events.tell(event);
+            }
+        }));
         let shared = Arc::clone(shared);
         let name = format!("lb{}-events", shared.config.host);
         let thread = std::thread::Builder::new().name(name).spawn(move || {

@@ -12,7 +12,7 @@ use longboat_engine::{
 };
 use longboat_io::{Clock, MonotonicClock, RayonSpawner, RealDisk};
 use longboat_logdb::{LogStats, SharedLog, SharedLogConfig};
-use longboat_raft::{GroupId, HostId, StoreId};
+use longboat_raft::{GroupId, HostId, ReplicaId, StoreId};
 use longboat_rsm::snapshot::SnapshotStore;
 use longboat_rsm::{Machine, Pending, RequestError, WitnessMachine};
 use longboat_transport::{StaticRegistry, TcpConfig, TcpTransport, Transport, TransportStats};
@@ -277,6 +277,11 @@ impl NodeHost {
     /// Groups whose replica is in the data directory and not running.
     pub fn stopped_groups(&self) -> Vec<GroupId> {
         self.inner.starter().map_or_else(Vec::new, |s| s.stopped())
+    }
+
+    /// As [`NodeHost::stopped_groups`], with the replicas.
+    pub fn stopped_replicas(&self) -> Vec<(GroupId, ReplicaId)> {
+        self.inner.starter().map_or_else(Vec::new, |s| s.stopped_replicas())
     }
 
     /// A peer lives at another address from now on.

@@ -23,6 +23,9 @@ struct Options {
     /// All hosts, this one included, and where each listens for the others.
     #[arg(long, value_name = "ID=ADDRESS,..", value_delimiter = ',', value_parser = peer, required = true)]
     peers: Vec<(u64, SocketAddr)>,
+    /// Those of the hosts that have a replica of every group from the start; others join with LONGBOAT JOIN [default: all]
+    #[arg(long, value_name = "ID,..", value_delimiter = ',')]
+    members: Vec<u64>,
     /// Where clients connect.
     #[arg(long, value_name = "ADDRESS")]
     resp: SocketAddr,
@@ -80,6 +83,7 @@ fn serve(options: &Options) -> Result<(), Box<dyn Error>> {
     let host = KvHost::open(&Settings {
         host_id: options.host_id,
         peers,
+        members: options.members.iter().copied().collect(),
         groups: options.groups,
         data: options.data.clone(),
         snapshot_entries: options.snapshot_entries,

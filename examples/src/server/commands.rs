@@ -1,5 +1,6 @@
 //! From a command's arguments to what the groups are asked to do, and how their results become the reply.
 
+use super::admin::{self, Admin, Said};
 use crate::kv::{Answer, Command, Output, Query, When};
 use crate::resp::{self, KEY_BYTES_MAX};
 use crate::slots;
@@ -31,6 +32,7 @@ pub(crate) struct Task {
 pub(crate) enum Work {
     Write(Command),
     Read(Query),
+    Admin(Admin),
 }
 
 /// How the results of a command's tasks make up its reply.
@@ -46,6 +48,8 @@ pub(crate) enum Shape {
     Values,
     /// The sum of all numbers.
     Sum,
+    /// What was said to an operator.
+    Said,
 }
 
 /// What a task came to.
@@ -53,6 +57,7 @@ pub(crate) enum Shape {
 pub(crate) enum Outcome {
     Written(Output),
     Answered(Answer),
+    Said(Said),
     /// The text of an error reply.
     Failed(String),
 }
@@ -80,7 +85,7 @@ impl Task {
         match &self.work {
             Work::Write(command) => Some(key_hash(command.key())),
             Work::Read(Query::Get(key) | Query::Exists(key)) => Some(key_hash(key)),
-            Work::Read(Query::Count) => None,
+            Work::Read(Query::Count) | Work::Admin(_) => None,
         }
     }
 }
@@ -109,6 +114,10 @@ pub(crate) fn interpret(args: &[Bytes], shards: usize) -> Request {
             let count = |shard| Task { shard, work: Work::Read(Query::Count) };
             Request::Work(Shape::Sum, (0..shards).map(count).collect())
         }
+        (b"LONGBOAT", _) => match admin::interpret(rest) {
+            Ok(admin) => Request::Work(Shape::Said, [Task { shard: 0, work: Work::Admin(admin) }].into()),
+            Err(text) => error(&text),
+        },
         (b"PING", []) => Request::Reply(b"+PONG\r\n".to_vec()),
         (b"PING" | b"ECHO", [text]) => reply(|out| resp::write_bulk(out, Some(text))),
         (b"QUIT", _) => Request::Quit(b"+OK\r\n".to_vec()),
@@ -130,8 +139,8 @@ pub(crate) fn interpret(args: &[Bytes], shards: usize) -> Request {
 }
 
 const COMMANDS: &[&str] = &[
-    "COMMAND", "CONFIG", "DBSIZE", "DEL", "ECHO", "EXISTS", "GET", "INCR", "INFO", "MGET", "MSET", "PING", "QUIT",
-    "SELECT", "SET",
+    "COMMAND", "CONFIG", "DBSIZE", "DEL", "ECHO", "EXISTS", "GET", "INCR", "INFO", "LONGBOAT", "MGET", "MSET", "PING",
+    "QUIT", "SELECT", "SET",
 ];
 
 fn set(key: &Bytes, value: &Bytes, options: &[Bytes], shards: usize) -> Request {
@@ -219,6 +228,10 @@ impl Shape {
                 outcomes.for_each(|outcome| write_value(outcome, out));
             }
             Self::Value => outcomes.for_each(|outcome| write_value(outcome, out)),
+            Self::Said => outcomes.for_each(|outcome| match outcome {
+                Outcome::Said(said) => said.write(out),
+                _ => resp::write_bulk(out, None),
+            }),
             Self::Set => outcomes.for_each(|outcome| match outcome {
                 Outcome::Written(Output::Set) => resp::write_simple(out, "OK"),
                 _ => resp::write_bulk(out, None),

@@ -1,6 +1,7 @@
 //! Gathers tasks of all connections into one batch per group and round, and hands their outcomes back.
 
 use super::Shards;
+use super::admin::{Answering, Said};
 use super::commands::{Task, Work};
 use super::conn::Place;
 use crate::kv::{Answer, Command, Output, Query};
@@ -53,6 +54,8 @@ pub(crate) type Finished<W, T> = (Vec<Op<W>>, Vec<Result<T, RequestError>>);
 pub(crate) struct Collected {
     pub(crate) writes: Vec<Finished<Command, Output>>,
     pub(crate) reads: Vec<Finished<Query, Answer>>,
+    /// What operators are told.
+    pub(crate) said: Vec<(ConnId, Place, Result<Said, String>)>,
 }
 
 struct Batch<W, T> {
@@ -63,6 +66,7 @@ struct Batch<W, T> {
 enum InFlight {
     Writes(Batch<Command, Output>, Waker),
     Reads(Batch<Query, Answer>, Waker),
+    Admin(ConnId, Place, Answering, Waker),
 }
 
 #[derive(Debug, Default)]
@@ -116,6 +120,10 @@ impl<S: Shards> Rounds<S> {
 
     fn add_op(&mut self, op: Op<Work>) {
         let Op { conn, place, deadline, shard, work } = op;
+        if let Work::Admin(admin) = work {
+            let answering = self.shards.admin(admin, PATIENCE);
+            return self.start(|waker| InFlight::Admin(conn, place, answering, waker));
+        }
         let open = &mut self.open[shard as usize];
         if open.writes.is_empty() && open.reads.is_empty() {
             self.touched.push(shard as usize);
@@ -123,6 +131,7 @@ impl<S: Shards> Rounds<S> {
         match work {
             Work::Write(work) => open.writes.push(Op { conn, place, deadline, shard, work }),
             Work::Read(work) => open.reads.push(Op { conn, place, deadline, shard, work }),
+            Work::Admin(_) => unreachable!("begun above"),
         }
     }
 
@@ -203,6 +212,12 @@ impl<S: Shards> Rounds<S> {
                 Some(finished) => self.collected.reads.push(finished),
                 None => return,
             },
+            InFlight::Admin(conn, place, answering, waker) => {
+                match answering.as_mut().poll(&mut Context::from_waker(waker)) {
+                    Poll::Ready(said) => self.collected.said.push((*conn, *place, said)),
+                    Poll::Pending => return,
+                }
+            }
         }
         self.in_flight[id as usize] = None;
         self.free.push(id);

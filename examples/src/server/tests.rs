@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use super::admin::Said;
 use super::*;
 use crate::kv::Kv;
 use crate::slots;
@@ -111,6 +112,16 @@ impl Shards for Unruly {
         self.run(shard, queries.collect(), |kv, query| kv.lookup(query).unwrap())
     }
 
+    fn admin(&self, admin: Admin, _: Duration) -> Answering {
+        let said = match admin {
+            Admin::Members { group } => Ok(Said::List(vec![format!("group {group}"), "replica 1".to_owned()])),
+            Admin::Transfer { .. } => Ok(Said::Line("OK".to_owned())),
+            Admin::Info { .. } => Ok(Said::Text("group:1\r\n".to_owned())),
+            _ => Err("ERR refused".to_owned()),
+        };
+        Box::pin(std::future::ready(said))
+    }
+
     fn info(&self, _: Option<&str>, out: &mut String) {
         out.push_str("# Groups\r\n");
     }
@@ -158,6 +169,17 @@ fn a_pipeline_is_answered_in_order_and_sees_its_own_writes() {
         ["SET a 1", "GET a", "PING", "INCR a", "MGET a b", "MSET a 5 b 6 a 7", "MGET a b", "DBSIZE", "DEL a b c"];
     let replies = ask(&mut client, &commands);
     assert_eq!(replies, ["+OK", "1", "+PONG", ":2", "[2 $-1]", "+OK", "[7 6]", ":2", ":2"]);
+}
+
+#[test]
+fn what_an_operator_asks_is_answered_in_its_place() {
+    let server = serve(Unruly::start(0, 1));
+    let mut client = connect(&server);
+    let commands =
+        ["SET a 1", "LONGBOAT MEMBERS 2", "longboat transfer 2 1", "GET a", "LONGBOAT INFO", "LONGBOAT REMOVE 2 1"];
+    let replies = ask(&mut client, &commands);
+    assert_eq!(replies, ["+OK", "[group 2 replica 1]", "+OK", "1", "group:1", "-ERR refused"]);
+    assert!(ask(&mut client, &["LONGBOAT SINK"])[0].starts_with("-ERR LONGBOAT takes"));
 }
 
 #[test]

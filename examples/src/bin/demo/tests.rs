@@ -13,6 +13,7 @@ use std::time::Duration;
 fn a_write_that_is_gone_or_changed_is_counted_as_lost() {
     let dir = tempfile::tempdir().unwrap();
     let host = KvHost::open(&Settings {
+        members: [].into(),
         host_id: 1,
         peers: [(1, "127.0.0.1:0".parse().unwrap())].into(),
         groups: 4,
