@@ -21,5 +21,6 @@ pub mod report;
 pub mod restart;
 pub mod slow_link;
 pub mod throughput;
+pub mod transfer;
 
 pub use cluster::BoxError;

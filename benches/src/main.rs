@@ -7,7 +7,8 @@ use longboat_bench::idle::IdleReport;
 use longboat_bench::kill::KillReport;
 use longboat_bench::probe::Probe;
 use longboat_bench::restart::RestartReport;
-use longboat_bench::{BoxError, all, contrast, create, idle, journal, kill, process, restart, throughput};
+use longboat_bench::transfer::TransferReport;
+use longboat_bench::{BoxError, all, contrast, create, idle, journal, kill, process, restart, throughput, transfer};
 use longboat_io::RealDisk;
 use longboat_logdb::{SharedLog, SharedLogConfig};
 use longboat_raft::HostId;
@@ -55,6 +56,8 @@ enum Command {
     SlowFollower(contrast::Options),
     /// One host closed: does it reach the groups' throughput, and what does it keep in memory?
     DeadFollower(contrast::Options),
+    /// Leadership of all groups moved from one host to another under load: three hosts and a client, each in a process.
+    Transfer(transfer::Options),
     /// Load in a process that is killed at random moments; what was acknowledged is looked for each time.
     Kill(kill::Options),
     /// What this machine allows: fdatasync, loopback round trip, sequential writes.
@@ -160,6 +163,11 @@ fn run(command: Command) -> Result<(), BoxError> {
             let report = kill::run(&options, dir)?;
             print(options.json, &report, KillReport::table)?;
             if report.lost == 0 { Ok(()) } else { Err("acknowledged proposals were lost".into()) }
+        }),
+        Command::Transfer(options) => in_dir(options.dir.clone(), |dir| {
+            let Some(report) = transfer::run(&options, dir)? else { return Ok(()) };
+            print(options.json, &report, TransferReport::table)?;
+            if report.writes_failed == 0 { Ok(()) } else { Err("writes failed".into()) }
         }),
         Command::Probe { dir, json } => in_dir(dir, |dir| {
             let probe = Probe::run(dir)?;
