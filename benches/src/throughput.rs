@@ -54,11 +54,11 @@ pub struct Options {
     /// Applied entries between snapshots of a group; 0 takes none.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub snapshot_entries: u64,
-    /// Smallest election timeout of a group, in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    /// Smallest election timeout of a group, in milliseconds [default: the engine's]
+    #[arg(long, value_name = "MS", default_value_t = 0, hide_default_value = true)]
     pub election_ms: u64,
-    /// Time between a leader's heartbeats, in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = 100)]
+    /// Time between a leader's heartbeats, in milliseconds [default: the engine's]
+    #[arg(long, value_name = "MS", default_value_t = 0, hide_default_value = true)]
     pub heartbeat_ms: u64,
 }
 

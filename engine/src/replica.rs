@@ -26,7 +26,7 @@ const NEVER: Time = Time(u64::MAX);
 /// Members, and senders that the membership does not name yet, that one replica keeps routes to.
 const ROUTES_MAX: usize = 256;
 /// Heartbeats after which a read whose answer has not come asks again: the question or the answer was lost.
-const READ_PATIENCE: u64 = 4;
+const READ_PATIENCE: u64 = 2;
 
 /// Reads that wait for an index.
 struct Asked {
