@@ -8,9 +8,7 @@ mod support;
 
 use longboat_raft::plant;
 
-/// One test, because a bug is planted for the whole process.
-#[test]
-fn every_planted_bug_is_caught() {
+fn main() {
     for (_, scenario) in guards::GUARDS {
         scenario();
     }
@@ -20,8 +18,11 @@ fn every_planted_bug_is_caught() {
             plant::set(Some(name));
             let outcome = std::panic::catch_unwind(scenario);
             plant::set(None);
+            // Read by whoever puts all crates' planted bugs into one table: how many scenarios notice, of how many.
+            println!("{name} {} of 1", u32::from(outcome.is_err()));
             outcome.is_ok()
         })
+        .map(|(name, _)| *name)
         .collect();
     assert!(missed.is_empty(), "not caught: {missed:?}");
 }

@@ -51,13 +51,13 @@ struct Tests {
 impl Tests {
     /// Runs them.
     fn run() -> Self {
-        let raft = Self::of("longboat-raft").unwrap_or_default();
+        let tables = ["longboat-raft", "longboat-rsm"].map(|package| Self::of(package).unwrap_or_default());
         // A line for each bug: its name, how many of its guards notice, of how many.
         let whole = |line: &str| {
             let words: Vec<&str> = line.split_whitespace().collect();
             matches!(words[..], [_, n, "of", m, ..] if n == m && n != "0").then(|| words[0].to_owned())
         };
-        let mut caught: BTreeSet<String> = raft.lines().filter_map(whole).collect();
+        let mut caught: BTreeSet<String> = tables.iter().flat_map(|table| table.lines()).filter_map(whole).collect();
         if Self::of("longboat-logdb").is_some() {
             caught.extend(OF_THE_STORE.iter().map(|name| (*name).to_owned()));
         }
