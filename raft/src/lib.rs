@@ -13,6 +13,7 @@ pub mod quorum;
 pub mod run;
 pub mod session;
 
+mod config;
 mod core;
 mod durability;
 mod election;
@@ -34,8 +35,9 @@ mod replication;
 mod rng;
 mod transfer;
 
-pub use crate::core::{ChangeChecks, Core, CoreConfig, Guard, Restored, Role};
+pub use crate::core::{Core, Guard, Restored, Role};
 pub use changer::{Change, ChangeError, ChangeKind, ConfigChange, Promotion, Transition};
+pub use config::{ChangeChecks, CoreConfig};
 pub use durability::PersistToken;
 pub use error::Violation;
 pub use ids::{GroupEpoch, GroupId, HardState, HostId, Index, LogPos, ReplicaId, SessionId, StoreId, Term, Time};

@@ -4,7 +4,8 @@
 //! effect. Whatever is refused was not appended and never will be.
 
 use crate::changer::{ChangeError, ConfigChange};
-use crate::core::{ChangeChecks, Core, Role};
+use crate::config::ChangeChecks;
+use crate::core::{Core, Role};
 use crate::ids::{Index, ReplicaId, Term, Time};
 use crate::message::{Body, RefusedReason};
 use crate::output::{ProposeOptions, Proposed, Refused, RefusedWhy};
