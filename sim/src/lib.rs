@@ -22,6 +22,7 @@ pub mod recorder;
 pub mod report;
 pub mod rng;
 pub mod shadow;
+pub mod silence;
 pub mod swarm;
 pub mod timeline;
 pub mod world;

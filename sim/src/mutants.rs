@@ -1,13 +1,14 @@
 //! Every planted bug against whatever is to catch it, within a budget each.
 //!
-//! A bug is looked for by the models that name it, then, if whole worlds are known to catch it within few seeds, by those; then
-//! by the tests of the crate that it is planted in, which are run by `cargo test` once and whose table is read; and what none
-//! of these knows is looked for by worlds until its budget is spent. A row says which it was.
+//! A bug is looked for by the models that name it, then by the scenario of silent groups that is its guard, then, if whole
+//! worlds are known to catch it within few seeds, by those; then by the tests of the crate that it is planted in, which are
+//! run by `cargo test` once and whose table is read; and what none of these knows is looked for by worlds until its budget is
+//! spent. A row says which it was.
 //!
 //! Must not know: what a bug breaks.
 
 use crate::model::{self, Limits};
-use crate::{Trace, run};
+use crate::{Trace, run, silence};
 use longboat_raft::plant;
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -82,6 +83,7 @@ pub fn all(only: Option<&str>, budget: Duration, mut told: impl FnMut(&Row)) -> 
             let mut row = Row { name, ..Row::default() };
             plant::set(Some(name));
             by_models(&mut row);
+            by_scenarios(&mut row);
             if plant::IN_WORLDS.contains(&name) {
                 by_worlds(&mut row, begun, budget);
             }
@@ -111,6 +113,13 @@ fn by_models(row: &mut Row) {
         let outcome = model::explore(&config, Limits { states: STATES });
         row.states += outcome.states;
         row.by = outcome.found.map(|_| format!("model {}", config.name));
+    }
+}
+
+fn by_scenarios(row: &mut Row) {
+    let mut guards = silence::GUARDS.iter().filter(|(name, _)| *name == row.name);
+    if row.by.is_none() && guards.any(|(_, scenario)| std::panic::catch_unwind(scenario).is_err()) {
+        row.by = Some("a scenario of silent groups".to_owned());
     }
 }
 

@@ -1,17 +1,20 @@
-//! Silent groups on whole hosts: what wakes them when a host dies, a replica stops, or a word is lost.
+//! Scenarios of silent groups on whole hosts: what wakes them when a host dies, a replica stops, or a word is lost.
+//!
+//! Each is a function that panics when what its name says does not hold. They are in the library because both the tests and
+//! [`mutants`](crate::mutants) play them: chance rarely stops a replica of a silent group just when its word is lost.
+//!
+//! Must not know: how silence is agreed upon.
 
-#![allow(unreachable_pub)]
-
+use crate::rng::Rng;
+use crate::swarm::Swarm;
+use crate::{Trace, World};
 use longboat_raft::{GroupId, HostId, Role};
-use longboat_sim::rng::Rng;
-use longboat_sim::swarm::Swarm;
-use longboat_sim::{Trace, World};
 
-pub const MILLI: u64 = 1_000_000;
-pub const SECOND: u64 = 1000 * MILLI;
+const MILLI: u64 = 1_000_000;
+const SECOND: u64 = 1000 * MILLI;
 const GROUPS: u64 = 12;
 
-/// A scenario, and the planted bug that it catches.
+/// Planted bugs, each with the scenario that catches it.
 pub const GUARDS: &[(&str, fn())] = &[
     ("gone-notice-dropped", followers_of_a_replica_that_stops_are_told_before_the_next_beat),
     ("beat-hash-ignored", a_lost_word_of_a_stopped_leader_is_found_by_the_beats),
@@ -36,7 +39,7 @@ fn all_silent(world: &World) -> bool {
 }
 
 /// A world in which every group has been used and has fallen silent.
-pub fn silent_world(seed: u64) -> World {
+fn silent_world(seed: u64) -> World {
     let mut rng = Rng::new(seed);
     let mut swarm = Swarm::quiet(&mut rng, GROUPS);
     swarm.step_workers = 1 + (seed % 2) as usize;
@@ -97,7 +100,7 @@ fn applied(world: &World, group: GroupId, host: HostId) -> u64 {
     world.replica(host, group).map_or(0, |r| r.published.applied.load(std::sync::atomic::Ordering::Relaxed))
 }
 
-#[allow(dead_code)]
+/// A host dies; what it led has leaders as soon as it can be suspected and a campaign is over.
 pub fn groups_of_a_dead_host_elect_within_two_election_timeouts() {
     for seed in 1..4 {
         let mut world = silent_world(seed);
@@ -111,7 +114,7 @@ pub fn groups_of_a_dead_host_elect_within_two_election_timeouts() {
     }
 }
 
-#[allow(dead_code)]
+/// A host dies; groups that others lead sleep on, and bring it up to date when it is back.
 pub fn a_dead_host_wakes_the_groups_that_it_led_and_no_others() {
     for seed in 1..4 {
         let mut world = silent_world(seed);
@@ -137,6 +140,7 @@ pub fn a_dead_host_wakes_the_groups_that_it_led_and_no_others() {
     }
 }
 
+/// A leader's replica stops on a live host; its followers hear it at once.
 pub fn followers_of_a_replica_that_stops_are_told_before_the_next_beat() {
     for seed in 1..4 {
         let mut world = silent_world(seed);
@@ -157,6 +161,7 @@ fn stop_unheard(world: &mut World, host: HostId, group: GroupId) {
     world.around.network.mend();
 }
 
+/// A leader's replica stops on a live host and nobody hears it; the beats' sums find it, and wake nothing else.
 pub fn a_lost_word_of_a_stopped_leader_is_found_by_the_beats() {
     for seed in 1..4 {
         let mut world = silent_world(seed);
@@ -171,7 +176,7 @@ pub fn a_lost_word_of_a_stopped_leader_is_found_by_the_beats() {
     }
 }
 
-#[allow(dead_code)]
+/// A follower's replica stops; its group falls silent without it, and brings it up to date when it starts.
 pub fn a_stopped_follower_does_not_keep_its_group_awake_and_is_missed_until_it_is_back() {
     for seed in 1..4 {
         let mut world = silent_world(seed);
@@ -195,7 +200,7 @@ pub fn a_stopped_follower_does_not_keep_its_group_awake_and_is_missed_until_it_i
     }
 }
 
-#[allow(dead_code)]
+/// A host is cut off from a silent group that takes a write meanwhile.
 pub fn a_host_that_was_cut_off_while_its_groups_slept_is_brought_up_to_date() {
     for seed in 1..4 {
         let mut world = silent_world(seed);
@@ -219,7 +224,7 @@ pub fn a_host_that_was_cut_off_while_its_groups_slept_is_brought_up_to_date() {
     }
 }
 
-#[allow(dead_code)]
+/// A replica wakes while nobody hears it.
 pub fn one_of_two_sides_wakes_from_quiesce_and_the_other_does_not() {
     for seed in 1..6 {
         let mut world = silent_world(seed);
@@ -238,7 +243,7 @@ pub fn one_of_two_sides_wakes_from_quiesce_and_the_other_does_not() {
     }
 }
 
-#[allow(dead_code)]
+/// All hosts lose power while all is silent.
 pub fn silent_groups_survive_that_all_hosts_lose_power() {
     for seed in 1..4 {
         let mut world = silent_world(seed);
@@ -250,7 +255,7 @@ pub fn silent_groups_survive_that_all_hosts_lose_power() {
     }
 }
 
-#[allow(dead_code)]
+/// A host restarts faster than anybody can miss it.
 pub fn a_host_that_starts_anew_before_it_is_suspected_leaves_no_group_behind() {
     for seed in 1..4 {
         let mut world = silent_world(seed);
@@ -264,7 +269,7 @@ pub fn a_host_that_starts_anew_before_it_is_suspected_leaves_no_group_behind() {
     }
 }
 
-#[allow(dead_code)]
+/// Silent groups cost no frame beyond what their hosts send.
 pub fn silent_groups_send_nothing_but_their_hosts_beats() {
     let mut world = silent_world(5);
     let timeout = world.around.swarm.election_timeout_nanos;

@@ -2,12 +2,9 @@
 //! process: one test at a time plants.
 #![cfg(feature = "plant")]
 
-#[path = "scenarios/quiesce.rs"]
-mod quiesce;
-
 use longboat_raft::plant;
 use longboat_sim::model::{self, Limits};
-use longboat_sim::{Trace, run};
+use longboat_sim::{Trace, run, silence};
 use std::sync::Mutex;
 
 /// Held by the test that plants.
@@ -42,7 +39,7 @@ fn every_planted_bug_is_caught_within_a_hundred_worlds() {
 fn every_planted_bug_of_silence_is_caught_by_its_scenario() {
     let _alone = PLANTING.lock();
     std::panic::set_hook(Box::new(|_| {}));
-    let missed: Vec<&str> = quiesce::GUARDS
+    let missed: Vec<&str> = silence::GUARDS
         .iter()
         .filter(|(name, scenario)| {
             plant::set(Some(name));
@@ -52,7 +49,7 @@ fn every_planted_bug_of_silence_is_caught_by_its_scenario() {
         .collect();
     // A notice that is lost is made up for by the beats.
     plant::set(Some("gone-notice-dropped"));
-    let made_up_for = std::panic::catch_unwind(quiesce::a_lost_word_of_a_stopped_leader_is_found_by_the_beats).is_ok();
+    let made_up_for = std::panic::catch_unwind(silence::a_lost_word_of_a_stopped_leader_is_found_by_the_beats).is_ok();
     plant::set(None);
     let _ = std::panic::take_hook();
     assert!(missed.is_empty(), "not caught: {missed:?}");

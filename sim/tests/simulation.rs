@@ -2,13 +2,10 @@
 //!
 //! A failing seed is replayed by the command that the test prints.
 
-#[path = "scenarios/quiesce.rs"]
-mod quiesce;
-
 use longboat_raft::{HostId, Time};
 use longboat_sim::rng::Rng;
 use longboat_sim::swarm::Swarm;
-use longboat_sim::{Report, Totals, Trace, World, run};
+use longboat_sim::{Report, Totals, Trace, World, run, silence};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -107,45 +104,45 @@ fn a_published_snapshot_is_there_after_a_power_loss() {
 
 #[test]
 fn the_rules_of_silence_that_planted_bugs_break_hold() {
-    quiesce::GUARDS.iter().for_each(|(_, scenario)| scenario());
+    silence::GUARDS.iter().for_each(|(_, scenario)| scenario());
 }
 
 #[test]
 fn a_dead_host_wakes_the_groups_that_it_led_and_no_others() {
-    quiesce::a_dead_host_wakes_the_groups_that_it_led_and_no_others();
+    silence::a_dead_host_wakes_the_groups_that_it_led_and_no_others();
 }
 
 #[test]
 fn a_stopped_follower_does_not_keep_its_group_awake_and_is_missed_until_it_is_back() {
-    quiesce::a_stopped_follower_does_not_keep_its_group_awake_and_is_missed_until_it_is_back();
+    silence::a_stopped_follower_does_not_keep_its_group_awake_and_is_missed_until_it_is_back();
 }
 
 #[test]
 fn one_of_two_sides_wakes_from_quiesce_and_the_other_does_not() {
-    quiesce::one_of_two_sides_wakes_from_quiesce_and_the_other_does_not();
+    silence::one_of_two_sides_wakes_from_quiesce_and_the_other_does_not();
 }
 
 #[test]
 fn silent_groups_survive_that_all_hosts_lose_power() {
-    quiesce::silent_groups_survive_that_all_hosts_lose_power();
+    silence::silent_groups_survive_that_all_hosts_lose_power();
 }
 
 #[test]
 fn a_host_that_starts_anew_before_it_is_suspected_leaves_no_group_behind() {
-    quiesce::a_host_that_starts_anew_before_it_is_suspected_leaves_no_group_behind();
+    silence::a_host_that_starts_anew_before_it_is_suspected_leaves_no_group_behind();
 }
 
 #[test]
 fn silent_groups_send_nothing_but_their_hosts_beats() {
-    quiesce::silent_groups_send_nothing_but_their_hosts_beats();
+    silence::silent_groups_send_nothing_but_their_hosts_beats();
 }
 
 #[test]
 fn groups_of_a_dead_host_elect_within_two_election_timeouts() {
-    quiesce::groups_of_a_dead_host_elect_within_two_election_timeouts();
+    silence::groups_of_a_dead_host_elect_within_two_election_timeouts();
 }
 
 #[test]
 fn a_host_that_was_cut_off_while_its_groups_slept_is_brought_up_to_date() {
-    quiesce::a_host_that_was_cut_off_while_its_groups_slept_is_brought_up_to_date();
+    silence::a_host_that_was_cut_off_while_its_groups_slept_is_brought_up_to_date();
 }
