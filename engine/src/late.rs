@@ -38,11 +38,11 @@ impl StepWorker {
                 self.late.push((at, late));
                 continue;
             }
-            match late {
-                Late::Request(request) => self.queue_snapshot(at.slot, request),
-                Late::Saved(outcome) => self.snapshot_saved(at, *outcome),
-                Late::Reseal => self.reseal(at.slot),
-            }
+            self.guarded(at.slot, |w| match late {
+                Late::Request(request) => w.queue_snapshot(at.slot, request),
+                Late::Saved(outcome) => w.snapshot_saved(at, *outcome),
+                Late::Reseal => w.reseal(at.slot),
+            });
         }
     }
 

@@ -74,6 +74,13 @@ pub(crate) struct Open {
     pub(crate) after: Vec<(SlotRef, AfterDurable)>,
 }
 
+impl Open {
+    fn push(&mut self, update: Update) {
+        self.bytes += 64 + update.runs.iter().map(|r| r.encoded_len() as u64).sum::<u64>();
+        self.updates.push(update);
+    }
+}
+
 /// One step worker.
 pub struct StepWorker {
     index: usize,
@@ -229,8 +236,10 @@ impl StepWorker {
 
     fn with(&mut self, shared: &Arc<GroupShared>, act: impl FnOnce(&mut Self, u32)) {
         if let Some(slot) = self.slot_of(shared) {
-            act(self, slot);
-            self.activate(slot);
+            self.guarded(slot, |w| {
+                act(w, slot);
+                w.activate(slot);
+            });
         }
     }
 
@@ -409,9 +418,11 @@ impl StepWorker {
         let mut expired = std::mem::take(&mut self.expired);
         self.wheel.expire(now, &mut expired);
         for slot in expired.drain(..) {
-            if let Some(replica) = self.slots[slot as usize].replica.as_deref_mut() {
-                replica.advance(now);
-                self.activate(slot);
+            if self.slots[slot as usize].replica.is_some() {
+                self.guarded(slot, |w| {
+                    w.replica(slot).advance(now);
+                    w.activate(slot);
+                });
             }
         }
         self.expired = expired;
@@ -462,33 +473,37 @@ impl StepWorker {
         replica.take_applied();
         replica.core.take_output(now, &mut out);
         let (group, epoch) = (replica.config.group, replica.epoch);
-        for message in out.early.drain(..) {
-            if let Some(host) = replica.host_of(message.to) {
-                self.early.push(host, group, epoch, &message);
+        // What is to be durable goes into the batch first, and the messages that wait for it right after, with nothing between
+        // that could fail: a replica whose visit breaks off below has sealed what its acknowledgements and votes rest on.
+        let installed = out.persist.as_ref().and_then(|p| p.install.clone());
+        if let Some(update) = out.persist.take().map(|p| self.snapshots.update_of(group, p)) {
+            if let Some(Record::Snapshot(record)) = update.record.as_deref() {
+                replica.snapshot = Some(record.clone());
             }
+            self.open.push(update);
+        }
+        if let Some(token) = out.token.take() {
+            self.open.tokens.push((at, token));
+        }
+        if let Some(meta) = installed {
+            self.open.after.push((at, AfterDurable::Installed(Box::new(meta))));
         }
         for message in out.held.drain(..) {
             if let Some(host) = replica.host_of(message.to) {
                 self.open.held.push(host, group, epoch, &message);
             }
         }
+        for message in out.early.drain(..) {
+            if let Some(host) = replica.host_of(message.to) {
+                self.early.push(host, group, epoch, &message);
+            }
+        }
         let mut items = Vec::new();
-        let installed = out.persist.as_ref().and_then(|p| p.install.clone());
         let again = replica.digest(now, &mut out, &mut items);
         for message in replica.rare_messages() {
             if let Some(host) = replica.host_of(message.to) {
                 self.early.push(host, group, epoch, &message);
             }
-        }
-        if let Some(token) = out.token.take() {
-            self.open.tokens.push((at, token));
-        }
-        let update = out.persist.take().map(|p| self.snapshots.update_of(group, p));
-        if let Some(meta) = installed {
-            if let Some(Record::Snapshot(record)) = update.as_ref().and_then(|u| u.record.as_deref()) {
-                replica.snapshot = Some(record.clone());
-            }
-            self.open.after.push((at, AfterDurable::Installed(Box::new(meta))));
         }
         if let Some(index) = replica.delivered.take() {
             // A snapshot that raft did not install is named by no record: its files go.
@@ -502,9 +517,6 @@ impl StepWorker {
             let shared = Arc::clone(&replica.shared);
             self.apply[shared.apply_worker].push(ApplyTask { shared, items });
         }
-        if let Some(update) = update {
-            self.push_update(update);
-        }
         out.clear();
         self.out = out;
         if wants_snapshot {
@@ -517,8 +529,7 @@ impl StepWorker {
     }
 
     pub(crate) fn push_update(&mut self, update: Update) {
-        self.open.bytes += 64 + update.runs.iter().map(|r| r.encoded_len() as u64).sum::<u64>();
-        self.open.updates.push(update);
+        self.open.push(update);
     }
 
     /// Hands over what the round gathered.
