@@ -67,6 +67,9 @@ impl GroupShared {
     ) -> Result<Vec<Part<S::Output>>, RequestError> {
         self.check_open()?;
         let config = &self.host.config;
+        if self.host.log_memory.refuses_proposals() {
+            return Err(RequestError::Busy);
+        }
         let mut parts = Vec::with_capacity(1);
         {
             let mut slot = self.inbox.lock();

@@ -42,6 +42,8 @@ pub struct EngineConfig {
     pub snapshot_receives_max: usize,
     /// Bytes of log that each replica keeps in memory although they are durable and applied.
     pub log_cache_bytes_max: usize,
+    /// Bytes of log that all replicas of the host may hold in memory; beyond it proposals are refused.
+    pub log_memory_bytes_max: u64,
     /// The seed of election deadlines and random start numbers.
     pub seed: u64,
     /// Greater with every start of this host.
@@ -62,6 +64,8 @@ pub struct ReplicaConfig {
     pub election_timeout_nanos: u64,
     /// Time between a leader's heartbeats, in nanoseconds.
     pub heartbeat_interval_nanos: u64,
+    /// Bytes of log in memory that are not applied yet, beyond which the replica's proposals are refused.
+    pub unapplied_bytes_max: usize,
     /// Applied entries between automatic snapshots; 0 for none.
     pub snapshot_entries: u64,
     /// Entries that are kept behind a snapshot, so that slow followers need no install.

@@ -4,6 +4,7 @@ use crate::apply::{ApplyInbox, ApplyWorker};
 use crate::config::EngineConfig;
 use crate::events::EventQueue;
 use crate::log_writer::{LogWriter, WriterInbox};
+use crate::memory::LogMemory;
 use crate::notify::Notifier;
 use crate::poller::Poller;
 use crate::shared::{HostCounters, HostShared, WorkerInbox};
@@ -95,6 +96,7 @@ impl<L: LogDb> Host<L> {
         let workers = notifiers.step.iter().map(|n| WorkerInbox::new(Arc::clone(n))).collect();
         let apply = notifiers.apply.iter().map(|n| ApplyInbox::new(Arc::clone(n))).collect();
         let shared = Arc::new(HostShared {
+            log_memory: LogMemory::new(config.log_memory_bytes_max),
             config,
             clock,
             workers,

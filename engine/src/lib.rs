@@ -11,6 +11,7 @@ pub mod host;
 mod late;
 pub mod liveness;
 pub mod log_writer;
+pub mod memory;
 pub mod notify;
 pub mod outbox;
 pub mod poller;

@@ -96,6 +96,12 @@ pub struct Replica {
     pub recorded: Index,
     /// Its proposals wait until the host has less unsynced.
     pub starved: bool,
+    /// Bytes of log that it was last seen to hold in memory.
+    pub(crate) held_bytes: usize,
+    /// It waits in its worker's line of those that hold something.
+    pub(crate) in_line: bool,
+    /// It was told that the host has no room for entries.
+    pub(crate) overloaded: bool,
 
     /// Where members live, as far as known: from the membership, or proved by a handshake.
     routes: Vec<(ReplicaId, HostId)>,
@@ -140,6 +146,9 @@ impl Replica {
             recovered: Index::ZERO,
             recorded: Index::ZERO,
             starved: false,
+            held_bytes: 0,
+            in_line: false,
+            overloaded: false,
             routes: Vec::new(),
             delivered: None,
             recover_first: None,

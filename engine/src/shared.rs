@@ -4,6 +4,7 @@
 
 use crate::config::{EngineConfig, INBOX_BYTES_MAX, UNSYNCED_BYTES_MAX};
 use crate::events::{EventQueue, HostEvent, ReplicaEvent};
+use crate::memory::LogMemory;
 use crate::notify::Notifier;
 use crate::queue::Inbox;
 use crate::replica::Replica;
@@ -439,6 +440,8 @@ pub struct HostShared {
     pub stopped: Mutex<AHashMap<GroupId, GroupState>>,
     /// Bytes that were sealed and are not durable yet.
     pub unsynced_bytes: AtomicU64,
+    /// Bytes of log in memory.
+    pub log_memory: LogMemory,
     /// The journal is far beyond its bound.
     pub log_overfull: AtomicBool,
     /// Set when the log store failed: nothing is released any more.

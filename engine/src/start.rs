@@ -299,6 +299,7 @@ impl Starter {
             inflight_appends_max: INFLIGHT_APPENDS_MAX,
             inflight_bytes_max: INFLIGHT_BYTES_MAX,
             log_cache_bytes_max: self.host.config.log_cache_bytes_max,
+            unapplied_bytes_max: config.unapplied_bytes_max,
             pre_vote: config.pre_vote,
             check_quorum: config.check_quorum,
             preferred: config.preferred,

@@ -14,6 +14,7 @@ use crate::events::ReplicaEvent;
 use crate::late::Late;
 use crate::liveness::Waking;
 use crate::log_writer::{SealedBatch, WriterInbox};
+use crate::memory::Holders;
 use crate::outbox::Outbox;
 use crate::remove::Removal;
 use crate::replica::Replica;
@@ -113,6 +114,8 @@ pub struct StepWorker {
     pub(crate) late: Vec<(SlotRef, Late)>,
     /// Silent replicas, and those to wake.
     pub(crate) waking: Waking,
+    /// Who holds log in memory.
+    pub(crate) holders: Holders,
     /// Who waits until a group is unloaded, to remove its data.
     pub(crate) removals: Vec<Removal>,
     failed: bool,
@@ -155,6 +158,7 @@ impl StepWorker {
             starved: Vec::new(),
             late: Vec::new(),
             waking: Waking::default(),
+            holders: Holders::default(),
             removals: Vec::new(),
             failed: false,
         }
@@ -302,6 +306,7 @@ impl StepWorker {
         entry.generation = next_generation(entry.generation);
         self.free.push(slot);
         self.by_group.remove(&replica.config.group);
+        self.uncount_memory(replica.held_bytes);
         if let Some(silence) = replica.silence.take() {
             self.waking.index.remove(&self.host.peers, slot, &silence);
         }
@@ -519,6 +524,7 @@ impl StepWorker {
         }
         out.clear();
         self.out = out;
+        self.count_memory(now, at);
         if wants_snapshot {
             self.late.push((at, Late::Request(SnapshotRequest::periodic())));
         }
@@ -620,6 +626,7 @@ impl Worker for StepWorker {
         let busy = !self.active.is_empty();
         self.visit_active(now);
         self.do_late();
+        self.settle_memory(now);
         self.flush();
         Work { did: busy, again: more || !self.active.is_empty(), next: earlier(self.wheel.next(), self.waking.next()) }
     }

@@ -81,6 +81,9 @@ pub struct NodeHostConfig {
     pub journal_bytes_max: u64,
     /// Bytes of log that each replica keeps in memory although they are durable and applied, for followers that lag a little.
     pub log_cache_bytes_max: usize,
+    /// Bytes of log that all replicas of the host may hold in memory. Beyond it proposals are refused as busy, and beyond twice
+    /// as much leaders on other hosts are told to send no more entries.
+    pub log_memory_bytes_max: u64,
     /// Snapshot streams to other hosts at once.
     pub snapshot_sends_max: usize,
     /// Snapshot streams from other hosts at once.
@@ -110,6 +113,7 @@ impl Default for NodeHostConfig {
             journal_segment_bytes: 64 << 20,
             journal_bytes_max: 1 << 30,
             log_cache_bytes_max: 1 << 20,
+            log_memory_bytes_max: 1 << 30,
             snapshot_sends_max: 8,
             snapshot_receives_max: 8,
             suspect_after_ms: 0,
@@ -148,6 +152,7 @@ impl NodeHostConfig {
         within("queue_entries_max", self.queue_entries_max as u64, 1, 1 << 30)?;
         within("queue_bytes_max", self.queue_bytes_max as u64, self.payload_bytes_max as u64, 1 << 40)?;
         within("queue_reads_max", self.queue_reads_max as u64, 1, 1 << 30)?;
+        within("log_memory_bytes_max", self.log_memory_bytes_max, 1 << 20, 1 << 40)?;
         within("snapshot_sends_max", self.snapshot_sends_max as u64, 1, 1024)?;
         within("snapshot_receives_max", self.snapshot_receives_max as u64, 1, 1024)?;
         within("suspect_after_ms", self.suspect_after_ms, 0, 600_000)
@@ -176,6 +181,7 @@ impl NodeHostConfig {
             snapshot_sends_max: self.snapshot_sends_max,
             snapshot_receives_max: self.snapshot_receives_max,
             log_cache_bytes_max: self.log_cache_bytes_max,
+            log_memory_bytes_max: self.log_memory_bytes_max,
             seed,
             incarnation,
             suspect_after_nanos: self.suspect_after_ms * 1_000_000,
@@ -196,6 +202,8 @@ pub struct GroupConfig {
     /// entries flow. A quarter of the election timeout leaves room for three that are lost or late; with thousands
     /// of awake groups, more of them cost processor time and tell nothing new.
     pub heartbeat_interval_ms: u64,
+    /// Bytes of log in memory that are not applied yet, beyond which the group's proposals are refused as busy.
+    pub unapplied_bytes_max: usize,
     /// Applied entries between automatic snapshots; 0 for none.
     pub snapshot_entries: u64,
     /// Entries that are kept in the log behind a snapshot, so that slow followers need no install.
@@ -218,6 +226,7 @@ impl Default for GroupConfig {
             replica: ReplicaId::ZERO,
             election_timeout_ms: 1_000,
             heartbeat_interval_ms: 250,
+            unapplied_bytes_max: 64 << 20,
             snapshot_entries: 0,
             compaction_overhead: 1_000,
             pre_vote: true,
@@ -236,6 +245,7 @@ impl GroupConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         check(!self.group.is_zero(), "group", 0, "must not be zero")?;
         check(!self.replica.is_zero(), "replica", 0, "must not be zero")?;
+        within("unapplied_bytes_max", self.unapplied_bytes_max as u64, 1 << 16, 1 << 40)?;
         within("heartbeat_interval_ms", self.heartbeat_interval_ms, 1, 60_000)?;
         let above = format!("must be above heartbeat_interval_ms, {}", self.heartbeat_interval_ms);
         check(
@@ -259,6 +269,7 @@ impl GroupConfig {
             replica: self.replica,
             election_timeout_nanos: self.election_timeout_ms * 1_000_000,
             heartbeat_interval_nanos: self.heartbeat_interval_ms * 1_000_000,
+            unapplied_bytes_max: self.unapplied_bytes_max,
             snapshot_entries: self.snapshot_entries,
             compaction_overhead: self.compaction_overhead,
             pre_vote: self.pre_vote,

@@ -73,6 +73,8 @@ pub struct HostInfo {
     pub violations: u64,
     /// Replicas stopped because their state machine failed.
     pub machine_failures: u64,
+    /// Bytes of log that its replicas hold in memory.
+    pub log_memory_bytes: u64,
     /// Events that a slow listener had no room for.
     pub events_dropped: u64,
     /// Why the host serves no more, if its log store failed.
@@ -313,6 +315,7 @@ impl NodeHost {
             bad_frames: c.bad_frames.load(Ordering::Relaxed),
             violations: c.violations.load(Ordering::Relaxed),
             machine_failures: c.machine_failures.load(Ordering::Relaxed),
+            log_memory_bytes: shared.log_memory.bytes(),
             events_dropped: shared.events.dropped(),
             failed: shared.failed.lock().clone(),
         }

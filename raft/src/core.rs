@@ -383,8 +383,13 @@ impl Core {
     /// Drops runs beyond `log_cache_bytes_max` that are durable and applied, whatever members still need: those are read
     /// back by tickets.
     pub fn trim(&mut self) {
+        self.trim_to(self.config.log_cache_bytes_max);
+    }
+
+    /// As [`Core::trim`], with another bound than the configured one.
+    pub fn trim_to(&mut self, bytes_max: usize) {
         let limit = self.handout.applied.min(self.durability.durable());
-        self.log.evict(limit, self.config.log_cache_bytes_max);
+        self.log.evict(limit, bytes_max);
     }
 
     /// Whether this replica's host has no room for entries: then its log takes none. Proposals are refused as busy, and

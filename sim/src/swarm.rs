@@ -95,6 +95,7 @@ pub struct Swarm {
     snapshot_entries: u64,
     compaction_overhead: u64,
     log_cache_bytes_max: usize,
+    log_memory_bytes_max: u64,
     pre_vote: bool,
     check_quorum: bool,
     /// Without anything to do for this long groups fall silent; 0 for never. In nanoseconds.
@@ -118,7 +119,7 @@ impl Swarm {
         let count = rng.between(2, 6);
         let mut faults: Vec<FaultKind> = (0..count).map(|_| *rng.pick(&ALL_FAULTS)).collect();
         faults.sort_unstable();
-        Self {
+        let mut swarm = Self {
             hosts,
             groups,
             step_workers: *rng.pick(&[1, 1, 2]),
@@ -140,6 +141,7 @@ impl Swarm {
             snapshot_entries: *rng.pick(&[0, 10, 30, 100]),
             compaction_overhead: *rng.pick(&[0, 3, 20, 100]),
             log_cache_bytes_max: *rng.pick(&[0, 4 << 10, 64 << 10, 4 << 20]),
+            log_memory_bytes_max: 1 << 30,
             pre_vote: rng.chance(700),
             check_quorum: rng.chance(700),
             segment_bytes: segment_blocks * 4096,
@@ -147,7 +149,12 @@ impl Swarm {
             settle_segments: rng.between(1, 4) as usize,
             disk: disk(rng),
             quiesce_after_nanos: heartbeat_interval_nanos * *rng.pick(&[0, 3, 10, 50]),
+        };
+        // Hosts that keep little for each of their groups also have little for all of them.
+        if swarm.log_cache_bytes_max == 4 << 10 {
+            swarm.log_memory_bytes_max = 128 << 10;
         }
+        swarm
     }
 
     /// A quiet world of three hosts for scenarios: no faults but those that the scenario makes.
@@ -167,6 +174,8 @@ impl Swarm {
             pre_vote: true,
             check_quorum: true,
             quiesce_after_nanos: 400 * MILLI,
+            // A leader whose disk hangs holds all that it commits in memory: there is room for a minute of it.
+            log_memory_bytes_max: 1 << 30,
             ..Self::draw(rng)
         }
     }
@@ -191,6 +200,7 @@ impl Swarm {
             snapshot_sends_max: 2,
             snapshot_receives_max: 2,
             log_cache_bytes_max: self.log_cache_bytes_max,
+            log_memory_bytes_max: self.log_memory_bytes_max,
             seed,
             incarnation,
             suspect_after_nanos: 0,
@@ -204,6 +214,7 @@ impl Swarm {
             replica,
             election_timeout_nanos: self.election_timeout_nanos,
             heartbeat_interval_nanos: self.heartbeat_interval_nanos,
+            unapplied_bytes_max: 64 << 20,
             snapshot_entries: self.snapshot_entries,
             compaction_overhead: self.compaction_overhead,
             pre_vote: self.pre_vote,

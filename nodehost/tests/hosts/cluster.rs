@@ -16,6 +16,7 @@ pub(crate) struct Cluster {
     pub(crate) groups: u64,
     pub(crate) snapshot_entries: u64,
     pub(crate) poison: Option<(usize, u64)>,
+    change: fn(NodeHostConfig) -> NodeHostConfig,
 }
 
 fn config(dir: &TempDir, id: u64) -> NodeHostConfig {
@@ -36,15 +37,25 @@ pub(crate) fn members() -> BTreeMap<ReplicaId, HostId> {
 impl Cluster {
     /// Three hosts with `groups` groups.
     pub(crate) fn start(groups: u64, snapshot_entries: u64) -> Self {
+        Self::start_as(groups, snapshot_entries, |config| config)
+    }
+
+    /// Without snapshots, on hosts with other settings.
+    pub(crate) fn start_with(groups: u64, change: fn(NodeHostConfig) -> NodeHostConfig) -> Self {
+        Self::start_as(groups, 0, change)
+    }
+
+    fn start_as(groups: u64, snapshot_entries: u64, change: fn(NodeHostConfig) -> NodeHostConfig) -> Self {
         let dirs = (0..3).map(|_| TempDir::new().unwrap()).collect();
-        let mut cluster = Self { dirs, hosts: vec![None, None, None], groups, snapshot_entries, poison: None };
+        let hosts = vec![None, None, None];
+        let mut cluster = Self { dirs, hosts, groups, snapshot_entries, poison: None, change };
         (0..3).for_each(|i| cluster.open(i));
         cluster
     }
 
     /// Opens host `i` (from 0) and starts its replicas; tells everybody where everybody is.
     pub(crate) fn open(&mut self, i: usize) {
-        let host = NodeHost::open(config(&self.dirs[i], i as u64 + 1)).expect("opens");
+        let host = NodeHost::open((self.change)(config(&self.dirs[i], i as u64 + 1))).expect("opens");
         let poison = self.poison.filter(|p| p.0 == i).map(|p| p.1);
         let machine = || List { poison, ..List::default() };
         let specs = (1..=self.groups).map(|g| (ReplicaStart::bootstrap(members()), self.config(i, g), machine()));
@@ -57,7 +68,7 @@ impl Cluster {
     pub(crate) fn add_host(&mut self) -> usize {
         let i = self.dirs.len();
         self.dirs.push(TempDir::new().unwrap());
-        self.hosts.push(Some(NodeHost::open(config(&self.dirs[i], i as u64 + 1)).expect("opens")));
+        self.hosts.push(Some(NodeHost::open((self.change)(config(&self.dirs[i], i as u64 + 1))).expect("opens")));
         self.introduce();
         i
     }
@@ -65,7 +76,7 @@ impl Cluster {
     /// Closes host `i` and opens it again, without starting anything.
     pub(crate) fn reopen_empty(&mut self, i: usize) {
         self.close(i);
-        self.hosts[i] = Some(NodeHost::open(config(&self.dirs[i], i as u64 + 1)).expect("opens"));
+        self.hosts[i] = Some(NodeHost::open((self.change)(config(&self.dirs[i], i as u64 + 1))).expect("opens"));
         self.introduce();
     }
 

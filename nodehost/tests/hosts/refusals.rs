@@ -81,6 +81,29 @@ fn a_full_queue_says_busy_at_once() {
 }
 
 #[test]
+fn a_host_whose_memory_is_full_of_log_says_busy_until_it_is_applied() {
+    let mut cluster = Cluster::start_with(1, |config| NodeHostConfig { log_memory_bytes_max: 1 << 20, ..config });
+    cluster.put(0, 1, 1);
+    let leader = cluster.leader(1);
+    (0..3).filter(|&i| i != leader).for_each(|i| cluster.close(i));
+    // Nobody else is there: what is proposed stays in memory, neither committed nor applied.
+    let group = cluster.group(leader, 1);
+    let mut pending = Vec::new();
+    let error = loop {
+        match group.propose_batch((0..10_000).collect::<Vec<u64>>(), crate::cluster::PATIENCE) {
+            Ok(batch) => pending.push(batch),
+            Err(error) => break error,
+        }
+        assert!(pending.len() < 10_000, "the memory has no bound");
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    assert_eq!(error, RequestError::Busy);
+    (0..3).filter(|&i| i != leader).for_each(|i| cluster.open(i));
+    crate::cluster::until("room again", || group.propose(2, crate::cluster::PATIENCE).ok()?.wait().ok());
+    crate::cluster::until("less in memory", || (cluster.host(leader).info().log_memory_bytes <= 1 << 20).then_some(()));
+}
+
+#[test]
 fn garbage_on_the_raft_port_closes_that_connection_and_nothing_else() {
     let cluster = Cluster::start(1, 0);
     cluster.put(0, 1, 1);
