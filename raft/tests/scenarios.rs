@@ -3,6 +3,8 @@
 
 #[path = "scenarios/bad_input.rs"]
 mod bad_input;
+#[path = "scenarios/borders.rs"]
+mod borders;
 #[path = "scenarios/bugs.rs"]
 mod bugs;
 #[path = "scenarios/cluster.rs"]

@@ -85,6 +85,28 @@ fn a_chunk_that_is_cut_back_forgets_the_sessions_of_what_it_lost() {
 }
 
 #[test]
+fn each_call_of_a_session_comes_back_as_what_it_was() {
+    let close = SessionCall::Close { session: crate::SessionId(40) };
+    for call in [call(5), SessionCall::Register { sessions_max: 9 }, close] {
+        let mut b = RunBuilder::new();
+        b.push_session_with(call, 1, 9, |out| out.put_slice(b"x")).expect("it fits");
+        let run = b.seal(Term(1), Index(1), Origin::default());
+        assert_eq!(run.entries().next().and_then(|e| e.session), Some(call));
+    }
+}
+
+#[test]
+fn entries_know_how_many_are_left() {
+    let run = three();
+    let mut entries = run.entries();
+    for left in (0..3).rev() {
+        assert_eq!(entries.len(), left + 1);
+        entries.next();
+        assert_eq!(entries.len(), left);
+    }
+}
+
+#[test]
 fn sessions_that_make_no_sense_are_refused() {
     let forged = |change: &dyn Fn(&mut [u8])| {
         let mut bytes = BytesMut::new();
