@@ -226,6 +226,11 @@ impl Driver {
         self.await_all("started")?;
         self.gather_leadership()?;
         let begun = Instant::now();
+        // The groups' writes are spread over time, so that at every moment some are under way.
+        let groups = self.lanes.len() as u32;
+        for (at, lane) in (0..).zip(&mut self.lanes) {
+            lane.next = begun + self.every * at / groups;
+        }
         self.serve(|_| begun.elapsed() > LOAD_AROUND)?;
         let before = self.report.writes;
         self.report.outcomes.clear();
