@@ -72,6 +72,11 @@ impl Archive {
         self.segments.read().values().any(|a| a.live_bytes == 0)
     }
 
+    /// Whether anything refers to this segment.
+    pub(crate) fn is_kept(&self, use_number: u64) -> bool {
+        self.segments.read().get(&use_number).is_some_and(|a| a.live_bytes > 0)
+    }
+
     pub(crate) fn set_damaged(&self, use_number: u64) {
         if let Some(archived) = self.segments.write().get_mut(&use_number) {
             archived.damaged = true;
@@ -92,15 +97,16 @@ impl Archive {
     ///
     /// Less than a quarter of it is kept, so moving writes at most a quarter of what it frees, over a segment's life. And
     /// more than `dead_bytes_max` of the archive is dead: logs die oldest first, so most remnants go by themselves if they are
-    /// given the time. Together: the archive's files are at most `dead_bytes_max` and four times what is kept in them.
+    /// given the time. Together: the archive's files are at most `dead_bytes_max` and four times what is kept in them, and those
+    /// that can't be emptied: they don't count here, so that others are not emptied for them.
     pub(crate) fn with_remnants(&self, dead_bytes_max: u64) -> Option<Arc<Segment>> {
         let segments = self.segments.read();
-        let kept = || segments.values().filter(|a| a.live_bytes > 0);
+        let kept = || segments.values().filter(|a| a.live_bytes > 0 && !a.damaged);
         let dead_bytes: u64 = kept().map(|a| a.segment.file.capacity.saturating_sub(a.live_bytes)).sum();
         if dead_bytes <= dead_bytes_max {
             return None;
         }
-        let candidates = kept().filter(|a| !a.damaged && is_little(a.live_bytes, &a.segment));
+        let candidates = kept().filter(|a| is_little(a.live_bytes, &a.segment));
         candidates.min_by_key(|a| (a.live_bytes, a.segment.use_number)).map(|a| Arc::clone(&a.segment))
     }
 }

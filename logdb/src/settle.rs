@@ -146,7 +146,7 @@ impl Job for SettleJob {
 /// A pass over the oldest segments, if enough of them wait for one and no other is running.
 pub(crate) fn job(shared: &Arc<Shared>, last_seq: u64) -> Option<SettleJob> {
     let prepare = shared.may_prepare() && shared.wants_file();
-    let due = !candidates(shared).is_empty() && !is_pinned(shared, last_seq);
+    let due = is_behind(shared) && !is_pinned(shared, last_seq);
     let upkeep = (due || shared.looks_until_upkeep.tick()) && Upkeep::is_due(shared);
     if !(prepare || due || upkeep) || shared.job_running.swap(true, Ordering::AcqRel) {
         return None;
@@ -178,6 +178,11 @@ fn candidates(shared: &Shared) -> Vec<Arc<Segment>> {
     }
     let sealed = index.segments.iter().filter(|s| s.sealed.get().is_some());
     sealed.take(shared.settle_segments).cloned().collect()
+}
+
+/// Whether segments wait for a pass.
+pub(crate) fn is_behind(shared: &Shared) -> bool {
+    !candidates(shared).is_empty()
 }
 
 /// Whether the groups that kept the oldest segment at the last look still do. Looks again after many records, so that
@@ -260,14 +265,20 @@ impl SettleJob {
         let mut look = Look::default();
         let groups = segment.sealed.get().expect("only sealed segments are candidates").footer.groups as usize;
         for some in footer[..groups * FOOTER_ITEM_BYTES].chunks(GROUPS_AT_ONCE * FOOTER_ITEM_BYTES) {
-            let index = self.shared.index.read();
-            for item in some.chunks_exact(FOOTER_ITEM_BYTES) {
-                let id = FooterGroup::decode(item).group;
-                let Some(group) = index.group(id) else { continue };
-                let Some(span) = group.span(segment.use_number) else { continue };
+            let ids = some.chunks_exact(FOOTER_ITEM_BYTES).map(|item| FooterGroup::decode(item).group);
+            let spans: Vec<(GroupId, Span, bool)> = {
+                let index = self.shared.index.read();
+                let found = ids.filter_map(|id| {
+                    let group = index.group(id)?;
+                    Some((id, *group.span(segment.use_number)?, group.pins(segment.use_number)))
+                });
+                found.collect()
+            };
+            // A group's frames may be very many: they are added up without the lock.
+            for (id, span, pins) in spans {
                 look.spans += 1;
-                look.live_bytes += span_bytes(segment, footer, span);
-                if group.pins(segment.use_number) {
+                look.live_bytes += span_bytes(segment, footer, &span);
+                if pins {
                     look.pinned.push(id);
                 }
             }

@@ -12,7 +12,7 @@ use crate::index::Span;
 use crate::kv::{LogRow, Reference, Table, group_key, log_key, take_log_key};
 use crate::reader::{Gather, read_footer};
 use crate::segment::Segment;
-use crate::settle::{Failed, ROW_BYTES, load};
+use crate::settle::{Failed, ROW_BYTES, is_behind, load};
 use crate::shared::Shared;
 use bytes::Bytes;
 use longboat_raft::{GroupId, Index, plant};
@@ -21,6 +21,9 @@ use std::sync::Arc;
 /// Groups whose rows are looked at in one batch.
 const GROUPS_PER_BATCH: usize = 64;
 
+/// What rows of a frame's entries may be larger than the frame, besides its own length.
+const FRAME_SLACK_BYTES: usize = 4096;
+
 /// What comes next.
 #[derive(Debug)]
 enum Stage {
@@ -28,8 +31,8 @@ enum Stage {
     Dead,
     /// Choose a segment that is nearly empty.
     Choose,
-    /// Move what this segment's footer lists from this group on.
-    Move { segment: Arc<Segment>, footer: Bytes, group: u32 },
+    /// Move what this segment's footer lists from this group on, of which what is before this index was moved.
+    Move { segment: Arc<Segment>, footer: Bytes, group: u32, from: Index },
     /// Give back the files that are free.
     Free,
 }
@@ -65,34 +68,53 @@ impl Upkeep {
             Stage::Choose => {
                 self.stage = match remnants(shared) {
                     Some(segment) => match footer_body(&segment) {
-                        Ok(footer) => Stage::Move { segment, footer, group: 0 },
-                        Err(why) => give_up(shared, &segment, &why),
+                        Ok(footer) => Stage::Move { segment, footer, group: 0, from: Index::ZERO },
+                        Err(why) => {
+                            give_up(shared, &segment, &why);
+                            Stage::Choose
+                        }
                     },
                     None => Stage::Free,
                 };
             }
-            Stage::Move { segment, footer, group } => {
-                let (segment, footer, mut at) = (Arc::clone(segment), footer.clone(), *group);
+            Stage::Move { segment, footer, group, from } => {
+                let (segment, footer, mut at, mut from) = (Arc::clone(segment), footer.clone(), *group, *from);
                 let groups = segment.sealed.get().expect("archived segments are sealed").footer.groups;
                 let mut moved = 0;
                 while moved < budget.max(1) && at < groups {
-                    match self.move_some(shared, &segment, &footer, at)? {
-                        Moved::Some(bytes) => moved += bytes,
-                        Moved::All => {
-                            moved += FOOTER_ITEM_BYTES;
-                            at += 1;
+                    match self.move_some(shared, &segment, &footer, at, from)? {
+                        Moved::Some { bytes, next } => {
+                            moved += bytes;
+                            from = next;
+                            continue;
                         }
-                        Moved::Damaged(why) => {
-                            self.stage = give_up(shared, &segment, &why);
-                            return Ok(false);
+                        Moved::All => moved += FOOTER_ITEM_BYTES,
+                        Moved::Damaged(group, why) => {
+                            // Who needs what can't be read is told when it is read; the others are not to suffer.
+                            tracing::warn!(%group, why, "entries of an archived segment can't be moved, they stay");
+                            moved += ROW_BYTES;
                         }
                     }
+                    (at, from) = (at + 1, Index::ZERO);
                 }
-                self.stage = if at < groups { Stage::Move { segment, footer, group: at } } else { Stage::Choose };
+                if at < groups {
+                    self.stage = Stage::Move { segment, footer, group: at, from };
+                    return Ok(false);
+                }
+                // Everything that could be moved was: whatever the reason for the rest is, another attempt would do no more,
+                // and the one after it neither.
+                if shared.archive.is_kept(segment.use_number) && !plant::is("unmovable-segment-chosen-again") {
+                    give_up(shared, &segment, "not all that is kept in it could be moved");
+                }
+                self.stage = Stage::Free;
             }
             Stage::Free => {
                 free_dead(shared)?;
-                return Ok(true);
+                // The journal goes first: of a long archive one segment is emptied between two passes.
+                if is_behind(shared) || remnants(shared).is_none() {
+                    return Ok(true);
+                }
+                self.stage = Stage::Choose;
             }
         }
         Ok(false)
@@ -123,8 +145,17 @@ impl Upkeep {
 
     /// Turns the next entries of one group, if the segment still has any that are kept, into a row. In one batch the row
     /// comes and the reference moves behind it, so there is never a moment without a place for an entry.
-    fn move_some(&mut self, shared: &Shared, segment: &Segment, footer: &Bytes, at: u32) -> Result<Moved, Failed> {
-        let Some((group, first, reference)) = reference(shared, segment, footer, at)? else { return Ok(Moved::All) };
+    fn move_some(
+        &mut self,
+        shared: &Shared,
+        segment: &Segment,
+        footer: &Bytes,
+        at: u32,
+        from: Index,
+    ) -> Result<Moved, Failed> {
+        let Some((group, first, reference)) = reference(shared, segment, footer, at, from)? else {
+            return Ok(Moved::All);
+        };
         let start = shared.index.read().group(group).map_or(Index::ZERO, |g| g.start);
         self.changes.batch.delete(Table::Log, log_key(group, first));
         let lo = first.max(start.next());
@@ -136,7 +167,7 @@ impl Upkeep {
             let found = read.and_then(|()| if part.next > lo { Ok(()) } else { Err("entries are missing".into()) });
             if let Err(why) = found {
                 self.changes = Changes::default();
-                return Ok(Moved::Damaged(why));
+                return Ok(Moved::Damaged(group, why));
             }
         }
         let mut row = LogRow::default();
@@ -155,23 +186,23 @@ impl Upkeep {
         }
         self.changes.release(reference.use_number, reference.bytes - left);
         self.changes.write(shared)?;
-        Ok(Moved::Some(bytes.max(1)))
+        Ok(Moved::Some { bytes: bytes.max(1), next: part.next })
     }
 }
 
 enum Moved {
-    /// So many bytes; there may be more.
-    Some(usize),
+    /// So many bytes; there may be more from the next entry on.
+    Some { bytes: usize, next: Index },
     /// Nothing refers to this group's frames any more.
     All,
-    Damaged(String),
+    /// What this group has there can't be read.
+    Damaged(GroupId, String),
 }
 
-/// Who needs what can't be read is told when it is read; the others are not to suffer.
-fn give_up(shared: &Shared, segment: &Segment, why: &str) -> Stage {
+/// It stays for what refers to it, and goes with the last of that.
+fn give_up(shared: &Shared, segment: &Segment, why: &str) {
     tracing::warn!(path = %segment.file.path.display(), why, "an archived segment can't be emptied, it stays");
     shared.archive.set_damaged(segment.use_number);
-    Stage::Choose
 }
 
 /// Half of what the journal may have is what the archive may have for nothing.
@@ -179,24 +210,38 @@ fn remnants(shared: &Shared) -> Option<Arc<Segment>> {
     shared.archive.with_remnants(shared.journal_bytes_max / 2)
 }
 
-/// The reference to what the group at this place of the footer has in the segment.
+/// The reference to what the group at this place of the footer has in the segment, if it is at or after `from`.
+///
+/// Entries before the first that is kept are gone, and segments ascend as entries do. So from the group's first frame here on
+/// there are rows of entries that were in this segment, then the reference if there is one, then what later segments have.
+/// Rows that start behind the start of its last frame are of that frame, or there is no reference: so not many more of them are
+/// passed than that frame fills.
 fn reference(
     shared: &Shared,
     segment: &Segment,
     footer: &Bytes,
     at: u32,
+    from: Index,
 ) -> Result<Option<(GroupId, Index, Reference)>, Failed> {
     let place = at as usize * FOOTER_ITEM_BYTES;
     let item = FooterGroup::decode(&footer[place..place + FOOTER_ITEM_BYTES]);
-    let Some(frame) = items(segment, footer, item.at, item.count).next() else { return Ok(None) };
-    // Entries before the first that is kept are gone, so what comes first in the table is the reference, if there is one.
+    let mut list = items(segment, footer, item.at, item.count);
+    let Some(frame) = list.next() else { return Ok(None) };
+    let last = list.next_back().unwrap_or(frame);
+    // A row may be larger than the same entries in a frame, by some headers.
+    let passed_max = 2 * last.length as usize + FRAME_SLACK_BYTES;
+    let mut passed = 0;
     let mut found = None;
-    shared.kv.scan(Table::Log, &log_key(item.group, frame.first), &mut |key, value| {
-        let reference = Reference::decode(value).filter(|r| r.use_number == segment.use_number);
-        found = take_log_key(key).filter(|(g, _)| *g == item.group).zip(reference);
-        false
+    shared.kv.scan(Table::Log, &log_key(item.group, frame.first.max(from)), &mut |key, value| {
+        let Some((_, first)) = take_log_key(key).filter(|(g, _)| *g == item.group) else { return false };
+        if let Some(reference) = Reference::decode(value) {
+            found = (reference.use_number == segment.use_number).then_some((item.group, first, reference));
+            return false;
+        }
+        passed += if first > last.first { value.len() } else { 0 };
+        passed <= passed_max
     })?;
-    Ok(found.map(|((group, first), reference)| (group, first, reference)))
+    Ok(found)
 }
 
 /// The body of a sealed segment's footer, its checksum checked.

@@ -24,6 +24,7 @@ const OF_THE_STORE: &[&str] = &[
     "archive-recycled-before-flush",
     "archived-segment-lost-from-list",
     "remnants-dropped",
+    "unmovable-segment-chosen-again",
     "sums-without-opening",
 ];
 

@@ -1,5 +1,6 @@
 //! Segments that stay where they are when they are settled.
 
+use crate::scenarios;
 use crate::support::*;
 use longboat_io::sim::SimDisk;
 use longboat_logdb::{LogDb, OpenError, ReadError, Record, Update};
@@ -144,6 +145,23 @@ fn what_is_left_of_nearly_empty_segments_becomes_rows() {
     compact(&mut host, &mut *log, 2, 60, 59);
     look(&mut *log);
     assert_eq!(log.stats().archived_segments, 0);
+}
+
+#[test]
+fn remnants_of_several_rows_are_moved_to_the_last() {
+    scenarios::several_rows_are_moved(None);
+}
+
+#[test]
+fn a_move_that_is_dropped_half_way_goes_on_where_it_was() {
+    for steps in [5, 6, 7] {
+        scenarios::several_rows_are_moved(Some(steps));
+    }
+}
+
+#[test]
+fn remnants_that_can_not_be_read_stay_and_are_not_tried_for_ever() {
+    scenarios::what_can_not_be_moved_stays();
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::driver::{Driver, Stopped};
 use crate::support::*;
 use crate::workload::{Step, seeded_steps};
 use longboat_io::sim::{SimDisk, SimOp};
-use longboat_logdb::{LogDb, Update};
+use longboat_logdb::{LogDb, ReadError, Update};
 use std::io;
 use std::path::Path;
 
@@ -232,4 +232,83 @@ pub(crate) fn stale_blocks_of_an_earlier_opening() {
 /// What is written after a recovery that may have found the record before or not.
 fn record_after(groups: usize) -> Vec<Update> {
     vec![append(100, hard(4, 0, 0), 1, &[&vec![1; groups * 1000]])]
+}
+
+/// A host with some archived segments of 4 MiB, in each of which one group keeps about 600 KiB and the other will not keep
+/// anything. Every group has this many entries.
+fn remnants_of_several_rows(entries: u64) -> (SimHost, Box<dyn LogDb>) {
+    let mut host = SimHost::new(1).keeping();
+    (host.config.segment_bytes, host.config.journal_bytes_max) = (4 << 20, 16 << 20);
+    let (mut log, _, _) = host.open().expect("opens");
+    let gone = vec![1; 90_000];
+    for i in 1..=entries {
+        let batch = vec![append(1, hard(1, 0, i), i, &[&gone]), append(2, hard(1, 0, i), i, &[&kept(i)])];
+        write(&mut host, &mut *log, batch);
+        housekeep(&mut *log);
+    }
+    let stats = log.stats();
+    assert!(stats.archived_segments >= 4 && stats.settled_entries == 0, "{stats:?}");
+    (host, log)
+}
+
+fn kept(i: u64) -> Vec<u8> {
+    [vec![2; 15_000], i.to_le_bytes().to_vec()].concat()
+}
+
+/// What one group keeps of a segment takes several rows: all of it is moved and the file is free, also when jobs are dropped
+/// after so many small steps before, and the ones after have to find where to go on.
+pub(crate) fn several_rows_are_moved(dropped_after: Option<u32>) {
+    const ENTRIES: u64 = 300;
+    let (mut host, mut log) = remnants_of_several_rows(ENTRIES);
+    let before = log.stats();
+    let compact_to = Some(pos(1, ENTRIES - 1));
+    write(&mut host, &mut *log, vec![Update { compact_to, ..state(1, hard(1, 0, ENTRIES)) }]);
+    for _ in 0..100 {
+        let Some(steps) = dropped_after else { break };
+        let Some(mut job) = log.background_job() else { continue };
+        for _ in 0..steps {
+            job.step(1);
+        }
+    }
+    for _ in 0..100 {
+        housekeep(&mut *log);
+    }
+    let after = log.stats();
+    // Half of the journal's bound may be dead.
+    assert!(after.archived_file_bytes <= 3 * (4 << 20), "{before:?} {after:?}");
+    assert!(log.background_job().is_none(), "nothing more is due");
+    let all: Vec<Seen> = (1..=ENTRIES).map(|i| (1, i, kept(i))).collect();
+    for _ in 0..2 {
+        assert!(read(&*log.reader(), 2, 1, ENTRIES, 100_000).expect("kept") == all, "the entries are what was written");
+        drop(log);
+        host.disk.power_loss();
+        log = host.open().expect("opens").0;
+    }
+}
+
+/// Entries of one group that can't be read keep their segment; everything else goes on, and nothing is tried for ever.
+pub(crate) fn what_can_not_be_moved_stays() {
+    const ENTRIES: u64 = 300;
+    let (mut host, mut log) = remnants_of_several_rows(ENTRIES);
+    let disk = host.disk.clone();
+    // The first segment's, in the middle of what is kept.
+    let wanted = kept(20)[14_990..].to_vec();
+    let holds = |bytes: &[u8]| bytes.windows(wanted.len()).position(|w| w == wanted);
+    let files = disk.files().into_iter().filter(|p| p.extension().is_some_and(|e| e == "seg"));
+    let found = files.filter_map(|path| Some((holds(&disk.contents(&path).expect("there"))?, path))).next();
+    let (at, path) = found.expect("it was written");
+    disk.damage(&path, |bytes| bytes[at] ^= 1).expect("there");
+    let compact_to = Some(pos(1, ENTRIES - 1));
+    write(&mut host, &mut *log, vec![Update { compact_to, ..state(1, hard(1, 0, ENTRIES)) }]);
+    for _ in 0..100 {
+        housekeep(&mut *log);
+    }
+    log.poll().expect("nothing failed");
+    let stats = log.stats();
+    assert!(stats.archived_file_bytes <= 4 * (4 << 20), "the others are free: {stats:?}");
+    assert!(matches!(read(&*log.reader(), 2, 20, 20, 1), Err(ReadError::Failed(_))));
+    for (from, to) in [(1, 19), (21, ENTRIES)] {
+        let all: Vec<Seen> = (from..=to).map(|i| (1, i, kept(i))).collect();
+        assert!(read(&*log.reader(), 2, from, to, 1).expect("kept") == all, "the entries are what was written");
+    }
 }

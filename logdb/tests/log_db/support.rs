@@ -152,8 +152,10 @@ pub(crate) fn drain(host: &mut dyn Host, log: &mut dyn LogDb) -> Result<Seq, Log
 
 /// Runs housekeeping to its end. Returns whether there was any.
 pub(crate) fn housekeep(log: &mut dyn LogDb) -> bool {
+    const STEPS_MAX: u32 = 200_000;
     let Some(mut job) = log.background_job() else { return false };
-    while job.step(1000) != JobState::Done {}
+    let done = (0..STEPS_MAX).any(|_| job.step(1000) == JobState::Done);
+    assert!(done, "housekeeping does not come to its end");
     true
 }
 

@@ -49,5 +49,6 @@ fn every_planted_bug_of_the_store_is_caught() {
     for name in ["archive-recycled-before-flush", "archived-segment-lost-from-list", "remnants-dropped"] {
         assert!(catches(name, archive_and_lose_power), "{name}");
     }
+    assert!(catches("unmovable-segment-chosen-again", scenarios::what_can_not_be_moved_stays));
     assert!(catches("sums-without-opening", scenarios::stale_blocks_of_an_earlier_opening));
 }
