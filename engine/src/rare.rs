@@ -346,10 +346,16 @@ impl Replica {
     pub(crate) fn rare_transfer_ended(&mut self, to: ReplicaId, outcome: TransferOutcome) {
         let term = self.core.term();
         let own = self.config.replica;
+        let leads = self.core.leader() == Some(to);
         let Some(state) = &mut self.rare else { return };
         for t in state.transfers.iter_mut().filter(|t| t.to == to && t.asked_here) {
             t.reply.resolve(match outcome {
-                TransferOutcome::Done => Ok(Transferred { leader: to, term }),
+                TransferOutcome::Done if leads => Ok(Transferred { leader: to, term }),
+                // Another term has begun meanwhile: the next leader is asked, if it is another one.
+                TransferOutcome::Done => {
+                    t.asked_here = false;
+                    continue;
+                }
                 failed => Err(RequestError::TransferFailed(failed.into())),
             });
         }
@@ -382,11 +388,17 @@ impl Replica {
     /// The leader that was asked to hand over answers.
     pub(crate) fn transfer_answered(&mut self, now: Time, from: ReplicaId, to: ReplicaId, answer: TransferAnswer) {
         let term = self.core.term();
-        let still_leads = self.core.leader() == Some(from);
+        let leader = self.core.leader();
+        let still_leads = leader == Some(from);
+        let patience = self.patience_from(now);
         let Some(state) = &mut self.rare else { return };
         for t in state.transfers.iter_mut().filter(|t| t.to == to && !t.asked_here) {
             match answer {
-                TransferAnswer::Ended(TransferOutcome::Done) => t.reply.resolve(Ok(Transferred { leader: to, term })),
+                TransferAnswer::Ended(TransferOutcome::Done) if leader == Some(to) => {
+                    t.reply.resolve(Ok(Transferred { leader: to, term }));
+                }
+                // In which term it leads is known here only once this replica follows it.
+                TransferAnswer::Ended(TransferOutcome::Done) => t.again = patience,
                 // Whoever leads now is asked as soon as it is known here.
                 TransferAnswer::Refused(TransferRefused::NotLeader) => {
                     t.again = if still_leads { t.again } else { now };

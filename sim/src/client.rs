@@ -2,14 +2,15 @@
 
 use crate::machine::{Add, Ledger, Seen};
 use crate::oracle::Oracle;
-use longboat_engine::{GroupShared, SnapshotOutcome};
-use longboat_raft::{GroupId, HostId, ProposeOptions, Time};
-use longboat_rsm::Pending;
+use longboat_engine::{Changed, GroupShared, SnapshotOutcome, Transferred};
+use longboat_raft::{GroupId, HostId, Index, ProposeOptions, ReplicaId, Time};
+use longboat_rsm::{Pending, Reads, RequestError};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Wake, Waker};
 
 /// What a client waits for.
@@ -18,6 +19,64 @@ enum Request {
     Write { serial: u64, floor: u64, pending: Pending<u64> },
     Read { floor: u64, pending: Pending<Seen> },
     Snapshot { pending: Pending<SnapshotOutcome> },
+    Index { floor: u64, shared: Arc<GroupShared>, pending: Pending<Index> },
+    Asked(Asked),
+}
+
+/// What an operator waits for.
+#[derive(Debug)]
+pub enum Asked {
+    /// A membership change.
+    Change {
+        /// What it adds, or makes something else.
+        adds: Vec<ReplicaId>,
+        /// What it removes.
+        removes: Vec<ReplicaId>,
+        /// Refused, nothing of it was made.
+        one_step: bool,
+        /// The outcome.
+        pending: Pending<Changed>,
+    },
+    /// A leader transfer.
+    Transfer {
+        /// Who is to lead.
+        to: ReplicaId,
+        /// The outcome.
+        pending: Pending<Transferred>,
+    },
+    /// That a preferred leader is known.
+    Prefer {
+        /// The outcome.
+        pending: Pending<()>,
+    },
+    /// That a replica's data is gone.
+    Bury {
+        /// Which.
+        replica: ReplicaId,
+        /// The outcome.
+        pending: Pending<()>,
+    },
+}
+
+/// What an operator has to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The data of a replica is gone.
+    Buried {
+        /// From here.
+        host: HostId,
+        /// Of this group.
+        group: GroupId,
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// A replica will not be added.
+    Refused {
+        /// To this group.
+        group: GroupId,
+        /// Which.
+        replica: ReplicaId,
+    },
 }
 
 #[derive(Debug)]
@@ -38,6 +97,14 @@ pub struct Outcomes {
     pub reads: u64,
     /// Snapshots saved on request.
     pub snapshots: u64,
+    /// Indexes given, and read at.
+    pub index_reads: u64,
+    /// Membership changes in effect.
+    pub changes: u64,
+    /// Leaders that were asked for.
+    pub transfers: u64,
+    /// Replicas whose data was removed.
+    pub buried: u64,
     /// Requests that were refused or timed out.
     pub errors: u64,
 }
@@ -65,6 +132,7 @@ pub struct Clients {
     /// Writes from this serial number on show whether their group makes progress.
     probes_from: u64,
     progressed: BTreeSet<GroupId>,
+    ended: Vec<Ended>,
     /// Counts so far.
     pub outcomes: Outcomes,
 }
@@ -80,6 +148,7 @@ impl Clients {
             rung: Arc::default(),
             probes_from: u64::MAX,
             progressed: BTreeSet::new(),
+            ended: Vec::new(),
             outcomes: Outcomes::default(),
         }
     }
@@ -108,10 +177,22 @@ impl Clients {
 
     /// Proposes a write of its own; returns its serial number.
     pub fn write(&mut self, host: HostId, shared: &GroupShared, padding: usize, deadline: Time) -> u64 {
+        self.write_with(host, shared, padding, ProposeOptions::default(), deadline)
+    }
+
+    /// As [`Clients::write`], with these options.
+    pub fn write_with(
+        &mut self,
+        host: HostId,
+        shared: &GroupShared,
+        padding: usize,
+        options: ProposeOptions,
+        deadline: Time,
+    ) -> u64 {
         let serial = self.next_serial;
         self.next_serial += 1;
-        let floor = self.oracle.write_begins(shared.group, serial);
-        match shared.enqueue::<Ledger>(std::iter::once(Add { serial, padding }), ProposeOptions::default(), deadline) {
+        let floor = self.oracle.write_begins(shared.group, serial, options.expected_term);
+        match shared.enqueue::<Ledger>(std::iter::once(Add { serial, padding }), options, deadline) {
             Ok(mut parts) => {
                 let (completion, slots) = parts.pop().expect("one command, one part");
                 let pending = Pending::new(completion, slots.start);
@@ -141,6 +222,41 @@ impl Clients {
         self.wait(host, shared.group, Request::Snapshot { pending });
     }
 
+    /// Asks for an index, to read locally there.
+    pub fn read_index(&mut self, host: HostId, shared: &Arc<GroupShared>, deadline: Time) {
+        let floor = self.oracle.read_begins(shared.group);
+        if let Ok(pending) = shared.enqueue_read_index(deadline) {
+            self.wait(host, shared.group, Request::Index { floor, shared: Arc::clone(shared), pending });
+        }
+    }
+
+    /// An operator asked for this.
+    pub fn ask(&mut self, host: HostId, group: GroupId, asked: Asked) {
+        self.wait(host, group, Request::Asked(asked));
+    }
+
+    /// Whether an operator waits for anything of this group.
+    pub fn asks(&self, group: GroupId) -> bool {
+        self.waiting.values().any(|w| w.group == group && matches!(w.request, Request::Asked(_)))
+    }
+
+    /// What operators have to know since the last call.
+    pub fn take_ended(&mut self) -> Vec<Ended> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// A change ended without having been made, if the error says so.
+    pub fn change_refused(&mut self, group: GroupId, adds: &[ReplicaId], error: &RequestError) {
+        if error.may_have_applied() {
+            return;
+        }
+        // A member that was to become something else is none that was to be added.
+        for replica in adds.iter().copied().filter(|r| !self.oracle.ever_had(group, *r)) {
+            self.oracle.addition_refused(group, replica, error);
+            self.ended.push(Ended::Refused { group, replica });
+        }
+    }
+
     fn wait(&mut self, host: HostId, group: GroupId, request: Request) {
         let number = self.next_request;
         self.next_request += 1;
@@ -166,6 +282,13 @@ impl Clients {
         let Some(mut waiting) = self.waiting.remove(&number) else { return };
         let waker = Waker::from(Arc::new(Bell { rung: Arc::clone(&self.rung), request: number }));
         let mut cx = Context::from_waker(&waker);
+        if let Request::Asked(asked) = &mut waiting.request {
+            let open = self.look_asked(waiting.host, waiting.group, asked, &mut cx);
+            if open {
+                self.waiting.insert(number, waiting);
+            }
+            return;
+        }
         let (group, outcomes) = (waiting.group, &mut self.outcomes);
         let open = match &mut waiting.request {
             Request::Write { serial, floor, pending } => match Pin::new(pending).poll(&mut cx) {
@@ -199,6 +322,20 @@ impl Clients {
                     false
                 }
             },
+            Request::Index { floor, shared, pending } => match Pin::new(pending).poll(&mut cx) {
+                Poll::Pending => true,
+                Poll::Ready(answer) => {
+                    match answer {
+                        Ok(index) => {
+                            outcomes.index_reads += 1;
+                            self.oracle.read_here(shared, index, *floor);
+                        }
+                        Err(_) => outcomes.errors += 1,
+                    }
+                    false
+                }
+            },
+            Request::Asked(_) => unreachable!("looked at above"),
             Request::Snapshot { pending } => match Pin::new(pending).poll(&mut cx) {
                 Poll::Pending => true,
                 Poll::Ready(outcome) => {
@@ -214,4 +351,70 @@ impl Clients {
             self.waiting.insert(number, waiting);
         }
     }
+
+    /// Looks at what an operator asked for. Returns whether its outcome is open.
+    fn look_asked(&mut self, host: HostId, group: GroupId, asked: &mut Asked, cx: &mut Context<'_>) -> bool {
+        match asked {
+            Asked::Change { adds, removes, one_step, pending } => match Pin::new(pending).poll(cx) {
+                Poll::Pending => return true,
+                Poll::Ready(Ok(changed)) => {
+                    self.outcomes.changes += 1;
+                    if changed.change_id != changed.membership.change_id {
+                        self.oracle
+                            .violate(format!("group {group}: another change id than the membership's: {changed:?}"));
+                    }
+                    self.oracle.change_done(group, &changed.membership, adds, removes);
+                }
+                Poll::Ready(Err(error)) => {
+                    self.outcomes.errors += 1;
+                    if *one_step {
+                        let adds = std::mem::take(adds);
+                        self.change_refused(group, &adds, &error);
+                    }
+                }
+            },
+            Asked::Transfer { to, pending } => match Pin::new(pending).poll(cx) {
+                Poll::Pending => return true,
+                Poll::Ready(Ok(done)) => {
+                    self.outcomes.transfers += 1;
+                    if done.leader != *to {
+                        self.oracle.violate(format!("group {group}: {to} was to lead, {done:?}"));
+                    }
+                    self.oracle.transferred(group, done.leader, done.term);
+                }
+                Poll::Ready(Err(_)) => self.outcomes.errors += 1,
+            },
+            Asked::Prefer { pending } => match Pin::new(pending).poll(cx) {
+                Poll::Pending => return true,
+                Poll::Ready(done) => self.outcomes.errors += u64::from(done.is_err()),
+            },
+            Asked::Bury { replica, pending } => match Pin::new(pending).poll(cx) {
+                Poll::Pending => return true,
+                Poll::Ready(Ok(())) => {
+                    self.outcomes.buried += 1;
+                    self.ended.push(Ended::Buried { host, group, replica: *replica });
+                }
+                Poll::Ready(Err(_)) => self.outcomes.errors += 1,
+            },
+        }
+        false
+    }
+}
+
+/// The length of the list of a replica, as it is now; nothing while its state machine is busy.
+pub(crate) fn length_here(shared: &GroupShared) -> Option<u64> {
+    shared.check_open().ok()?;
+    let machine = shared.machine.try_lock()?;
+    let mut reads = Reads::<Ledger>::new();
+    let mut pending = reads.add(());
+    shared.lookup(Some(&**machine), Box::new(reads));
+    match Pin::new(&mut pending).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Ok(seen)) => Some(seen.count),
+        _ => None,
+    }
+}
+
+/// Through where a replica has applied.
+pub(crate) fn applied_here(shared: &GroupShared) -> Index {
+    Index(shared.published.applied.load(Ordering::Relaxed))
 }

@@ -97,15 +97,18 @@ impl World {
     /// The host of some group's leader, as far as anybody knows; else any host.
     fn leading_host(&mut self) -> HostId {
         let swarm = Arc::clone(&self.around.swarm);
-        let (group, hosts) = self.plan.rng.pick(&swarm.groups);
-        let leads = |host: &&HostId| self.leads(**host, *group);
+        let (group, _) = self.plan.rng.pick(&swarm.groups);
+        let group = *group;
+        let hosts = self.hosts_of(group);
+        let leads = |host: &&HostId| self.leads(**host, group);
         let leader = hosts.iter().find(leads).copied();
         leader.unwrap_or_else(|| self.any_host())
     }
 
     fn leads(&self, host: HostId, group: GroupId) -> bool {
         let leader = self.replica(host, group).and_then(|r| r.leader());
-        leader.is_some_and(|l| l.1.0 == host.0)
+        let here = self.replica(host, group).map(|r| r.replica);
+        leader.is_some_and(|l| Some(l.1) == here)
     }
 
     fn fault(&mut self, kind: FaultKind, now: Time) {

@@ -11,9 +11,11 @@ use longboat_engine::{GroupShared, Host, HostParts, Notifiers, Start, StartSpec,
 use longboat_io::sim::{SimDisk, SimOp};
 use longboat_io::{Clock, Job, JobState};
 use longboat_logdb::{OpenError, Opened, SharedLog};
-use longboat_raft::{Core, GroupId, HostId, Member, Membership, ReplicaId, StoreId, Time};
+use longboat_raft::{Core, GroupId, HostId, Membership, ReplicaId, Time};
 use longboat_rsm::snapshot::SnapshotStore;
+use longboat_rsm::{DynMachine, Pending, RequestError, WitnessMachine};
 use longboat_transport::Transport;
+use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -60,6 +62,35 @@ struct RunningJob {
     not_before: Time,
 }
 
+/// A replica that a host has, or is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Which.
+    pub replica: ReplicaId,
+    /// It was added later: it does not know the first members.
+    pub joins: bool,
+    /// It is a witness.
+    pub witness: bool,
+    /// It is to run.
+    pub wanted: bool,
+    /// It was told that it was removed.
+    pub told: bool,
+    /// It never will be a member.
+    pub useless: bool,
+}
+
+impl Placed {
+    /// One of the first members.
+    pub fn first(replica: ReplicaId) -> Self {
+        Self { replica, joins: false, witness: false, wanted: true, told: false, useless: false }
+    }
+
+    /// One that comes later.
+    pub fn joining(replica: ReplicaId, witness: bool) -> Self {
+        Self { joins: true, witness, ..Self::first(replica) }
+    }
+}
+
 /// What all lives of all hosts share.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
@@ -94,6 +125,8 @@ pub struct SimHost {
     /// Its disk.
     pub disk: SimDisk,
     around: Surroundings,
+    /// Its replicas, whether its process runs or not.
+    pub replicas: BTreeMap<GroupId, Placed>,
     lives: u64,
     seed: u64,
     /// The next sync fails.
@@ -108,7 +141,9 @@ impl SimHost {
     /// A host that never ran.
     pub fn new(id: HostId, seed: u64, around: Surroundings) -> Self {
         let disk = SimDisk::new(seed, around.swarm.disk());
-        Self { id, disk, around, lives: 0, seed, sync_fails: false, life: None, restart_at: Some(Time::ZERO) }
+        let here = around.swarm.groups.iter().filter(|(_, hosts)| hosts.contains(&id));
+        let replicas = here.map(|(group, _)| (*group, Placed::first(ReplicaId(id.0)))).collect();
+        Self { id, disk, around, replicas, lives: 0, seed, sync_fails: false, life: None, restart_at: Some(Time::ZERO) }
     }
 
     /// Starts the process: opens the store, starts all replicas.
@@ -129,6 +164,17 @@ impl SimHost {
             Err(error) => return around.oracle.violate(format!("host {} can't open its store: {error}", self.id)),
         };
         around.oracle.recovered_store(self.id, &opened.groups);
+        // Whose tombstone became durable is gone, whether anybody heard of it or not.
+        for state in &opened.groups {
+            let gone = |placed: &Placed| state.bootstrap.gone.contains(&placed.replica);
+            if self.replicas.get(&state.group).is_some_and(gone) {
+                self.replicas.remove(&state.group);
+            }
+        }
+        // Its operator may not know either what it was told: then it is told again.
+        if self.lives.is_multiple_of(2) {
+            self.replicas.values_mut().filter(|p| p.told).for_each(|p| p.told = false);
+        }
         let log = Recorder::new(opened.log, Arc::clone(&around.oracle), self.id);
         let log = Opened { log, store: opened.store, groups: opened.groups };
         let config = around.swarm.engine(self.id, life_seed, self.lives);
@@ -153,19 +199,25 @@ impl SimHost {
     }
 
     fn specs(&self) -> Vec<StartSpec> {
+        let wanted = self.replicas.iter().filter(|(_, p)| p.wanted && !p.told && !p.useless);
+        wanted.map(|(group, placed)| self.spec(*group, *placed)).collect()
+    }
+
+    fn spec(&self, group: GroupId, placed: Placed) -> StartSpec {
         let swarm = &self.around.swarm;
-        let here = swarm.groups.iter().filter(|(_, hosts)| hosts.contains(&self.id));
-        here.map(|(group, hosts)| {
-            let member = |host: &HostId| (ReplicaId(host.0), Member { host: *host, store: StoreId::ZERO });
+        let first = || Box::new(swarm.first_members(group));
+        let machine: (Box<dyn DynMachine>, TypeId) = if placed.witness {
+            (Box::new(WitnessMachine), TypeId::of::<WitnessMachine>())
+        } else {
             let oracle = Arc::clone(&self.around.oracle);
-            StartSpec {
-                start: Start::Bootstrap(Box::new(Membership::from_voters(hosts.iter().map(member)))),
-                config: swarm.replica(*group, ReplicaId(self.id.0)),
-                machine: Box::new(Watched::new(oracle, *group, self.id, swarm.ballast)),
-                machine_type: std::any::TypeId::of::<Watched>(),
-            }
-        })
-        .collect()
+            (Box::new(Watched::new(oracle, group, self.id, swarm.ballast)), TypeId::of::<Watched>())
+        };
+        StartSpec {
+            start: if placed.joins { Start::Join } else { Start::Bootstrap(first()) },
+            config: swarm.replica(group, placed.replica, placed.witness),
+            machine: machine.0,
+            machine_type: machine.1,
+        }
     }
 
     /// Stops one replica; the process goes on.
@@ -175,9 +227,41 @@ impl SimHost {
         }
     }
 
+    /// Starts a replica that is to run and does not, unless it is still on its way down.
+    pub fn start_wanted(&mut self, group: GroupId) {
+        let down = |l: &Life| l.host.shared.group(group).is_none();
+        if self.life.as_deref().is_some_and(down) {
+            self.start_replica(group);
+        }
+    }
+
+    /// Whether the replica of this group has now been told that it was removed; it is remembered.
+    pub fn note_told(&mut self, group: GroupId) -> bool {
+        let shared = self.life.as_ref().and_then(|l| l.groups.get(&group));
+        let told = shared.is_some_and(|s| s.refusal() == Some(RequestError::Removed));
+        let Some(placed) = self.replicas.get_mut(&group).filter(|p| told && !p.told) else { return false };
+        let its = shared.is_some_and(|s| s.replica == placed.replica);
+        placed.told = its;
+        its
+    }
+
+    /// Whether the replica of this group runs and takes none of these members for a voter.
+    pub fn knows_none_of(&self, group: GroupId, members: &Membership) -> bool {
+        let core = self.life.as_ref().and_then(|l| l.core(group));
+        core.is_some_and(|c| !c.membership().voters.iter().any(|v| members.contains(*v)))
+    }
+
+    /// Removes the data of a replica, which is stopped first if it runs. Nothing while the process does not run.
+    pub fn remove_data(&mut self, group: GroupId) -> Option<Result<Pending<()>, RequestError>> {
+        let starter = &self.life.as_ref()?.host.starter;
+        starter.stop(group);
+        Some(starter.remove_data(group))
+    }
+
     /// Starts one replica that was stopped.
     pub fn start_replica(&mut self, group: GroupId) {
-        let specs = self.specs().into_iter().filter(|spec| spec.config.group == group).collect();
+        let Some(placed) = self.replicas.get(&group).copied() else { return };
+        let specs = vec![self.spec(group, placed)];
         let Some(life) = &mut self.life else { return };
         self.around.oracle.started(self.id, group);
         match life.host.starter.start(specs) {

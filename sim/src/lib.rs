@@ -13,10 +13,12 @@ pub mod hash;
 pub mod host;
 pub mod jobs;
 pub mod machine;
+mod members;
 pub mod model;
 #[cfg(feature = "plant")]
 pub mod mutants;
 pub mod network;
+pub mod operator;
 pub mod oracle;
 pub mod recorder;
 pub mod report;
@@ -27,5 +29,5 @@ pub mod swarm;
 pub mod timeline;
 pub mod world;
 
-pub use report::{Report, Totals, run};
+pub use report::{Report, Totals, run, run_unattended};
 pub use world::{Trace, World};

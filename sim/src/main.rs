@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use longboat_raft::{GroupId, plant};
-use longboat_sim::{Totals, Trace, model, run};
+use longboat_sim::{Totals, Trace, model, run, run_unattended};
 use std::ops::Range;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -25,6 +25,9 @@ struct Arguments {
     /// With --trace: also the messages of this group.
     #[arg(long, requires = "trace")]
     group: Option<u64>,
+    /// In half of the worlds operators change members, move leaders, stop and remove replicas.
+    #[arg(long)]
+    operators: bool,
     /// Print one line of JSON at the end.
     #[arg(long)]
     json: bool,
@@ -201,14 +204,16 @@ fn run_all(arguments: &Arguments) -> Totals {
     let mut totals = Totals::default();
     let seeds = arguments.seed.map_or(arguments.seeds.clone(), |seed| seed..seed + 1);
     for seed in seeds {
-        let report = run(seed, Trace { on: arguments.trace, group: arguments.group.map(GroupId) });
+        let trace = Trace { on: arguments.trace, group: arguments.group.map(GroupId) };
+        let report = if arguments.operators { run(seed, trace) } else { run_unattended(seed, trace) };
         totals.add(&report);
         if arguments.seed.is_some() {
             eprintln!("seed {seed}: hash {:016x}, {:?}", report.hash, report.counts);
         }
         if let Some(violation) = &report.violation {
             eprintln!("seed {seed}: {violation}");
-            eprintln!("replay: {}", replay(seed, arguments.plant.as_deref()));
+            let way = if arguments.operators { " --operators" } else { "" };
+            eprintln!("replay: {}{way}", replay(seed, arguments.plant.as_deref()));
             if arguments.plant.is_some() {
                 break;
             }

@@ -7,17 +7,20 @@
 //!
 //! The first violation is kept: what follows it is consequence.
 
+use crate::client;
 use crate::hash::{Hash64, chain, entry_hash};
 use crate::machine::serial_of;
-use crate::shadow::{Change, Mark, Shadow};
+use crate::members::{self, History};
+use crate::shadow::{Change, Fold, Mark, Shadow};
 use bytes::Bytes;
+use longboat_engine::GroupShared;
 use longboat_engine::replica::Replica;
 use longboat_logdb::{GroupState, Seq, Update};
-use longboat_raft::{Body, EntryKind, GroupId, HostId, Index, LogPos, Message, ReplicaId, Role, Run, Term};
+use longboat_raft::{Body, EntryKind, GroupId, HostId, Index, LogPos, Membership, Message, ReplicaId, Role, Run, Term};
 use longboat_rsm::RequestError;
 use longboat_transport::wire;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What became of a write, as its client knows it.
@@ -39,8 +42,14 @@ struct Committed {
 
 #[derive(Debug, Default)]
 struct Group {
-    /// The hosts with a replica, all voters.
-    hosts: Vec<HostId>,
+    /// Who its members were and are.
+    history: History,
+    /// The hosts on which its replica keeps no payloads.
+    witnesses: BTreeSet<HostId>,
+    /// The logs of replicas whose data was removed, as they were at last.
+    graves: Vec<Fold>,
+    /// Writes that are of one term or of none.
+    terms: HashMap<u64, Term>,
     /// All entries that were ever applied, from index 1.
     committed: Vec<Committed>,
     /// The serials that these append, in order.
@@ -77,8 +86,10 @@ pub struct Oracle {
 }
 
 impl Group {
-    fn quorum(&self) -> usize {
-        self.hosts.len() / 2 + 1
+    /// The replicas with this entry on their disks, now or until their data was removed.
+    fn holders(&self, pos: LogPos) -> BTreeSet<ReplicaId> {
+        let folds = self.shadows.values().map(|s| &s.durable).chain(&self.graves);
+        folds.filter(|f| f.exists && f.holds(pos)).map(|f| f.replica).collect()
     }
 
     fn committed_at(&self, index: Index) -> Option<&Committed> {
@@ -94,6 +105,10 @@ impl Group {
     }
 
     fn match_log(&mut self, host: HostId, written: &[(Index, Mark)]) -> Result<(), String> {
+        // Without the payloads the log has other sums.
+        if self.witnesses.contains(&host) {
+            return Ok(());
+        }
         for (index, mark) in written {
             let known = *self.chains.entry((*index, mark.term)).or_insert(mark.chain);
             if known != mark.chain {
@@ -108,6 +123,9 @@ impl Group {
             let shadow = self.shadows.entry(host).or_default();
             let Some(change) = shadow.next_durable(seq) else { return Ok(()) };
             let mut fold = std::mem::take(&mut shadow.durable);
+            if change.removes() {
+                self.graves.push(fold.clone());
+            }
             let written = fold.apply(&change, |pos| self.chain_at(pos)).map_err(|e| format!("host {host} {e}"))?;
             self.shadows.entry(host).or_default().durable = fold;
             self.match_log(host, &written)?;
@@ -118,6 +136,9 @@ impl Group {
         self.applied.remove(&host);
         self.leading.remove(&host);
         let mut shadow = std::mem::take(self.shadows.entry(host).or_default());
+        if shadow.durable.exists && state.is_none_or(|s| s.removed) {
+            self.graves.push(shadow.durable.clone());
+        }
         let recovered = shadow.recovered(state, |pos| self.chain_at(pos));
         self.shadows.insert(host, shadow);
         let written = recovered.map_err(|e| format!("durable state lost: host {host} {e}"))?;
@@ -126,7 +147,12 @@ impl Group {
 
     /// A message leaves `host`: what it rests on must be durable there.
     fn sent(&self, host: HostId, message: &Message) -> Result<(), String> {
-        let Some(durable) = self.shadows.get(&host).map(|s| &s.durable) else { return Ok(()) };
+        let unborn = Fold::default();
+        let durable = match self.shadows.get(&host).map(|s| &s.durable) {
+            Some(durable) if durable.replica == message.from => durable,
+            Some(_) if self.graves.iter().all(|f| f.replica != message.from) => &unborn,
+            _ => return Ok(()),
+        };
         let (hard, last) = (durable.hard, durable.last());
         let early = |what: &str| {
             Err(format!(
@@ -183,21 +209,32 @@ impl Group {
             if entry.index.0 != self.committed.len() as u64 + 1 {
                 return Err(format!("host {host} applies {pos:?}; so far {} were applied", self.committed.len()));
             }
-            let holders = self.shadows.values().filter(|s| s.durable.holds(pos)).count();
-            if holders < self.quorum() {
-                return Err(format!("{pos:?} is applied on host {host} and durable on {holders} hosts only"));
+            let holders = self.holders(pos);
+            if !self.history.in_effect(entry.index).any(|m| members::is_quorum(m, &holders)) {
+                let of = self.history.last();
+                return Err(format!("{pos:?} is applied on host {host} and durable at {holders:?} only, of {of:?}"));
             }
             let before = self.committed.last().map_or(0, |c| c.chain);
             let chain = chain(before, entry.term.0, hash);
             self.committed.push(Committed { term: entry.term, entry: hash, chain, state: None });
-            if entry.kind == EntryKind::Command {
-                self.listed(serial_of(entry.payload).ok_or("a command without a serial number")?)?;
+            match entry.kind {
+                EntryKind::Command => {
+                    let serial = serial_of(entry.payload).ok_or("a command without a serial number")?;
+                    self.listed(serial, entry.term)?;
+                }
+                EntryKind::Config => self.history.applied(entry.index, entry.payload)?,
+                _ => {}
             }
         }
         Ok(())
     }
 
-    fn listed(&mut self, serial: u64) -> Result<(), String> {
+    fn listed(&mut self, serial: u64, term: Term) -> Result<(), String> {
+        if let Some(only) = self.terms.get(&serial)
+            && *only != term
+        {
+            return Err(format!("write {serial} is applied in term {term}, it was for term {only} alone"));
+        }
         match self.writes.get(&serial) {
             None => return Err(format!("write {serial} is applied, and nobody proposed it")),
             Some(Fate::Refused(error)) => {
@@ -249,6 +286,7 @@ impl Group {
     }
 
     fn observe(&mut self, host: HostId, replica: &Replica) -> Result<(), String> {
+        self.history.observe(host, replica.config.replica, replica.core.membership())?;
         let commit = replica.core.commit();
         if replica.core.role() == Role::Leader {
             self.observe_leader(replica)?;
@@ -289,10 +327,10 @@ impl Oracle {
         }
     }
 
-    /// A group, and the hosts of its voters.
-    pub fn group(&self, group: GroupId, hosts: Vec<HostId>) {
+    /// A group, and its first members.
+    pub fn group(&self, group: GroupId, first: Membership) {
         self.with(group, |g| {
-            g.hosts = hosts;
+            g.history = History::new(first);
             Ok(())
         });
     }
@@ -427,10 +465,11 @@ impl Oracle {
     }
 
     /// A client proposes a write; returns what it must not come before.
-    pub fn write_begins(&self, group: GroupId, serial: u64) -> u64 {
+    pub fn write_begins(&self, group: GroupId, serial: u64, only_in: Option<Term>) -> u64 {
         let mut floor = 0;
         self.with(group, |g| {
             g.writes.insert(serial, Fate::Open);
+            g.terms.extend(only_in.map(|term| (serial, term)));
             floor = g.floor;
             Ok(())
         });
@@ -485,6 +524,17 @@ impl Oracle {
         });
     }
 
+    /// A replica was given an index at which its clients may read what it has applied.
+    pub fn read_here(&self, shared: &GroupShared, index: Index, floor: u64) {
+        let applied = client::applied_here(shared);
+        if applied < index && shared.refusal().is_none() {
+            self.violate(format!("group {}: a read at {index} may be made where {applied} is applied", shared.group));
+        }
+        if let Some(count) = client::length_here(shared) {
+            self.read_done(shared.group, count, floor);
+        }
+    }
+
     /// The index of the last entry that was applied anywhere.
     pub fn last_applied(&self, group: GroupId) -> Index {
         Index(self.state.lock().groups.get(&group).map_or(0, |g| g.committed.len() as u64))
@@ -493,5 +543,50 @@ impl Oracle {
     /// Compares the state of a replica at rest.
     pub fn at_rest(&self, host: HostId, group: GroupId, index: Index, state: Option<u64>) {
         self.with(group, |g| g.state_at(host, index, state.unwrap_or_default()));
+    }
+
+    // ---- members and leaders ------------------------------------------------------------------------------------
+
+    /// A replica of the group is to be on this host, from its next start on.
+    pub fn placed(&self, host: HostId, group: GroupId, witness: bool) {
+        self.with(group, |g| {
+            if witness {
+                g.witnesses.insert(host)
+            } else {
+                g.witnesses.remove(&host)
+            };
+            Ok(())
+        });
+    }
+
+    /// The newest membership that a state machine was given.
+    pub fn members(&self, group: GroupId) -> Membership {
+        self.state.lock().groups[&group].history.last().clone()
+    }
+
+    /// Whether this replica ever was a member.
+    pub fn ever_had(&self, group: GroupId, replica: ReplicaId) -> bool {
+        self.state.lock().groups[&group].history.ever_had(replica)
+    }
+
+    /// A membership change was reported to be in effect.
+    pub fn change_done(&self, group: GroupId, members: &Membership, adds: &[ReplicaId], removes: &[ReplicaId]) {
+        self.note(&[group.0, members.change_id.0]);
+        self.with(group, |g| g.history.done(members, adds, removes));
+    }
+
+    /// The addition of a replica ended with an error that says that it never will be made.
+    pub fn addition_refused(&self, group: GroupId, replica: ReplicaId, error: &RequestError) {
+        self.note(&[group.0, replica.0]);
+        self.with(group, |g| g.history.refused(replica, &error.to_string()));
+    }
+
+    /// A leader transfer was reported done.
+    pub fn transferred(&self, group: GroupId, leader: ReplicaId, term: Term) {
+        self.note(&[group.0, leader.0, term.0]);
+        self.with(group, |g| match g.leaders.get(&term) {
+            Some(known) if *known == leader => Ok(()),
+            known => Err(format!("a client is told that {leader} leads term {term}; known is {known:?}")),
+        });
     }
 }

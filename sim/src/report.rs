@@ -19,7 +19,15 @@ pub struct Report {
 
 /// Lives through the world of a seed. A panic of the code under test is a violation.
 pub fn run(seed: u64, trace: Trace) -> Report {
-    let mut world = World::new(seed, trace);
+    outcome(seed, World::new(seed, trace))
+}
+
+/// As [`run`], without operators.
+pub fn run_unattended(seed: u64, trace: Trace) -> Report {
+    outcome(seed, World::unattended(seed, trace))
+}
+
+fn outcome(seed: u64, mut world: World) -> Report {
     let oracle = Arc::clone(&world.around.oracle);
     let lived = std::panic::catch_unwind(AssertUnwindSafe(|| world.live()));
     if let Err(panic) = lived {
@@ -49,6 +57,12 @@ pub struct Totals {
     pub steps: u64,
     /// Requests that were answered: writes acknowledged, reads and snapshots served.
     pub operations: u64,
+    /// Membership changes in effect.
+    pub changes: u64,
+    /// Leaders that were asked for.
+    pub transfers: u64,
+    /// Replicas whose data was removed.
+    pub buried: u64,
     /// Faults made, lost frames apart.
     pub faults: u64,
     /// Frames lost.
@@ -70,7 +84,13 @@ impl Totals {
         self.seeds += 1;
         self.nanos += counts.nanos;
         self.steps += counts.steps;
-        self.operations += counts.outcomes.writes + counts.outcomes.reads + counts.outcomes.snapshots;
+        self.operations += {
+            let o = &counts.outcomes;
+            self.changes += o.changes;
+            self.transfers += o.transfers;
+            self.buried += o.buried;
+            o.writes + o.reads + o.index_reads + o.snapshots + o.changes + o.transfers
+        };
         self.faults += counts.faults;
         self.frames_lost += counts.frames_lost;
         self.frames_doubled += counts.frames_doubled;
@@ -89,6 +109,9 @@ impl Totals {
             "simulated_hours": self.nanos as f64 / 3600e9,
             "steps": self.steps,
             "operations": self.operations,
+            "changes": self.changes,
+            "transfers": self.transfers,
+            "buried": self.buried,
             "faults": self.faults,
             "frames_lost": self.frames_lost,
             "frames_doubled": self.frames_doubled,

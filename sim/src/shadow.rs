@@ -5,7 +5,7 @@
 
 use crate::hash::{chain, entry_hash};
 use longboat_logdb::{GroupState, Record, Seq, Update};
-use longboat_raft::{HardState, Index, LogPos, Term};
+use longboat_raft::{HardState, Index, LogPos, ReplicaId, Term};
 use std::collections::VecDeque;
 
 /// One entry of a shadowed log.
@@ -22,6 +22,8 @@ pub struct Mark {
 pub struct Fold {
     /// Whether the replica exists: its bootstrap record is there.
     pub exists: bool,
+    /// Which replica it is.
+    pub replica: ReplicaId,
     /// Term, vote and commit.
     pub hard: HardState,
     /// The place before the first entry.
@@ -36,7 +38,8 @@ pub struct Fold {
 pub struct Change {
     seq: Seq,
     hard: HardState,
-    bootstrap: bool,
+    bootstrap: Option<ReplicaId>,
+    removed: bool,
     reset: Option<LogPos>,
     cut: Option<Index>,
     first: Index,
@@ -47,9 +50,10 @@ pub struct Change {
 impl Change {
     /// What `update` changes; `seq` is its batch.
     pub fn of(seq: Seq, update: &Update) -> Self {
-        let (mut bootstrap, mut reset) = (false, None);
+        let (mut bootstrap, mut removed, mut reset) = (None, false, None);
         match update.record.as_deref() {
-            Some(Record::Bootstrap(_)) => bootstrap = true,
+            Some(Record::Bootstrap(b)) => bootstrap = Some(b.replica),
+            Some(Record::Removed { .. }) => removed = true,
             Some(Record::Snapshot(s)) if s.resets_log => reset = Some(s.meta.pos),
             _ => {}
         }
@@ -61,12 +65,20 @@ impl Change {
             seq,
             hard: update.hard_state,
             bootstrap,
+            removed,
             reset,
             cut: update.cut_tail,
             first: update.runs.first().map_or(Index::ZERO, |r| r.first()),
             entries: entries.collect(),
             compact: update.compact_to,
         }
+    }
+}
+
+impl Change {
+    /// Whether it removes all that there is of the replica.
+    pub fn removes(&self) -> bool {
+        self.removed
     }
 }
 
@@ -103,8 +115,12 @@ impl Fold {
         change: &Change,
         committed: impl Fn(LogPos) -> Option<u64>,
     ) -> Result<Vec<(Index, Mark)>, String> {
-        if change.bootstrap {
-            *self = Self { exists: true, ..Self::default() };
+        if change.removed {
+            *self = Self::default();
+            return Ok(Vec::new());
+        }
+        if let Some(replica) = change.bootstrap {
+            *self = Self { exists: true, replica, ..Self::default() };
         }
         if !self.exists {
             return Err("an update comes before the replica's bootstrap record".to_owned());
@@ -161,7 +177,7 @@ impl Fold {
 
     /// Whether a store recovered exactly this.
     fn is(&self, state: Option<&GroupState>) -> bool {
-        let Some(state) = state else { return !self.exists };
+        let Some(state) = state.filter(|s| !s.removed) else { return !self.exists };
         self.exists
             && self.hard == state.hard_state
             && self.start == state.start

@@ -1,11 +1,12 @@
 //! What a seed's world is like: swarm testing, so that each seed switches faults and features on and off at random.
 
 use crate::network::NetworkFaults;
+use crate::operator::Operations;
 use crate::rng::Rng;
 use longboat_engine::{EngineConfig, ReplicaConfig};
 use longboat_io::sim::SimDiskConfig;
 use longboat_logdb::{KeyValue, SharedLogConfig};
-use longboat_raft::{GroupId, HostId, ReplicaId};
+use longboat_raft::{GroupId, HostId, Member, Membership, ReplicaId, StoreId};
 
 const MILLI: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
@@ -104,6 +105,8 @@ pub struct Swarm {
     segments_max: u64,
     settle_segments: usize,
     disk: SimDiskConfig,
+    /// What operators do.
+    pub operations: Operations,
 }
 
 impl Swarm {
@@ -149,12 +152,28 @@ impl Swarm {
             settle_segments: rng.between(1, 4) as usize,
             disk: disk(rng),
             quiesce_after_nanos: heartbeat_interval_nanos * *rng.pick(&[0, 3, 10, 50]),
+            operations: Operations::default(),
         };
         // Hosts that keep little for each of their groups also have little for all of them.
         if swarm.log_cache_bytes_max == 4 << 10 {
             swarm.log_memory_bytes_max = 128 << 10;
         }
         swarm
+    }
+
+    /// What operators do in this world. Drawn by a generator of its own: a world without them is as if there were none.
+    pub fn draw_operations(&mut self, rng: &mut Rng) {
+        self.operations = Operations::draw(rng);
+        if !self.operations.is_on() {
+            return;
+        }
+        // Some hosts are left free, for those who come later.
+        for (_, hosts) in &mut self.groups {
+            let keep = rng.between(1, hosts.len() as u64) as usize;
+            while hosts.len() > keep {
+                hosts.remove(rng.below(hosts.len() as u64) as usize);
+            }
+        }
     }
 
     /// A quiet world of three hosts for scenarios: no faults but those that the scenario makes.
@@ -178,6 +197,12 @@ impl Swarm {
             log_memory_bytes_max: 1 << 30,
             ..Self::draw(rng)
         }
+    }
+
+    /// The first members of a group.
+    pub fn first_members(&self, group: GroupId) -> Membership {
+        let hosts = self.groups.iter().filter(|g| g.0 == group).flat_map(|g| &g.1);
+        Membership::from_voters(hosts.map(|host| (ReplicaId(host.0), Member { host: *host, store: StoreId::ZERO })))
     }
 
     /// The network after all faults have healed.
@@ -208,7 +233,7 @@ impl Swarm {
     }
 
     /// Settings of a replica.
-    pub fn replica(&self, group: GroupId, replica: ReplicaId) -> ReplicaConfig {
+    pub fn replica(&self, group: GroupId, replica: ReplicaId, witness: bool) -> ReplicaConfig {
         ReplicaConfig {
             group,
             replica,
@@ -221,7 +246,7 @@ impl Swarm {
             check_quorum: self.check_quorum,
             quiesce_after_nanos: self.quiesce_after_nanos,
             preferred: None,
-            witness: false,
+            witness,
         }
     }
 

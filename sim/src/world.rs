@@ -8,13 +8,14 @@ use crate::clock::SimClock;
 use crate::faults::FaultPlan;
 use crate::host::{Role, SimHost, Surroundings};
 use crate::network::{Delivery, Network};
+use crate::operator::Desk;
 use crate::oracle::Oracle;
 use crate::rng::Rng;
 use crate::swarm::Swarm;
 use crate::timeline;
 use longboat_engine::GroupShared;
 use longboat_io::Clock;
-use longboat_raft::{GroupId, HostId, Time};
+use longboat_raft::{GroupId, HostId, ProposeOptions, Time};
 use longboat_transport::wire;
 use std::sync::Arc;
 
@@ -67,6 +68,7 @@ pub struct World {
     /// The clients.
     pub clients: Clients,
     pub(crate) plan: FaultPlan,
+    pub(crate) desk: Desk,
     schedule: Rng,
     requests: Rng,
     next_request: Time,
@@ -83,6 +85,16 @@ impl World {
     /// The world of a seed.
     pub fn new(seed: u64, trace: Trace) -> Self {
         let mut rng = Rng::new(seed);
+        // A generator of its own: worlds without operators are as if there were none anywhere.
+        let mut operators = Rng::new(!seed);
+        let mut swarm = Swarm::draw(&mut rng);
+        swarm.draw_operations(&mut operators);
+        Self::with(rng, swarm, trace)
+    }
+
+    /// The world of a seed as it is if nobody changes members, moves leaders, or stops replicas.
+    pub fn unattended(seed: u64, trace: Trace) -> Self {
+        let mut rng = Rng::new(seed);
         let swarm = Swarm::draw(&mut rng);
         Self::with(rng, swarm, trace)
     }
@@ -91,9 +103,11 @@ impl World {
     pub fn with(mut rng: Rng, swarm: Swarm, trace: Trace) -> Self {
         let (clock, oracle) = (SimClock::new(), Arc::new(Oracle::default()));
         let network = Network::new(rng.fork(), swarm.network, Arc::clone(&clock), Arc::clone(&oracle));
-        for (group, hosts) in &swarm.groups {
-            oracle.group(*group, hosts.clone());
+        for (group, _) in &swarm.groups {
+            oracle.group(*group, swarm.first_members(*group));
         }
+        let mut operators = rng.clone();
+        let operated = swarm.operations.is_on();
         let around = Surroundings { swarm: Arc::new(swarm), clock, network, oracle };
         let hosts = (1..=around.swarm.hosts).map(|id| SimHost::new(HostId(id), rng.next(), around.clone())).collect();
         let started = around.clock.now();
@@ -103,6 +117,7 @@ impl World {
             around,
             hosts,
             plan,
+            desk: Desk::new(operators.fork(), operated, started),
             schedule: rng.fork(),
             requests: rng.fork(),
             next_request: started,
@@ -181,6 +196,7 @@ impl World {
             host.restart_at = host.restart_at.map(|_| now);
         }
         self.busy = false;
+        self.desk.settling = Some(now);
         self.clients.expect_progress();
     }
 
@@ -189,7 +205,8 @@ impl World {
     pub fn converge(&mut self) {
         let healed = self.now();
         self.progress();
-        self.come_to_rest(healed);
+        self.come_to_settle(self.now());
+        self.come_to_rest(self.now().max(healed));
         if self.around.swarm.quiesce_after_nanos > 0 {
             self.fall_silent();
             self.clients.expect_progress();
@@ -203,14 +220,17 @@ impl World {
     fn progress(&mut self) {
         let groups = self.around.swarm.groups.clone();
         let (healed, mut probe) = (self.now(), self.now());
-        let progress_by = healed.plus_nanos(PROGRESS_NANOS);
+        // Where members change, the one that makes up the majority may have to be sent a snapshot first.
+        let operated = self.around.swarm.operations.is_on();
+        let progress_by = healed.plus_nanos(if operated { CONVERGE_NANOS } else { PROGRESS_NANOS });
         while self.now() < progress_by && !self.around.oracle.is_violated() {
             let waiting: Vec<_> = groups.iter().filter(|g| !self.clients.has_progressed(g.0)).collect();
             if waiting.is_empty() {
                 break;
             }
-            for (group, hosts) in waiting {
-                let host = *self.requests.pick(hosts);
+            for (group, _) in waiting {
+                let hosts = self.hosts_of(*group);
+                let host = *self.requests.pick(&hosts);
                 self.probe(*group, host);
             }
             probe = probe.plus_nanos(PROBE_NANOS);
@@ -221,6 +241,30 @@ impl World {
                 let what = self.describe(*group);
                 self.around.oracle.violate(format!("group {group}: no progress after all faults healed: {what}"));
             }
+        }
+    }
+
+    /// No membership change is under way, and nothing is left of replicas that are no members.
+    fn come_to_settle(&mut self, healed: Time) {
+        if !self.around.swarm.operations.is_on() {
+            return;
+        }
+        let by = healed.plus_nanos(CONVERGE_NANOS);
+        let mut look = self.now();
+        let settled = self.run_until(by, |w| {
+            if w.now() < look {
+                return false;
+            }
+            look = w.now().plus_nanos(PROBE_NANOS / 4);
+            w.clients.open() == 0 && w.unsettled().is_none()
+        });
+        if !settled && !self.around.oracle.is_violated() {
+            let what = self.unsettled().unwrap_or_else(|| self.clients.describe());
+            let groups = self.around.swarm.groups.clone();
+            let groups: Vec<String> = groups.iter().map(|g| format!("group {}: {}", g.0, self.describe(g.0))).collect();
+            self.around
+                .oracle
+                .violate(format!("members do not settle after all faults healed: {what}; {}", groups.join("; ")));
         }
     }
 
@@ -271,7 +315,7 @@ impl World {
 
     fn probe(&mut self, group: GroupId, host: HostId) {
         let deadline = self.now().plus_nanos(5 * PROBE_NANOS);
-        if let Some(shared) = self.replica(host, group) {
+        if let Some(shared) = self.replica(host, group).filter(|s| !s.witness) {
             self.clients.write(host, &shared, 0, deadline);
         }
     }
@@ -283,7 +327,8 @@ impl World {
 
     /// The first replica that has not applied all that others have.
     fn differing(&self) -> Option<String> {
-        for (group, hosts) in &self.around.swarm.groups {
+        for (group, _) in &self.around.swarm.groups {
+            let hosts = &self.hosts_of(*group);
             let last = self.around.oracle.last_applied(*group);
             for host in hosts {
                 let Some(shared) = self.replica(*host, *group) else { return Some(format!("host {host} is down")) };
@@ -304,9 +349,9 @@ impl World {
     }
 
     fn compare(&self) {
-        for (group, hosts) in &self.around.swarm.groups {
-            for host in hosts {
-                if let Some(shared) = self.replica(*host, *group) {
+        for (group, _) in &self.around.swarm.groups {
+            for host in &self.hosts_of(*group) {
+                if let Some(shared) = self.replica(*host, *group).filter(|s| !s.witness) {
                     let state = shared.machine.lock().state_hash();
                     self.around.oracle.at_rest(*host, *group, self.around.oracle.last_applied(*group), state);
                 }
@@ -367,7 +412,7 @@ impl World {
 
     /// When something happens that no worker does.
     fn next(&self) -> Time {
-        let mut next = self.plan.next();
+        let mut next = self.plan.next().min(self.desk.next);
         if self.busy {
             next = next.min(self.next_request);
         }
@@ -400,6 +445,9 @@ impl World {
         if self.plan.next() <= now {
             self.make_faults(now);
         }
+        if self.desk.next <= now {
+            self.operate(now);
+        }
         if self.busy && self.next_request <= now {
             let every = self.around.swarm.request_every_nanos;
             self.next_request = now.plus_nanos(1 + self.requests.below(2 * every));
@@ -410,12 +458,16 @@ impl World {
     /// A client asks some replica of some group for something.
     fn request(&mut self, now: Time) {
         let swarm = Arc::clone(&self.around.swarm);
-        let (group, hosts) = self.requests.pick(&swarm.groups);
-        let host = *self.requests.pick(hosts);
-        let Some(shared) = self.replica(host, *group) else { return };
+        let (group, _) = self.requests.pick(&swarm.groups);
+        let hosts = self.hosts_of(*group);
+        let host = *self.requests.pick(&hosts);
+        let Some(shared) = self.replica(host, *group).filter(|s| !s.witness) else { return };
         let deadline = now.plus_nanos(swarm.timeout_nanos / 2 + self.requests.below(swarm.timeout_nanos));
         if self.requests.chance(swarm.snapshot_permille) {
             return self.clients.snapshot(host, &shared, deadline);
+        }
+        if swarm.operations.index_read_permille > 0 && self.desk.rng.chance(swarm.operations.index_read_permille) {
+            return self.clients.read_index(host, &shared, deadline);
         }
         if self.requests.chance(swarm.read_permille) {
             return self.clients.read(host, &shared, deadline);
@@ -425,7 +477,18 @@ impl World {
         for _ in 0..count {
             let padding =
                 if large { swarm.large.1 } else { self.requests.below(swarm.padding_max as u64 + 1) as usize };
-            self.clients.write(host, &shared, padding, deadline);
+            let options = self.options(&shared);
+            self.clients.write_with(host, &shared, padding, options, deadline);
         }
+    }
+
+    /// How a write is to be proposed.
+    fn options(&mut self, shared: &GroupShared) -> ProposeOptions {
+        let (permille, rng) = (self.around.swarm.operations.options_permille, &mut self.desk.rng);
+        if permille == 0 || !rng.chance(permille) {
+            return ProposeOptions::default();
+        }
+        let term = shared.leader().map(|l| l.0).filter(|_| rng.chance(600));
+        ProposeOptions { forward: rng.chance(400), expected_term: term }
     }
 }

@@ -5,17 +5,28 @@
 use longboat_raft::{HostId, Time};
 use longboat_sim::rng::Rng;
 use longboat_sim::swarm::Swarm;
-use longboat_sim::{Report, Totals, Trace, World, run, silence};
+use longboat_sim::{Report, Totals, Trace, World, run, run_unattended, silence};
 
 const SECOND: u64 = 1_000_000_000;
 
 /// The seeds that every test run lives through.
 const SEEDS: u64 = 200;
 
+/// The worlds with operators that every test run lives through.
+const ATTENDED_SEEDS: u64 = 60;
+
 fn live(seed: u64) -> Report {
-    let report = run(seed, Trace::default());
+    judge(run_unattended(seed, Trace::default()), "")
+}
+
+fn live_attended(seed: u64) -> Report {
+    judge(run(seed, Trace::default()), " --operators")
+}
+
+fn judge(report: Report, way: &str) -> Report {
+    let seed = report.seed;
     if let Some(violation) = &report.violation {
-        panic!("seed {seed}: {violation}\nreplay: cargo run --release -p longboat-sim -- --seed {seed} --trace");
+        panic!("seed {seed}: {violation}\nreplay: cargo run --release -p longboat-sim -- --seed {seed} --trace{way}");
     }
     report
 }
@@ -29,6 +40,21 @@ fn every_rule_holds_in_two_hundred_worlds() {
     assert!(totals.operations as f64 > 500.0 * minutes, "hours of silent groups count for nothing: {totals:?}");
     assert!(totals.archiving > SEEDS / 20, "segments are hardly ever archived: {totals:?}");
     assert!(totals.faults as f64 > 20.0 * minutes, "worlds without faults count for nothing: {totals:?}");
+}
+
+#[test]
+fn every_rule_holds_while_members_change_leaders_move_and_replicas_stop() {
+    let mut totals = Totals::default();
+    (0..ATTENDED_SEEDS).for_each(|seed| totals.add(&live_attended(seed)));
+    println!("{}", totals.json());
+    let (changes, transfers, buried) = (totals.changes, totals.transfers, totals.buried);
+    assert!(changes > ATTENDED_SEEDS && transfers > ATTENDED_SEEDS / 2, "operators hardly do anything: {totals:?}");
+    assert!(buried > ATTENDED_SEEDS / 2, "hardly any replica is seen off and removed: {totals:?}");
+}
+
+#[test]
+fn a_follower_that_asked_for_a_transfer_is_told_the_term_of_the_new_leader() {
+    live_attended(152);
 }
 
 #[test]
