@@ -35,7 +35,7 @@ pub mod reason {
 }
 
 /// A place in a worker's table of replicas. Slots are used again under a new generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SlotRef {
     /// The slot.
     pub slot: u32,

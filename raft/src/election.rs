@@ -10,6 +10,7 @@ use crate::message::Body;
 use crate::output::TransferOutcome;
 use crate::plant;
 use crate::progress::{Progress, ProgressState};
+use crate::quiesce::Phase;
 use crate::quorum::{self, VoteResult};
 
 impl Core {
@@ -168,7 +169,11 @@ impl Core {
 
     pub(crate) fn become_pre_candidate(&mut self) {
         self.transfer_is_decided(None);
-        // Neither term nor vote change: only the answer is of interest.
+        // Neither term nor vote change: only the answer is of interest. One that had agreed to fall silent takes that back: else
+        // it would fall silent once its answer is durable, as a candidate that nobody hears.
+        if !plant::is("pre-candidate-falls-silent") {
+            self.quiet.phase = Phase::Awake;
+        }
         self.role = Role::PreCandidate;
         self.leader = None;
         self.fail_reads();

@@ -26,6 +26,11 @@ pub const ALL: &[(&str, &str)] = &[
     ("beat-hash-ignored", "hosts do not compare who is silent between them"),
     ("gone-notice-dropped", "a replica that stops on a live host tells nobody"),
     ("suspected-leader-kept", "a follower whose leader's host is suspected goes on to believe in that leader"),
+    ("pre-candidate-falls-silent", "a follower that agreed to fall silent does so although it campaigns meanwhile"),
+    (
+        "suspicion-missed-while-agreeing",
+        "a follower that falls silent does not ask whether its leader's host is suspected",
+    ),
     ("payload-to-witness", "a leader sends a witness the payloads of commands"),
     ("witness-ahead-of-leader", "a witness is sent entries that are not on the leader's own disk"),
     ("majority-of-witnesses", "witnesses alone may be a majority, which has no payloads"),

@@ -8,7 +8,7 @@
 use crate::rng::Rng;
 use crate::swarm::Swarm;
 use crate::{Trace, World};
-use longboat_raft::{GroupId, HostId, Role};
+use longboat_raft::{Core, GroupId, HostId, Role};
 
 const MILLI: u64 = 1_000_000;
 const SECOND: u64 = 1000 * MILLI;
@@ -18,6 +18,7 @@ const GROUPS: u64 = 12;
 pub const GUARDS: &[(&str, fn())] = &[
     ("gone-notice-dropped", followers_of_a_replica_that_stops_are_told_before_the_next_beat),
     ("beat-hash-ignored", a_lost_word_of_a_stopped_leader_is_found_by_the_beats),
+    ("suspicion-missed-while-agreeing", followers_whose_disks_hang_while_their_leader_dies_elect_another),
 ];
 
 fn pass(world: &mut World, nanos: u64) {
@@ -54,8 +55,12 @@ fn groups() -> impl Iterator<Item = GroupId> {
     (1..=GROUPS).map(GroupId)
 }
 
+fn core(world: &World, host: HostId, group: GroupId) -> Option<&Core> {
+    world.hosts[host.0 as usize - 1].life.as_ref()?.core(group)
+}
+
 fn role(world: &World, host: HostId, group: GroupId) -> Option<Role> {
-    world.hosts[host.0 as usize - 1].life.as_ref()?.core(group).map(|core| core.role())
+    core(world, host, group).map(Core::role)
 }
 
 fn leader_of(world: &World, group: GroupId) -> Option<HostId> {
@@ -111,6 +116,26 @@ pub fn groups_of_a_dead_host_elect_within_two_election_timeouts() {
         // stands in the way of.
         let found = |w: &World| led.iter().all(|g| leader_of(w, *g).is_some());
         until(&mut world, "the dead host's groups have leaders", timeout * 5 / 2 + 50 * MILLI, found);
+    }
+}
+
+/// A host dies whose followers have agreed to fall silent and wait for their disks: they are not left behind a dead leader.
+pub fn followers_whose_disks_hang_while_their_leader_dies_elect_another() {
+    for seed in 1..4 {
+        let mut world = silent_world(seed);
+        let (dead, led) = some_leader(&world);
+        led.iter().for_each(|g| write(&mut world, *g, dead));
+        until(&mut world, "written", 5 * SECOND, |w| w.clients.open() == 0);
+        let asking = |w: &World| led.iter().any(|g| core(w, dead, *g).is_some_and(Core::is_falling_quiet));
+        until(&mut world, "it asks", 5 * SECOND, asking);
+        // Its followers agree, and their disks hang until after it was suspected.
+        let timeout = world.around.swarm.election_timeout_nanos;
+        let hang = world.now().plus_nanos(timeout * 4 / 3);
+        others(dead).for_each(|h| world.hosts[h.0 as usize - 1].disk.stall_until(hang));
+        pass(&mut world, 2 * MILLI);
+        world.stop(dead, false, 30 * SECOND);
+        let found = |w: &World| led.iter().all(|g| leader_of(w, *g).is_some());
+        until(&mut world, "its groups have leaders", 10 * SECOND, found);
     }
 }
 

@@ -57,7 +57,7 @@ struct PeerSlots {
     led: [Vec<u32>; DIGEST_BUCKETS],
     followed: [Vec<u32>; DIGEST_BUCKETS],
     /// Those that lead and miss a member there.
-    missing: Vec<u32>,
+    missing: [Vec<u32>; DIGEST_BUCKETS],
 }
 
 impl PeerSlots {
@@ -65,7 +65,7 @@ impl PeerSlots {
         match tie {
             Tie::Leads { .. } => &mut self.led[bucket_of(group)],
             Tie::Follows => &mut self.followed[bucket_of(group)],
-            Tie::Misses => &mut self.missing,
+            Tie::Misses => &mut self.missing[bucket_of(group)],
         }
     }
 }
@@ -84,7 +84,7 @@ impl SilentIndex {
                 peer: table.peer(*host),
                 led: std::array::from_fn(|_| Vec::new()),
                 followed: std::array::from_fn(|_| Vec::new()),
-                missing: Vec::new(),
+                missing: std::array::from_fn(|_| Vec::new()),
             };
             let slots = self.by_host.entry(*host).or_insert_with(make);
             slots.list(silence.group, *tie).push(slot);
@@ -122,8 +122,8 @@ impl SilentIndex {
     }
 
     /// The slots of leaders that miss a member on `host`.
-    pub(crate) fn missing(&self, host: HostId) -> &[u32] {
-        self.by_host.get(&host).map_or(&[], |slots| &slots.missing)
+    pub(crate) fn missing(&self, host: HostId) -> impl Iterator<Item = u32> + '_ {
+        self.by_host.get(&host).into_iter().flat_map(|slots| slots.missing.iter().flatten().copied())
     }
 }
 
@@ -170,8 +170,8 @@ mod tests {
         index.insert(&table, 4, &lagging);
         assert_eq!(table.peer(HostId(2)).led.total().count, 1);
         assert_eq!(table.peer(HostId(3)).led.total().count, 0);
-        assert_eq!(index.missing(HostId(3)), [4]);
+        assert_eq!(index.missing(HostId(3)).collect::<Vec<_>>(), [4]);
         index.remove(&table, 4, &lagging);
-        assert_eq!((table.peer(HostId(2)).led.total().sum, index.missing(HostId(3)).len()), (0, 0));
+        assert_eq!((table.peer(HostId(2)).led.total().sum, index.missing(HostId(3)).count()), (0, 0));
     }
 }

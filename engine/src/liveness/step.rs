@@ -1,6 +1,7 @@
 //! What a step worker has to do with silence: its index of silent replicas, and waking them, a bounded number at a time.
 //!
-//! Invariant: what is told here is a hint: whom it wakes finds out by itself how things are. So it may be late, come twice or be
+//! Invariants: nobody is queued twice, so the queue is as long as there are replicas, whatever other hosts say and however often. What
+//! is told here is a hint: whom it wakes finds out by itself how things are. So it may be late, come twice or be
 //! about a former state, and none of it must be waited for.
 
 use crate::liveness::index::{Silence, SilentIndex, Tie};
@@ -8,8 +9,10 @@ use crate::liveness::{PeerNews, SendToHost, gone_of, send_gone_to_all};
 use crate::replica::Replica;
 use crate::shared::SlotRef;
 use crate::step::StepWorker;
+use ahash::AHashMap;
 use longboat_raft::{GroupId, HostId, ReplicaId, Role, Time, plant};
 use longboat_transport::wire::{GoneReplica, HOST_ITEMS_MAX, HostMessage, Incoming, Side, SilentGroup};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -21,19 +24,55 @@ const MILLI: u64 = 1_000_000;
 /// Why a replica is woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Why {
-    /// The host of its leader is suspected, or has started anew.
-    Leader(HostId),
+    /// The host of its leader is suspected. When it is heard of again before this one's turn has come, that was a pause: the
+    /// sums of the next beats find those that differ, and the others sleep on.
+    Suspected(HostId),
+    /// The host of its leader has started anew: what led there does not any more.
+    Restarted(HostId),
     /// Another host differs.
     Differs,
     /// A replica of its group has stopped.
     Gone(ReplicaId),
 }
 
+/// Whom to wake, in turn. Each is in it once, with all reasons that came up meanwhile: none stands for another, since who leads may
+/// change before its turn. They are about members of its group, so they are few.
+#[derive(Default)]
+struct Queue {
+    turns: VecDeque<SlotRef>,
+    reasons: AHashMap<SlotRef, SmallVec<[Why; 1]>>,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.turns.is_empty()
+    }
+
+    fn push(&mut self, at: SlotRef, why: Why) {
+        let reasons = self.reasons.entry(at).or_insert_with(|| {
+            self.turns.push_back(at);
+            SmallVec::new()
+        });
+        if !reasons.contains(&why) {
+            reasons.push(why);
+        }
+    }
+
+    fn pop(&mut self) -> Option<(SlotRef, SmallVec<[Why; 1]>)> {
+        let Some(at) = self.turns.pop_front() else {
+            // Ten thousands may have been in it.
+            *self = Self::default();
+            return None;
+        };
+        Some((at, self.reasons.remove(&at).expect("who has a turn has a reason")))
+    }
+}
+
 /// What a worker has to wake, and whom it has to tell.
 #[derive(Default)]
 pub(crate) struct Waking {
     pub(crate) index: SilentIndex,
-    queue: VecDeque<(SlotRef, Why)>,
+    queue: Queue,
     /// When the next ones may be woken.
     at: Time,
     gone: Vec<(HostId, GoneReplica)>,
@@ -60,12 +99,10 @@ impl Waking {
 impl StepWorker {
     pub(crate) fn peer_news(&mut self, news: PeerNews) {
         match news {
-            PeerNews::Suspected(host) | PeerNews::Restarted(host) => {
-                let led_there: Vec<u32> = self.waking.index.slots(host, Side::Followed, u64::MAX).collect();
-                self.wake_later(led_there, Why::Leader(host));
-            }
+            PeerNews::Suspected(host) => self.wake_led_by(host, Why::Suspected(host)),
+            PeerNews::Restarted(host) => self.wake_led_by(host, Why::Restarted(host)),
             PeerNews::Started(host) => {
-                let missing = self.waking.index.missing(host).to_vec();
+                let missing = self.waking.index.missing(host).collect();
                 self.wake_later(missing, Why::Differs);
             }
             PeerNews::List { to, led, followed, turn } => {
@@ -85,9 +122,15 @@ impl StepWorker {
         }
     }
 
+    fn wake_led_by(&mut self, host: HostId, why: Why) {
+        let led_there = self.waking.index.slots(host, Side::Followed, u64::MAX).collect();
+        self.wake_later(led_there, why);
+    }
+
     fn wake_later(&mut self, slots: Vec<u32>, why: Why) {
-        let at: Vec<_> = slots.into_iter().map(|slot| (self.slot_ref(slot), why)).collect();
-        self.waking.queue.extend(at);
+        for slot in slots {
+            self.waking.queue.push(self.slot_ref(slot), why);
+        }
     }
 
     fn hear_gone(&mut self, from: HostId, gone: &GoneReplica) {
@@ -145,31 +188,41 @@ impl StepWorker {
         }
         self.waking.at = now.plus_nanos(MILLI);
         for _ in 0..WAKES_PER_MILLI {
-            let Some((at, why)) = self.waking.queue.pop_front() else { return };
-            let Some(replica) = self.replica_at(at) else { continue };
-            match why {
-                Why::Leader(host) => {
-                    // Meanwhile another may lead.
-                    if replica.core.leader().and_then(|l| replica.host_of(l)) == Some(host) {
-                        replica.core.suspect_leader(now);
-                    }
-                }
-                Why::Differs => replica.core.wake(now),
-                Why::Gone(gone) => replica.core.replica_gone(now, gone),
-            }
-            self.activate(at.slot);
+            let Some((at, reasons)) = self.waking.queue.pop() else { return };
+            reasons.into_iter().for_each(|why| self.wake_for(now, at, why));
         }
+    }
+
+    fn wake_for(&mut self, now: Time, at: SlotRef, why: Why) {
+        if let Why::Suspected(host) = why {
+            if !self.host.peers.is_suspected(host) {
+                return;
+            }
+        }
+        let Some(replica) = self.replica_at(at) else { return };
+        match why {
+            Why::Suspected(host) | Why::Restarted(host) => {
+                // Meanwhile another may lead.
+                if replica.core.leader().and_then(|l| replica.host_of(l)) == Some(host) {
+                    replica.core.suspect_leader(now);
+                }
+            }
+            Why::Differs => replica.core.wake(now),
+            Why::Gone(gone) => replica.core.replica_gone(now, gone),
+        }
+        self.activate(at.slot);
     }
 
     /// What is suspected of the members' hosts, if that has changed since the last visit.
     pub(crate) fn tell_suspicions(&mut self, now: Time, slot: u32) {
         let version = self.host.peers.version();
+        if self.replica(slot).suspicions == version {
+            return;
+        }
         let host = Arc::clone(&self.host);
         let replica = self.replica(slot);
-        if replica.suspicions != version {
-            replica.suspicions = version;
-            replica.tell_suspicions(now, |at| host.peers.is_suspected(at));
-        }
+        replica.suspicions = version;
+        replica.tell_suspicions(now, |at| host.peers.is_suspected(at));
     }
 
     /// After a visit: the index and the sums follow what the replica is now.
@@ -196,6 +249,18 @@ impl StepWorker {
         if let Some(fresh) = fresh {
             self.replica(slot).shed();
             self.waking.index.insert(&self.host.peers, slot, &fresh);
+            self.heed_suspicion(slot, &fresh);
+        }
+    }
+
+    /// A suspicion is told once, to those that are silent by then. A follower that has agreed may wait for its disk meanwhile, and
+    /// would follow a dead leader in silence for ever. A host is marked before workers are told: either the mark is seen here,
+    /// or the news comes later and finds this one in the index.
+    fn heed_suspicion(&mut self, slot: u32, silence: &Silence) {
+        for (host, _) in silence.ties.iter().filter(|(_, tie)| *tie == Tie::Follows) {
+            if self.host.peers.is_suspected(*host) && !plant::is("suspicion-missed-while-agreeing") {
+                self.wake_later(vec![slot], Why::Suspected(*host));
+            }
         }
     }
 
@@ -222,7 +287,7 @@ fn silence_of(replica: &Replica) -> Option<Silence> {
         replica: replica.config.replica,
         term: core.term(),
         leader,
-        ties: smallvec::SmallVec::new(),
+        ties: SmallVec::new(),
     };
     if core.role() != Role::Leader {
         silence.ties.push((replica.host_of(leader).filter(|h| *h != own)?, Tie::Follows));
@@ -239,4 +304,33 @@ fn silence_of(replica: &Replica) -> Option<Silence> {
     }
     silence.ties = ties.into_iter().collect();
     Some(silence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_queued_twice_and_no_reason_is_lost() {
+        let at = |slot: u32| SlotRef { slot, generation: 1 };
+        let mut queue = Queue::default();
+        for _ in 0..1000 {
+            for slot in 0..3 {
+                queue.push(at(slot), Why::Differs);
+                queue.push(at(slot), Why::Suspected(HostId(2)));
+                queue.push(at(slot), Why::Gone(ReplicaId(7)));
+            }
+        }
+        assert_eq!((queue.turns.len(), queue.reasons.len()), (3, 3));
+        for slot in 0..3 {
+            let (turn, reasons) = queue.pop().unwrap();
+            assert_eq!(turn, at(slot), "in the order in which they came");
+            assert_eq!(reasons[..], [Why::Differs, Why::Suspected(HostId(2)), Why::Gone(ReplicaId(7))]);
+        }
+        assert!(queue.pop().is_none() && queue.is_empty());
+        // Who had its turn may be queued again, and a slot that was given to another replica is another.
+        queue.push(at(1), Why::Differs);
+        queue.push(SlotRef { slot: 1, generation: 2 }, Why::Differs);
+        assert_eq!(queue.turns.len(), 2);
+    }
 }

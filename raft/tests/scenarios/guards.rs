@@ -16,6 +16,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("quiesce-without-match", crate::silence::nobody_is_silent_with_another_log_than_the_leaders),
     ("quiesce-before-commit-durable", crate::silence::nobody_is_silent_before_its_commit_index_is_durable),
     ("suspected-leader-kept", crate::silence::followers_of_a_suspected_leader_elect_another_at_once),
+    ("pre-candidate-falls-silent", crate::silence::a_follower_that_campaigns_takes_its_agreement_back),
     ("payload-to-witness", crate::rules::a_witness_keeps_places_and_no_payloads),
     ("witness-ahead-of-leader", crate::rules::a_witness_is_never_ahead_of_its_leaders_disk),
     ("majority-of-witnesses", crate::rules::witnesses_are_never_a_majority),

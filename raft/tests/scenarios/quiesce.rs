@@ -217,6 +217,11 @@ fn a_repeated_question_and_a_repeated_answer_wake_nobody() {
 }
 
 #[test]
+fn a_follower_that_campaigns_while_its_disk_hangs_does_not_fall_silent() {
+    a_follower_that_campaigns_takes_its_agreement_back();
+}
+
+#[test]
 fn a_follower_that_differs_refuses_and_is_helped() {
     let mut c = idle_group(&[1, 2, 3]);
     until_asked(&mut c);

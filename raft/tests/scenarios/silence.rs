@@ -86,6 +86,24 @@ pub fn nobody_is_silent_before_its_commit_index_is_durable() {
     assert_eq!(silent(&mut c), [1, 2, 3]);
 }
 
+pub fn a_follower_that_campaigns_takes_its_agreement_back() {
+    let mut c = idle_group(&[1, 2, 3]);
+    until_asked(&mut c);
+    // It agrees, but its disk hangs until it has missed its leader for too long.
+    c.node(2).slow_disk = true;
+    let asked = question(&c, 2);
+    c.give(asked);
+    c.net.clear();
+    c.isolate(2);
+    c.now = c.core(2).deadline();
+    let now = c.now;
+    c.core(2).advance(now);
+    assert_eq!(c.core(2).role(), Role::PreCandidate);
+    c.complete_all(2);
+    assert!(!c.core(2).is_quiet(), "it would be silent without a leader");
+    assert_ne!(c.core(2).deadline(), Time(u64::MAX), "it asks again");
+}
+
 pub fn nobody_is_silent_with_another_log_than_the_leaders() {
     let mut c = idle_group(&[1, 2, 3]);
     c.isolate(3);
