@@ -104,6 +104,7 @@ impl<L: LogDb> Host<L> {
             groups: RwLock::new(AHashMap::new()),
             quarantined: Mutex::new(AHashSet::new()),
             stopped: Mutex::new(AHashMap::new()),
+            burying: Mutex::new(AHashSet::new()),
             unsynced_bytes: AtomicU64::new(0),
             log_overfull: AtomicBool::new(false),
             failed: Mutex::new(None),

@@ -121,9 +121,9 @@ impl StepWorker {
             self.host.events.tell(HostEvent::Replica { group, replica, what: ReplicaEvent::Stopped });
             return self.unloaded(group);
         }
-        if let AfterDurable::Buried(removal) = after {
-            let store = self.snapshots.store().clone();
-            return self.snapshots.spawner.spawn(Box::new(DeleteJob { store, removal }));
+        if let AfterDurable::Buried(removal, replica) = after {
+            let (host, store) = (Arc::clone(&self.host), self.snapshots.store().clone());
+            return self.snapshots.spawner.spawn(Box::new(DeleteJob { host, store, removal, replica }));
         }
         let snapshots = Arc::clone(&self.snapshots);
         let Some(replica) = self.replica_at(at) else {

@@ -112,6 +112,13 @@ impl RareState {
         self.transfers.len() + self.changes.len() + self.replaces.len()
     }
 
+    /// What kept changes waiting may be over: they are tried again on the next drive.
+    fn try_changes(&mut self) {
+        for c in self.changes.iter_mut().filter(|c| matches!(c.stance, Stance::Waiting { .. })) {
+            c.stance = Stance::Waiting { again: Time::ZERO };
+        }
+    }
+
     fn forget_resolved(&mut self) {
         self.transfers.retain(|t| t.reply.is_open());
         self.changes.retain(|c| c.reply.is_open());
@@ -245,7 +252,10 @@ impl Replica {
     }
 
     fn drive_change(&mut self, now: Time, change: &mut Change, sequences: &mut u64) {
-        if let Stance::Waiting { .. } = change.stance {
+        // Not on every visit: a change that nobody can take yet would cost one visit after the other.
+        if let Stance::Waiting { again } = change.stance
+            && again <= now
+        {
             match self.propose_change(now, &change.change, sequences) {
                 Ok(stance) => change.stance = stance,
                 Err(Refusal::Later) => change.stance = Stance::Waiting { again: self.patience_from(now) },
@@ -264,10 +274,12 @@ impl Replica {
         sequences: &mut u64,
     ) -> Result<Stance, Refusal> {
         *sequences += 1;
-        self.stirred = true;
         let sequence = CHANGE_SEQUENCES | *sequences;
         let options = ProposeOptions::default();
-        match self.core.propose_change(now, change.clone(), sequence, self.origin, options) {
+        let proposed = self.core.propose_change(now, change.clone(), sequence, self.origin, options);
+        // A core that refused has nothing new to put out.
+        self.stirred |= proposed.is_ok();
+        match proposed {
             Ok(Proposed::Appended { term, first, .. }) => Ok(Stance::Appended(term, first)),
             Ok(Proposed::Forwarded { .. }) => Ok(Stance::Forwarded(self.core.term(), sequence)),
             Err(refused) => Err(refusal_of(refused.reason, self.core.leader())),
@@ -290,19 +302,29 @@ impl Replica {
                 Fate::Dropped => c.reply.resolve(Err(RequestError::Dropped)),
                 Fate::Unknown => c.reply.resolve(Err(RequestError::OutcomeUnknown)),
             }
-            let m = self.core.membership();
-            if c.stance == Stance::Leaving && !(m.is_joint() && m.auto_leave) {
-                c.reply.resolve(Ok(self.changed()));
-            }
         }
+        self.resolve_in_effect(&mut state);
         state.replaces.iter_mut().for_each(|r| r.committed(run, self.origin));
         state.forget_resolved();
         self.rare = Some(state);
     }
 
+    /// Tells of the changes that are in effect, but for those whose joint configuration is about to be left.
+    fn resolve_in_effect(&self, state: &mut RareState) {
+        let m = self.core.membership();
+        if m.is_joint() && m.auto_leave {
+            return;
+        }
+        for c in state.changes.iter_mut().filter(|c| c.stance == Stance::Leaving) {
+            c.reply.resolve(Ok(self.changed()));
+        }
+    }
+
     /// The log was reset to a snapshot: what it covers may or may not have been applied.
     pub(crate) fn rare_skipped(&mut self, through: Index) {
-        let Some(state) = &mut self.rare else { return };
+        let Some(mut state) = self.rare.take() else { return };
+        // The snapshot may cover the entry that leaves a joint configuration.
+        self.resolve_in_effect(&mut state);
         for c in &mut state.changes {
             let lost = match c.stance {
                 Stance::Appended(_, index) => index <= through,
@@ -315,6 +337,7 @@ impl Replica {
         }
         state.replaces.iter_mut().for_each(Replace::ask_again);
         state.forget_resolved();
+        self.rare = Some(state);
     }
 
     /// The leader refused something forwarded. Returns whether it was one of these.
@@ -363,6 +386,7 @@ impl Replica {
             let body = Body::TransferAnswer { to, answer: TransferAnswer::Ended(outcome) };
             state.messages.push(Message { from: own, to: asker, term: Term::ZERO, body });
         }
+        state.try_changes();
         state.forget_resolved();
     }
 
@@ -403,7 +427,6 @@ impl Replica {
                 TransferAnswer::Refused(TransferRefused::NotLeader) => {
                     t.again = if still_leads { t.again } else { now };
                 }
-                TransferAnswer::Ended(failed) => t.reply.resolve(Err(RequestError::TransferFailed(failed.into()))),
                 TransferAnswer::Refused(why) => t.reply.resolve(Err(RequestError::TransferFailed(why.into()))),
             }
         }
@@ -416,6 +439,7 @@ impl Replica {
             for t in state.transfers.iter_mut().filter(|t| !t.asked_here) {
                 t.again = now;
             }
+            state.try_changes();
         }
     }
 

@@ -1,18 +1,21 @@
 //! The end of a replica: it is told that it was removed and stops, and its data goes when somebody asks for that.
 //!
 //! Invariants: a tombstone is made only of a group that is unloaded, and the group can't be started under that id from the
-//! moment at which the tombstone is on its way; files go when the tombstone is durable, so that nothing that a crash leaves
-//! names files that are gone.
+//! moment at which the tombstone is on its way, nor under another one before its files are gone, so that the tombstone is
+//! written before whatever comes after it; files go when the tombstone is durable, so that nothing that a crash leaves names
+//! files that are gone.
 
 use crate::events::ReplicaEvent;
 use crate::request::Reply;
+use crate::shared::HostShared;
 use crate::snapshot::AfterDurable;
 use crate::step::StepWorker;
 use longboat_io::{Job, JobState};
 use longboat_logdb::{GroupState, Record, Update};
-use longboat_raft::{GroupId, Time};
+use longboat_raft::{GroupId, ReplicaId, Time};
 use longboat_rsm::RequestError;
 use longboat_rsm::snapshot::SnapshotStore;
+use std::sync::Arc;
 
 /// Somebody waits until a group's data is gone.
 #[derive(Debug)]
@@ -26,7 +29,7 @@ impl StepWorker {
     pub(crate) fn stop_if_removed(&mut self, now: Time, slot: u32) {
         let replica = self.replica(slot);
         let Some(change) = replica.removed else { return };
-        let shared = std::sync::Arc::clone(&replica.shared);
+        let shared = Arc::clone(&replica.shared);
         tracing::info!(group = %shared.group, replica = %shared.replica, %change, "replica was removed from its group and stops");
         shared.stopping.store(true, std::sync::atomic::Ordering::SeqCst);
         self.stop(now, slot, &RequestError::Removed, &RequestError::Removed);
@@ -65,6 +68,8 @@ impl StepWorker {
             let replica = bootstrap.replica;
             bootstrap.gone.insert(replica);
             bootstrap.membership = Default::default();
+            // The tombstone leaves with this round's batch, and a start's bootstrap record leaves at once: it would be overtaken.
+            self.host.burying.lock().insert(group);
             // From here on nobody starts it, and nobody writes its words again.
             *state = GroupState { group, bootstrap, removed: true, ..GroupState::default() };
             replica
@@ -72,23 +77,27 @@ impl StepWorker {
         let record = Some(Box::new(Record::Removed { replica }));
         self.push_update(Update { group, record, ..Update::default() });
         let nowhere = crate::shared::SlotRef { slot: u32::MAX, generation: 0 };
-        self.open.after.push((nowhere, AfterDurable::Buried(removal)));
+        self.open.after.push((nowhere, AfterDurable::Buried(removal, replica)));
     }
 }
 
-/// Deletes the files of a group whose tombstone is durable.
+/// Deletes the files of a replica whose tombstone is durable.
 pub(crate) struct DeleteJob {
+    pub(crate) host: Arc<HostShared>,
     pub(crate) store: SnapshotStore,
     pub(crate) removal: Removal,
+    pub(crate) replica: ReplicaId,
 }
 
 impl Job for DeleteJob {
     fn step(&mut self, _budget: usize) -> JobState {
-        let group = self.removal.group;
-        if let Err(error) = self.store.remove_group(group) {
+        let (group, replica) = (self.removal.group, self.replica);
+        if let Err(error) = self.store.remove_replica(group, replica) {
             // Left for the next start, which removes what no record names.
-            tracing::warn!(%group, %error, "files of a removed group were not deleted");
+            tracing::warn!(%group, %replica, %error, "files of a removed replica were not deleted");
         }
+        // Before the answer: whoever has it may start the group under another id.
+        self.host.burying.lock().remove(&group);
         self.removal.reply.resolve(Ok(()));
         JobState::Done
     }

@@ -63,7 +63,9 @@ fn judge(what: &Replacement, m: &Membership) -> Verdict {
         return match (m.contains(old), m.voters.contains(&old)) {
             (false, _) if m.removed.contains(&old) => Verdict::Done,
             // The old one votes in the outgoing half only: the joint configuration is about to be left.
-            (true, false) => Verdict::UnderWay,
+            (true, false) if m.outgoing.contains(&old) => Verdict::UnderWay,
+            // Somebody has made it a non-voting member: nobody is about to remove it.
+            (true, false) => Verdict::Refused(ChangeError::NotAVoter(old)),
             _ => Verdict::Refused(ChangeError::Exists(new)),
         };
     }
@@ -217,6 +219,14 @@ mod tests {
         let done = joint.after(&ConfigChange::leave_joint(), Index(7));
         assert_eq!(judge(&what(3, 4, 4), &done), Verdict::Done);
         assert_eq!(judge(&what(2, 4, 4), &done), Verdict::Refused(ChangeError::Exists(four)));
+        // The old one was made a non-voting member instead of being removed: nothing is under way any more.
+        let demoted = [ConfigChange::add_voter(four, member(4)), ConfigChange::add_learner(ReplicaId(3), member(3))];
+        let changes = demoted.map(|change| change.changes).concat();
+        let joint = begun.after(&ConfigChange { changes, ..ConfigChange::default() }, Index(6));
+        assert_eq!(judge(&what(3, 4, 4), &joint), Verdict::UnderWay);
+        let kept = joint.after(&ConfigChange::leave_joint(), Index(7));
+        assert!(kept.contains(ReplicaId(3)) && kept.voters.contains(&four));
+        assert_eq!(judge(&what(3, 4, 4), &kept), Verdict::Refused(ChangeError::NotAVoter(ReplicaId(3))));
         let gone = done.after(&ConfigChange::remove(four), Index(8));
         assert_eq!(judge(&what(3, 4, 4), &gone), Verdict::Refused(ChangeError::Removed(four)));
     }

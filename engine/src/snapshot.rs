@@ -15,7 +15,7 @@ use crate::stream::{Receives, SendJob, Sends};
 use ahash::AHashMap;
 use longboat_io::{Job, JobState, Spawner};
 use longboat_logdb::{GroupState, LogReader, Record, SnapshotRecord, Update};
-use longboat_raft::{Fetch, GroupId, Index, LogPos, Output, Persist, SnapshotMeta, Time};
+use longboat_raft::{Fetch, GroupId, Index, LogPos, Output, Persist, ReplicaId, SnapshotMeta, Time};
 use longboat_rsm::snapshot::{
     Prepared, RecoverJob, RecoverTask, SaveJob, SavedSnapshot, SnapshotError, SnapshotHeader, SnapshotStore,
 };
@@ -138,8 +138,8 @@ pub enum AfterDurable {
     Installed(Box<SnapshotMeta>),
     /// The replica has stopped; what the store holds of it now, for when it is started again.
     Stopped(Box<GroupState>),
-    /// A group's tombstone: its files go.
-    Buried(Removal),
+    /// The tombstone of a group's replica: its files go.
+    Buried(Removal, ReplicaId),
 }
 
 impl AfterDurable {
@@ -327,7 +327,7 @@ impl SnapshotIo {
                 replica.recorded = replica.recorded.max(index);
                 self.remove_unneeded(replica);
             }
-            AfterDurable::Stopped(_) | AfterDurable::Buried(_) => unreachable!("these concern no running replica"),
+            AfterDurable::Stopped(_) | AfterDurable::Buried(..) => unreachable!("these concern no running replica"),
         }
     }
 
@@ -403,7 +403,7 @@ impl std::fmt::Debug for SnapshotIo {
 struct RemoveJob {
     store: SnapshotStore,
     group: GroupId,
-    replica: longboat_raft::ReplicaId,
+    replica: ReplicaId,
     below: Index,
     only: Option<Index>,
 }

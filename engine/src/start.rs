@@ -36,6 +36,9 @@ pub enum StartError {
     /// It runs already.
     #[error("group {0} is already started on this host")]
     AlreadyStarted(GroupId),
+    /// The data of a replica of it that was here is being removed; it can be started under another id once that is done.
+    #[error("the data of group {0} is being removed from this host")]
+    BeingRemoved(GroupId),
     /// There is nothing to restart.
     #[error("group {0} has no replica in this data directory")]
     NotFound(GroupId),
@@ -181,6 +184,7 @@ impl Starter {
         let mut built = Vec::with_capacity(specs.len());
         let mut updates = Vec::new();
         let mut asked = AHashSet::new();
+        let mut continued = Vec::new();
         for spec in specs {
             let group = spec.config.group;
             if !asked.insert(group) || self.host.groups.read().contains_key(&group) {
@@ -189,15 +193,28 @@ impl Starter {
             if self.host.quarantined.lock().contains(&group) {
                 return Err(StartError::Quarantined(group));
             }
+            if self.host.burying.lock().contains(&group) {
+                return Err(StartError::BeingRemoved(group));
+            }
             // Reading the log may take long: the table is not locked meanwhile.
             let state = self.host.stopped.lock().get(&group).cloned();
             let (replica, update) = self.build(spec, state)?;
+            continued.extend(update.is_none().then_some(group));
             updates.extend(update);
             built.push(replica);
         }
         let started: Vec<_> = built.iter().map(|r| Arc::clone(&r.shared)).collect();
         {
             let mut states = self.host.stopped.lock();
+            // A worker may have begun, or begun and ended, to remove the data of one of these while its log was read.
+            let burying = self.host.burying.lock();
+            let is_gone = |group: &GroupId| states.get(group).is_none_or(|s| s.removed);
+            let found = started.iter().map(|s| &s.group).find(|g| burying.contains(g));
+            let found = found.or_else(|| continued.iter().find(|g| is_gone(g)));
+            if let Some(group) = found {
+                return Err(StartError::BeingRemoved(*group));
+            }
+            drop(burying);
             let mut running = self.host.groups.write();
             for shared in &started {
                 states.remove(&shared.group);

@@ -370,6 +370,8 @@ impl StepWorker {
         self.host.quarantined.lock().insert(group);
         self.host.groups.write().remove(&group);
         self.remove(slot, &RequestError::Stopped, &RequestError::OutcomeUnknown);
+        // Nothing else will unload it: whoever waits for that to remove its data is answered now.
+        self.unloaded(group);
     }
 
     /// Runs what concerns one group; a panic there (a broken assertion over its own state) stops that group only.

@@ -194,10 +194,10 @@ impl StepWorker {
     }
 
     fn wake_for(&mut self, now: Time, at: SlotRef, why: Why) {
-        if let Why::Suspected(host) = why {
-            if !self.host.peers.is_suspected(host) {
-                return;
-            }
+        if let Why::Suspected(host) = why
+            && !self.host.peers.is_suspected(host)
+        {
+            return;
         }
         let Some(replica) = self.replica_at(at) else { return };
         match why {

@@ -207,13 +207,18 @@ impl SnapshotStore {
         Ok(removed)
     }
 
-    /// Removes all that a group has here, of every replica.
+    /// Removes all that a replica has here. Nothing of its group may be made meanwhile.
     ///
     /// # Errors
     /// When the files can't be removed.
-    pub fn remove_group(&self, group: GroupId) -> Result<(), SnapshotError> {
-        self.anchored.lock().retain(|(g, _)| *g != group);
-        Ok(self.disk.remove_dir_all(&self.group_dir(group))?)
+    pub fn remove_replica(&self, group: GroupId, replica: ReplicaId) -> Result<(), SnapshotError> {
+        self.anchored.lock().remove(&(group, replica));
+        self.disk.remove_dir_all(&self.replica_dir(group, replica))?;
+        let dir = self.group_dir(group);
+        if self.names(&dir)?.is_empty() {
+            self.disk.remove_dir_all(&dir)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn group_dir(&self, group: GroupId) -> PathBuf {

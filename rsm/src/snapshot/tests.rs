@@ -255,7 +255,7 @@ fn a_group_has_no_directory_before_its_first_snapshot() {
     assert_eq!(store.list(GROUP, REPLICA).unwrap(), []);
     assert_eq!(store.replicas().unwrap(), []);
     assert_eq!(store.remove_orphans(GROUP, REPLICA, &[]).unwrap(), 0);
-    store.remove_group(GROUP).unwrap();
+    store.remove_replica(GROUP, REPLICA).unwrap();
     assert!(!dir.path().join("snapshots").exists());
 }
 
@@ -425,7 +425,7 @@ fn orphans_and_unfinished_snapshots_are_removed_and_strangers_are_not() {
     store.remove(GROUP, REPLICA, Index(5)).unwrap();
     store.remove(GROUP, REPLICA, Index(5)).unwrap();
     assert_eq!(store.list(GROUP, REPLICA).unwrap(), []);
-    store.remove_group(GROUP).unwrap();
+    store.remove_replica(GROUP, REPLICA).unwrap();
     assert_eq!(store.replicas().unwrap(), []);
 }
 
