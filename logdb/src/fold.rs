@@ -5,7 +5,7 @@
 use crate::codec::Rows;
 use crate::frame::{Frame, RunAt};
 use crate::{GroupState, Record};
-use longboat_raft::{GroupId, HardState, Index, LogPos};
+use longboat_raft::{GroupId, HardState, Index, LogPos, ReplicaId};
 
 /// A group's state as of some sequence, with the log rows that the key-value store has of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +23,11 @@ impl Folded {
 
     /// Carries out one frame. The error says what the frame contradicts.
     pub(crate) fn apply(&mut self, frame: &Frame) -> Result<(), String> {
+        if let Some(Record::Removed { replica }) = frame.record.as_deref()
+            && is_overtaken(self.state.bootstrap.replica, *replica)
+        {
+            return Ok(());
+        }
         if let Some(record) = &frame.record {
             self.apply_record(record);
         }
@@ -75,6 +80,12 @@ impl Folded {
             }
         }
     }
+}
+
+/// Whether a removal of `removed` comes after its group was begun anew here as another replica. It would take from that one
+/// its log and its vote, which others count on; so its frame means nothing. The writing side, the index and the fold agree on this.
+pub(crate) fn is_overtaken(here: ReplicaId, removed: ReplicaId) -> bool {
+    !here.is_zero() && here != removed
 }
 
 fn cut(state: &mut GroupState, from: Index) {
@@ -198,7 +209,7 @@ mod tests {
         let record = Some(Box::new(Record::Snapshot(SnapshotRecord { meta, bytes: 1, resets_log: true })));
         f.apply(&Frame { record, ..appended(&[(7, 101, 101)]) }).expect("starts after the snapshot");
         assert_eq!((f.state.start, f.state.last, f.reset), (pos(7, 100), pos(7, 101), true));
-        let record = Some(Box::new(Record::Removed { replica: longboat_raft::ReplicaId(3) }));
+        let record = Some(Box::new(Record::Removed { replica: ReplicaId(3) }));
         f.apply(&Frame { record, ..frame() }).expect("removed");
         assert!(f.state.removed && f.state.last == LogPos::ZERO);
     }

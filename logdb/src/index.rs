@@ -4,12 +4,13 @@
 //! is being written. It follows what is durable, never what is only submitted, so that readers see nothing else.
 
 use crate::codec::Rows;
+use crate::fold::is_overtaken;
 use crate::format::{FooterGroup, FooterOpening, FrameAt};
 use crate::frame::Frame;
 use crate::segment::Segment;
 use crate::{GroupState, ReadError, Record, Update};
 use ahash::AHashMap;
-use longboat_raft::{GroupId, Index};
+use longboat_raft::{GroupId, Index, ReplicaId};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub(crate) struct Group {
     /// The entries after `start` through this one are in the key-value store.
     pub(crate) settled: Index,
     pub(crate) removed: bool,
+    /// The replica that is here, or was when the group was removed; zero when no bootstrap said so.
+    pub(crate) replica: ReplicaId,
     /// Counts the times that entries were taken back, so that a reader notices.
     pub(crate) cuts: u32,
     /// It is in the index's list of groups with rows that are not needed any more.
@@ -75,8 +78,8 @@ impl Group {
 pub(crate) struct Effect {
     /// Everything is gone and the log starts after this index.
     fresh: Option<Index>,
-    forgets_commit: bool,
-    removed: bool,
+    bootstrap: Option<ReplicaId>,
+    removed: Option<ReplicaId>,
     commit: Index,
     cut_tail: Option<Index>,
     appended: Option<(Index, Index)>,
@@ -87,8 +90,8 @@ impl Effect {
     fn of_record(record: Option<&Record>) -> Self {
         let mut effect = Self::default();
         match record {
-            Some(Record::Bootstrap(_)) => (effect.fresh, effect.forgets_commit) = (Some(Index::ZERO), true),
-            Some(Record::Removed { .. }) => (effect.fresh, effect.removed) = (Some(Index::ZERO), true),
+            Some(Record::Bootstrap(b)) => (effect.fresh, effect.bootstrap) = (Some(Index::ZERO), Some(b.replica)),
+            Some(Record::Removed { replica }) => (effect.fresh, effect.removed) = (Some(Index::ZERO), Some(*replica)),
             Some(Record::Snapshot(s)) if s.resets_log => effect.fresh = Some(s.meta.pos.index),
             Some(Record::Snapshot(_)) | None => {}
         }
@@ -198,6 +201,7 @@ impl LogIndex {
         g.commit = state.hard_state.commit;
         g.settled = rows.to;
         g.removed = state.removed;
+        g.replica = state.bootstrap.replica;
     }
 
     /// Goes on in another segment.
@@ -223,16 +227,19 @@ impl LogIndex {
             (g.touched, g.newest) = (segment, NO_FRAME);
             self.touched.push(slot);
         }
-        if g.removed && !effect.forgets_commit && !effect.removed {
+        if effect.removed.is_some_and(|replica| is_overtaken(g.replica, replica)) {
+            return Ok(());
+        }
+        if g.removed && effect.bootstrap.is_none() && effect.removed.is_none() {
             // Only a bootstrap brings a group back, no snapshot that was on its way.
             return Ok(());
         }
         let mut rows_died = false;
         if let Some(start) = effect.fresh {
             rows_died = g.settled > g.start;
-            (g.start, g.last, g.settled, g.removed) = (start, start, Index::ZERO, effect.removed);
-            if effect.forgets_commit || effect.removed {
-                g.commit = Index::ZERO;
+            (g.start, g.last, g.settled, g.removed) = (start, start, Index::ZERO, effect.removed.is_some());
+            if let Some(replica) = effect.bootstrap.or(effect.removed) {
+                (g.commit, g.replica) = (Index::ZERO, replica);
             }
             g.spans.clear();
             g.cuts = g.cuts.wrapping_add(1);

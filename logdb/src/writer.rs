@@ -5,18 +5,19 @@
 //! durable; after the first error nothing is written any more.
 
 use crate::buffer::WriteBuffer;
+use crate::fold::is_overtaken;
 use crate::format::{
     BLOCK, DIRECTORY_ITEM_BYTES, DirectoryItem, FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterHeader,
     RECORD_HEADER_BYTES, RecordHeader, SegmentHeader, body_seed, crc, padded,
 };
 use crate::frame;
 use crate::identity::Ids;
-use crate::index::{Effect, FooterBody, LogIndex};
+use crate::index::{Effect, FooterBody, Group, LogIndex};
 use crate::segment::{Sealed, Segment, SegmentFile};
 use crate::shared::Shared;
 use crate::{Record, Seq, Update};
 use longboat_io::DiskFile;
-use longboat_raft::{GroupId, Index};
+use longboat_raft::{GroupId, Index, ReplicaId};
 use parking_lot::RwLockUpgradableReadGuard;
 use std::collections::VecDeque;
 use std::io;
@@ -94,6 +95,7 @@ pub(crate) struct Tail {
     pub(crate) start: Index,
     pub(crate) last: Index,
     pub(crate) removed: bool,
+    pub(crate) replica: ReplicaId,
 }
 
 /// Figures of the writer.
@@ -138,7 +140,8 @@ impl Writer {
         let Place { active, opening, last_seq } = place;
         let tails = {
             let index = shared.index.read();
-            index.groups.iter().map(|g| Tail { start: g.start, last: g.last, removed: g.removed }).collect()
+            let tail = |g: &Group| Tail { start: g.start, last: g.last, removed: g.removed, replica: g.replica };
+            index.groups.iter().map(tail).collect()
         };
         Self {
             shared,
@@ -430,9 +433,10 @@ fn slot(index: &mut RwLockUpgradableReadGuard<'_, LogIndex>, tails: &mut Vec<Tai
 fn check_update(tail: &mut Tail, update: &Update) {
     let group = update.group;
     match update.record.as_deref() {
-        Some(Record::Bootstrap(_)) => *tail = Tail::default(),
+        Some(Record::Bootstrap(b)) => *tail = Tail { replica: b.replica, ..Tail::default() },
         Some(Record::Snapshot(s)) if s.resets_log => (tail.start, tail.last) = (s.meta.pos.index, s.meta.pos.index),
-        Some(Record::Removed { .. }) => *tail = Tail { removed: true, ..Tail::default() },
+        Some(Record::Removed { replica }) if is_overtaken(tail.replica, *replica) => return,
+        Some(Record::Removed { replica }) => *tail = Tail { removed: true, replica: *replica, ..Tail::default() },
         Some(Record::Snapshot(_)) | None => {}
     }
     if tail.removed {

@@ -1,7 +1,7 @@
 //! What any log store must do.
 
 use crate::support::*;
-use longboat_logdb::{GroupState, ReadError, Record, Update};
+use longboat_logdb::{GroupState, LogReader, ReadError, Record, Update};
 use longboat_raft::{GroupId, HardState, Index, ReplicaId, Run};
 use smallvec::smallvec;
 
@@ -178,6 +178,31 @@ fn a_removed_group_leaves_its_tombstone_and_may_be_made_anew() {
         let (log, _, groups) = host.open().expect("opens");
         assert_eq!((groups[0].removed, groups[0].bootstrap.replica), (false, ReplicaId(12)));
         assert_eq!(read_all(&*log.reader(), &groups[0]), [entry(1, 1, b"new")]);
+    });
+}
+
+#[test]
+fn a_tombstone_that_a_bootstrap_has_overtaken_takes_nothing_from_the_new_replica() {
+    each(|host| {
+        let (mut log, _, _) = host.open().expect("opens");
+        write(host, &mut *log, vec![bootstrap(1, 11), append(1, hard(3, 11, 2), 1, &[b"1", b"2"])]);
+        write(host, &mut *log, vec![bootstrap(1, 12), append(1, hard(5, 12, 1), 1, &[b"new"])]);
+        let removed = Record::Removed { replica: ReplicaId(11) };
+        let removal = Update { group: GroupId(1), record: Some(Box::new(removed)), ..Update::default() };
+        write(host, &mut *log, vec![removal]);
+        let look = |reader: &dyn LogReader, groups: &[GroupState]| {
+            let g = &groups[0];
+            assert_eq!((g.removed, g.bootstrap.replica, g.hard_state), (false, ReplicaId(12), hard(5, 12, 1)));
+            assert_eq!(read_all(reader, g), [entry(5, 1, b"new")]);
+        };
+        drop(log);
+        let (mut log, _, groups) = host.open().expect("opens");
+        look(&*log.reader(), &groups);
+        // The new replica goes on, over another crash.
+        write(host, &mut *log, vec![append(1, hard(5, 12, 2), 2, &[b"newer"])]);
+        drop(log);
+        let (_, _, groups) = host.open().expect("opens");
+        assert_eq!((groups[0].last, groups[0].hard_state), (pos(5, 2), hard(5, 12, 2)));
     });
 }
 

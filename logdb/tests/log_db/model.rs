@@ -5,7 +5,7 @@ use longboat_io::Job;
 use longboat_logdb::{
     GroupState, LogDb, LogError, LogReader, LogStats, OpenError, Progress, ReadError, Record, Seq, Update,
 };
-use longboat_raft::{GroupId, Index, LogPos, Run, StoreId};
+use longboat_raft::{GroupId, Index, LogPos, ReplicaId, Run, StoreId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -40,6 +40,12 @@ impl ModelGroup {
             Some(Record::Bootstrap(b)) => {
                 self.entries.clear();
                 self.state = GroupState { group, bootstrap: b.clone(), ..GroupState::default() };
+            }
+            // Of a replica that another one has followed: the frame means nothing.
+            Some(Record::Removed { replica })
+                if ![ReplicaId::ZERO, *replica].contains(&self.state.bootstrap.replica) =>
+            {
+                return;
             }
             Some(Record::Removed { replica }) => {
                 self.entries.clear();
