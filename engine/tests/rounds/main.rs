@@ -90,6 +90,7 @@ impl Alone {
             snapshot_sends_max: 1,
             snapshot_receives_max: 1,
             log_cache_bytes_max: 1 << 20,
+            log_memory_bytes_max: 1 << 30,
             seed: 1,
             incarnation: 1,
             suspect_after_nanos: 0,
@@ -118,6 +119,7 @@ impl Alone {
             pre_vote: true,
             check_quorum: true,
             quiesce_after_nanos: 0,
+            unapplied_bytes_max: 64 << 20,
             preferred: None,
             witness: false,
         };
