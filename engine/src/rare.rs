@@ -427,6 +427,7 @@ impl Replica {
                 TransferAnswer::Refused(TransferRefused::NotLeader) => {
                     t.again = if still_leads { t.again } else { now };
                 }
+                TransferAnswer::Ended(failed) => t.reply.resolve(Err(RequestError::TransferFailed(failed.into()))),
                 TransferAnswer::Refused(why) => t.reply.resolve(Err(RequestError::TransferFailed(why.into()))),
             }
         }
