@@ -323,7 +323,7 @@ mod tests {
         }
         assert_eq!((queue.turns.len(), queue.reasons.len()), (3, 3));
         for slot in 0..3 {
-            let (turn, reasons) = queue.pop().unwrap();
+            let (turn, reasons) = queue.pop().expect("queued");
             assert_eq!(turn, at(slot), "in the order in which they came");
             assert_eq!(reasons[..], [Why::Differs, Why::Suspected(HostId(2)), Why::Gone(ReplicaId(7))]);
         }

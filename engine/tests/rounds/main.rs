@@ -171,7 +171,7 @@ fn outcome<T: std::fmt::Debug + Send + 'static>(pending: Pending<T>) -> Result<T
 
 #[test]
 fn a_change_that_waits_for_a_leader_leaves_its_worker_nothing_to_do() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a directory");
     let mut alone = Alone::open(dir.path());
     // The other two voters are on hosts that nobody can reach: no leader ever comes.
     let shared = alone.start(1, voters(3)).expect("starts");
@@ -188,7 +188,7 @@ fn a_change_that_waits_for_a_leader_leaves_its_worker_nothing_to_do() {
 
 #[test]
 fn a_change_that_waited_is_made_as_soon_as_there_is_a_leader() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a directory");
     let mut alone = Alone::open(dir.path());
     let shared = alone.start(1, voters(1)).expect("starts");
     let deadline = alone.clock.now().plus_nanos(5000 * MILLI);
@@ -200,7 +200,7 @@ fn a_change_that_waited_is_made_as_soon_as_there_is_a_leader() {
 
 #[test]
 fn a_group_does_not_come_back_before_the_tombstone_of_its_former_replica_is_written() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a directory");
     let mut alone = Alone::open(dir.path());
     alone.start(1, voters(1)).expect("starts");
     alone.pass(300);
