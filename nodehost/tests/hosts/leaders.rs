@@ -202,7 +202,10 @@ fn listeners_hear_of_leaders_members_and_the_life_of_replicas() {
     handle.add_non_voting(ReplicaId(2), HostId(2), PATIENCE).unwrap().wait().expect("added");
     handle.request_snapshot(SnapshotOptions::default(), PATIENCE).unwrap().wait().expect("saved");
     host.stop_replica(group).unwrap();
-    let is = |event: &HostEvent, wanted: fn(&ReplicaEvent) -> bool| matches!(event, HostEvent::Replica { group: g, replica: r, what } if *g == group && *r == replica && wanted(what));
+    let is = |event: &HostEvent, wanted: fn(&ReplicaEvent) -> bool| match event {
+        HostEvent::Replica { group: g, replica: r, what } => *g == group && *r == replica && wanted(what),
+        _ => false,
+    };
     until("the end of the replica", || {
         let heard = heard.system.lock().unwrap();
         heard.iter().any(|e| is(e, |w| *w == ReplicaEvent::Stopped)).then_some(())
