@@ -1,7 +1,7 @@
 //! Scenarios of silent groups on whole hosts: what wakes them when a host dies, a replica stops, or a word is lost.
 //!
 //! Each is a function that panics when what its name says does not hold. They are in the library because both the tests and
-//! [`mutants`](crate::mutants) play them: chance rarely stops a replica of a silent group just when its word is lost.
+//! `longboat-sim mutants` play them: chance rarely stops a replica of a silent group just when its word is lost.
 //!
 //! Must not know: how silence is agreed upon.
 
