@@ -307,7 +307,7 @@ mod tests {
         assert_eq!(e.field, "payload_bytes_max");
         assert!(e.to_string().contains("1073741824") && e.to_string().contains("15728640"), "{e}");
         let e = GroupConfig { quiesce_after_ms: 1, ..group() }.validate().expect_err("below a heartbeat");
-        assert_eq!((e.field, e.to_string().contains("from 100 to")), ("quiesce_after_ms", true));
+        assert_eq!((e.field, e.to_string().contains("from 250 to")), ("quiesce_after_ms", true));
         let e = GroupConfig { election_timeout_ms: 100, ..group() }.validate().expect_err("not above");
         assert_eq!((e.field, e.value.as_str()), ("election_timeout_ms", "100"));
     }
