@@ -209,6 +209,7 @@ fn footer_list(segment: &Segment, from: u32, to: u32) -> Result<Vec<FrameAt>, Re
 
 /// Reads the next entries as far as this span has them.
 pub(crate) fn read_footer(segment: &Segment, span: &Span, out: &mut Gather) -> Result<(), ReadError> {
+    segment.check_list().map_err(ReadError::Failed)?;
     // The last frame that starts at or before the next entry: the list is ascending.
     let (mut from, mut to) = (span.at, span.at + span.count);
     while to - from > 1 {

@@ -3,7 +3,7 @@
 //! A file is used, settled, and used again for ever: overwriting blocks that were written once costs a quarter of
 //! extending a file. Names are integers and say nothing; the header block tells what a file holds.
 
-use crate::format::{BLOCK, FooterHeader, FooterOpening, SegmentHeader, body_seed, padded};
+use crate::format::{BLOCK, FOOTER_HEADER_BYTES, FooterHeader, FooterOpening, SegmentHeader, body_seed, crc, padded};
 use bytes::Bytes;
 use longboat_io::{DiskFile, SharedDisk};
 use parking_lot::Mutex;
@@ -119,6 +119,8 @@ pub(crate) struct Segment {
     pub(crate) seed: u32,
     /// Set when the footer is durable.
     pub(crate) sealed: OnceLock<Sealed>,
+    /// Set once the footer's list of frames was read and found to be what was written.
+    list_checked: OnceLock<()>,
     /// From where on the records were written under which opening of the store, ascending.
     openings: Mutex<SmallVec<[FooterOpening; 1]>>,
 }
@@ -127,7 +129,16 @@ impl Segment {
     pub(crate) fn new(file: Arc<SegmentFile>, header: &SegmentHeader) -> Self {
         let SegmentHeader { use_number, use_id, first_seq, .. } = *header;
         let openings = Mutex::new(SmallVec::new());
-        Self { file, use_number, use_id, first_seq, seed: header.seed(), sealed: OnceLock::new(), openings }
+        Self {
+            file,
+            use_number,
+            use_id,
+            first_seq,
+            seed: header.seed(),
+            sealed: OnceLock::new(),
+            list_checked: OnceLock::new(),
+            openings,
+        }
     }
 
     /// The records from `offset` on were written under this opening of the store.
@@ -144,6 +155,29 @@ impl Segment {
         let openings = self.openings.lock();
         let at = openings.partition_point(|o| u64::from(o.offset) <= offset);
         body_seed(self.seed, at.checked_sub(1).map_or(0, |at| openings[at].opening))
+    }
+
+    /// The body of a sealed segment's footer, its checksum checked.
+    pub(crate) fn footer_body(&self) -> Result<Bytes, String> {
+        let sealed = self.sealed.get().expect("only asked of sealed segments");
+        let path = self.file.path.display();
+        let length = sealed.footer.length as usize - FOOTER_HEADER_BYTES;
+        let read = self.file.read(sealed.offset + FOOTER_HEADER_BYTES as u64, length);
+        let bytes = read.map_err(|e| format!("the footer of {path}: {e}"))?;
+        if crc(body_seed(self.seed, sealed.footer.opening), &bytes) != sealed.footer.body_crc {
+            return Err(format!("the footer of {path} is damaged"));
+        }
+        self.list_checked.get_or_init(|| ());
+        Ok(bytes)
+    }
+
+    /// Makes sure, once for as long as the segment is known, that its footer's list of frames is what was written. A list that
+    /// is wrong can lead to a frame that was overwritten, whose own checksums are right.
+    pub(crate) fn check_list(&self) -> Result<(), String> {
+        if self.list_checked.get().is_none() {
+            self.footer_body()?;
+        }
+        Ok(())
     }
 
     /// The openings that have records here.

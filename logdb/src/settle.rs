@@ -237,7 +237,7 @@ impl SettleJob {
     fn plan(&mut self) -> Result<JobState, Failed> {
         for segment in candidates(&self.shared) {
             // A group that is not recognised here would be settled with entries that are not committed.
-            let footer = upkeep::footer_body(&segment).map_err(|e| Failed(format!("settling: {e}")))?;
+            let footer = segment.footer_body().map_err(|e| Failed(format!("settling: {e}")))?;
             let look = self.look(&segment, &footer);
             if look.pinned.is_empty() {
                 let large_spans = look.live_bytes / look.spans.max(1) >= self.shared.archive_span_bytes_min;

@@ -7,7 +7,7 @@
 
 use crate::archive::{Changes, free_dead};
 use crate::codec::{Rows, group_row};
-use crate::format::{FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterGroup, FrameAt, body_seed, crc};
+use crate::format::{FOOTER_ITEM_BYTES, FooterGroup, FrameAt};
 use crate::index::Span;
 use crate::kv::{LogRow, Reference, Table, group_key, log_key, take_log_key};
 use crate::reader::{Gather, read_footer};
@@ -67,7 +67,7 @@ impl Upkeep {
             }
             Stage::Choose => {
                 self.stage = match remnants(shared) {
-                    Some(segment) => match footer_body(&segment) {
+                    Some(segment) => match segment.footer_body() {
                         Ok(footer) => Stage::Move { segment, footer, group: 0, from: Index::ZERO },
                         Err(why) => {
                             give_up(shared, &segment, &why);
@@ -242,19 +242,6 @@ fn reference(
         passed <= passed_max
     })?;
     Ok(found)
-}
-
-/// The body of a sealed segment's footer, its checksum checked.
-pub(crate) fn footer_body(segment: &Segment) -> Result<Bytes, String> {
-    let sealed = segment.sealed.get().expect("only asked of sealed segments");
-    let path = segment.file.path.display();
-    let length = sealed.footer.length as usize - FOOTER_HEADER_BYTES;
-    let read = segment.file.read(sealed.offset + FOOTER_HEADER_BYTES as u64, length);
-    let bytes = read.map_err(|e| format!("the footer of {path}: {e}"))?;
-    if crc(body_seed(segment.seed, sealed.footer.opening), &bytes) != sealed.footer.body_crc {
-        return Err(format!("the footer of {path} is damaged"));
-    }
-    Ok(bytes)
 }
 
 /// Some items of a footer's list of frames.

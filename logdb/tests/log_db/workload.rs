@@ -23,7 +23,7 @@ pub(crate) struct Step {
 pub(crate) enum Action {
     /// Submit, and drive until durable.
     Write(Vec<Update>),
-    /// Submit, and leave it there for now.
+    /// Submit, and do not drive.
     Queue(Vec<Update>),
     /// Run a housekeeping job to its end, and re-seal what pins the journal.
     Housekeep,

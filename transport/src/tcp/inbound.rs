@@ -68,7 +68,7 @@ pub(super) struct Inbound {
 /// What reading a connection came to, unless it is to be closed.
 #[derive(Debug)]
 pub(super) enum Read {
-    /// Nothing more for now.
+    /// Nothing more until the socket is readable again.
     Later,
     /// The other side has said who it is. Read on once that has been judged.
     Greeted(Hello),

@@ -20,7 +20,7 @@ const QUIET_READS: u32 = 64;
 pub(super) enum Received {
     /// This many bytes, and there may be more.
     Some(usize),
-    /// This many bytes, maybe none, and no more for now.
+    /// This many bytes, maybe none; more when the socket is readable again.
     Drained(usize),
     /// The other side has closed.
     Closed,
