@@ -9,7 +9,8 @@ use crate::queue::{Chunk, Deadlines, Extras, Inbox, ReadChunk};
 use crate::request::{Rare, Reply};
 use crate::shared::{Command, GroupShared, reason};
 use crate::snapshot::{SnapshotOutcome, SnapshotRequest};
-use longboat_raft::{EntryKind, Index, ProposeOptions, RunBuilder, Time};
+use bytes::BytesMut;
+use longboat_raft::{EntryKind, Index, ProposeOptions, RunBuilder, SessionCall, Time};
 use longboat_rsm::{AnyCompletion, Codec, Completion, IndexReads, Machine, Pending, Reads, RequestError};
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ const RARE_WAITING_MAX: u32 = 1024;
 pub type Part<T> = (Arc<Completion<T>>, Range<u32>);
 
 /// What a queue was like before a batch, to go back to when one of its commands is refused.
-struct Mark {
+pub(crate) struct Mark {
     chunks: usize,
     last: Option<(usize, usize)>,
     entries: usize,
@@ -66,7 +67,6 @@ impl GroupShared {
         deadline: Time,
     ) -> Result<Vec<Part<S::Output>>, RequestError> {
         self.check_open()?;
-        let config = &self.host.config;
         if self.host.log_memory.refuses_proposals() {
             return Err(RequestError::Busy);
         }
@@ -74,15 +74,13 @@ impl GroupShared {
         {
             let mut slot = self.inbox.lock();
             let inbox = slot.get_or_insert_with(Box::default);
-            if inbox.entries + commands.len() > config.queue_entries_max || inbox.bytes > config.queue_bytes_max {
-                return Err(RequestError::Busy);
-            }
+            self.check_room(inbox, commands.len())?;
             let mark = self.mark(inbox);
             if commands.len() > 0 && inbox.chunks.back().is_some_and(|c| c.options != options) {
                 self.begin_chunk::<S>(inbox, options);
             }
             for command in commands {
-                if let Err(error) = self.add::<S>(inbox, &command, options, deadline, &mut parts) {
+                if let Err(error) = self.add::<S>(inbox, &command, None, options, deadline, &mut parts) {
                     self.rollback(inbox, &mark);
                     return Err(error);
                 }
@@ -94,16 +92,26 @@ impl GroupShared {
         Ok(parts)
     }
 
-    fn add<S: Machine>(
+    /// Whether so many more entries may wait.
+    pub(crate) fn check_room(&self, inbox: &Inbox, entries: usize) -> Result<(), RequestError> {
+        let config = &self.host.config;
+        let full = inbox.entries + entries > config.queue_entries_max || inbox.bytes > config.queue_bytes_max;
+        if full { Err(RequestError::Busy) } else { Ok(()) }
+    }
+
+    /// Adds a command, which belongs to a session if `call` says so.
+    pub(crate) fn add<S: Machine>(
         &self,
         inbox: &mut Inbox,
         command: &S::Command,
+        call: Option<SessionCall>,
         options: ProposeOptions,
         deadline: Time,
         parts: &mut Vec<Part<S::Output>>,
     ) -> Result<(), RequestError> {
         let entries_max = self.host.config.chunk_entries_max;
-        let full = |c: &Chunk| c.builder.encoded_len() >= CHUNK_BYTES_MAX || c.builder.count() >= entries_max;
+        let full =
+            |c: &Chunk| c.closed || c.builder.encoded_len() >= CHUNK_BYTES_MAX || c.builder.count() >= entries_max;
         let sequence = self.sequence.load(Ordering::Relaxed);
         if inbox.chunks.back().is_none_or(full) {
             self.begin_chunk::<S>(inbox, options);
@@ -111,10 +119,12 @@ impl GroupShared {
         let chunk = inbox.chunks.back_mut().expect("just made sure");
         let slot = chunk.builder.count() as u32;
         let limit = self.host.config.payload_bytes_max;
-        let bytes = chunk
-            .builder
-            .push_with(EntryKind::Command, sequence, limit, |out| command.encode(out))
-            .map_err(|bytes| RequestError::PayloadTooLarge { bytes, limit })?;
+        let write = |out: &mut BytesMut| command.encode(out);
+        let pushed = match call {
+            None => chunk.builder.push_with(EntryKind::Command, sequence, limit, write),
+            Some(call) => chunk.builder.push_session_with(call, sequence, limit, write),
+        };
+        let bytes = pushed.map_err(|bytes| RequestError::PayloadTooLarge { bytes, limit })?;
         chunk.deadlines.note(slot, deadline);
         inbox.entries += 1;
         inbox.bytes += bytes;
@@ -126,17 +136,18 @@ impl GroupShared {
         Ok(())
     }
 
-    fn begin_chunk<S: Machine>(&self, inbox: &mut Inbox, options: ProposeOptions) {
+    pub(crate) fn begin_chunk<S: Machine>(&self, inbox: &mut Inbox, options: ProposeOptions) {
         inbox.chunks.push_back(Chunk {
             builder: RunBuilder::new(),
             completion: Completion::<S::Output>::new(),
             first_sequence: self.sequence.load(Ordering::Relaxed),
             deadlines: Deadlines::default(),
             options,
+            closed: false,
         });
     }
 
-    fn mark(&self, inbox: &Inbox) -> Mark {
+    pub(crate) fn mark(&self, inbox: &Inbox) -> Mark {
         Mark {
             chunks: inbox.chunks.len(),
             last: inbox.chunks.back().map(|c| (c.builder.count(), c.builder.payload_bytes())),
@@ -146,7 +157,7 @@ impl GroupShared {
         }
     }
 
-    fn rollback(&self, inbox: &mut Inbox, mark: &Mark) {
+    pub(crate) fn rollback(&self, inbox: &mut Inbox, mark: &Mark) {
         inbox.chunks.truncate(mark.chunks);
         if let (Some(chunk), Some((count, bytes))) = (inbox.chunks.back_mut(), mark.last) {
             chunk.builder.truncate(count, bytes);
@@ -266,7 +277,7 @@ impl GroupShared {
         Ok(pending)
     }
 
-    fn tell_worker(&self) {
+    pub(crate) fn tell_worker(&self) {
         self.ready(reason::QUEUE);
         // Whoever closed the replica meanwhile may have emptied the queue before this request was in it.
         if self.is_closed.load(Ordering::SeqCst) {

@@ -80,4 +80,6 @@ pub struct ReplicaConfig {
     pub preferred: Option<ReplicaId>,
     /// The replica is a witness: it has no state machine.
     pub witness: bool,
+    /// Client sessions that the group keeps, as its clients here say when they register one.
+    pub sessions_max: u32,
 }

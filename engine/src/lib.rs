@@ -23,6 +23,7 @@ mod replace;
 pub mod replica;
 pub mod request;
 mod reseal;
+mod sessions;
 pub mod shared;
 pub mod snapshot;
 pub mod start;

@@ -79,6 +79,8 @@ pub struct Chunk {
     pub deadlines: Deadlines,
     /// How all of them may be treated: proposals of other options are in other chunks.
     pub options: ProposeOptions,
+    /// Nothing is added to it: its results are of another type than those of commands.
+    pub closed: bool,
 }
 
 impl Chunk {

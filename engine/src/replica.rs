@@ -272,7 +272,7 @@ impl Replica {
             self.parked.push_back(chunk);
             return;
         }
-        let Chunk { builder, completion, first_sequence, deadlines, options } = chunk;
+        let Chunk { builder, completion, first_sequence, deadlines, options, closed } = chunk;
         let count = builder.count() as u32;
         match self.core.propose(now, builder, self.origin, options) {
             Ok(proposed) => {
@@ -283,7 +283,7 @@ impl Replica {
                 }
             }
             Err(refused) => {
-                let chunk = Chunk { builder: refused.chunk, completion, first_sequence, deadlines, options };
+                let chunk = Chunk { builder: refused.chunk, completion, first_sequence, deadlines, options, closed };
                 match refusal_of(refused.reason, self.core.leader()) {
                     // A leader comes, or the transfer ends: then it may be proposed.
                     Refusal::Later => self.parked.push_back(chunk),

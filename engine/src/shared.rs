@@ -235,6 +235,8 @@ pub struct GroupShared {
     pub stopping: AtomicBool,
     /// Stops a save that is under way.
     pub stop: Arc<AtomicBool>,
+    /// Client sessions that the group keeps, as a registration that is made here says.
+    pub sessions_max: u32,
     /// Applied entries between periodic snapshots; 0 for none.
     pub snapshot_entries: u64,
     /// The applied index at which the next periodic snapshot is due.
@@ -275,6 +277,8 @@ pub struct GroupParts {
     pub machine_type: TypeId,
     /// It is a witness.
     pub witness: bool,
+    /// Client sessions that the group keeps.
+    pub sessions_max: u32,
     /// Applied entries between periodic snapshots; 0 for none.
     pub snapshot_entries: u64,
     /// The sequence number of the first proposal: random, so that an answer meant for a former life matches none of this one's.
@@ -311,6 +315,7 @@ impl GroupShared {
             is_closed: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             stop: Arc::new(AtomicBool::new(false)),
+            sessions_max: parts.sessions_max,
             snapshot_entries: parts.snapshot_entries,
             snapshot_due: AtomicU64::new(u64::MAX),
             host: Arc::clone(host),

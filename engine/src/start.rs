@@ -282,6 +282,7 @@ impl Starter {
             machine,
             machine_type,
             witness: config.witness,
+            sessions_max: config.sessions_max,
             snapshot_entries,
             first_sequence,
         };

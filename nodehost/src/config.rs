@@ -217,6 +217,9 @@ pub struct GroupConfig {
     pub quiesce_after_ms: u64,
     /// The replica that is to lead when it can; nobody when zero. See [`crate::Replica::set_preferred_leader`].
     pub preferred_leader: ReplicaId,
+    /// Client sessions that the group keeps. It goes into the log with each session that is registered here; beyond it the one
+    /// that was not used for longest is evicted. Well above the number of clients that are active at a time.
+    pub sessions_max: u32,
 }
 
 impl Default for GroupConfig {
@@ -233,6 +236,7 @@ impl Default for GroupConfig {
             check_quorum: true,
             quiesce_after_ms: 5_000,
             preferred_leader: ReplicaId::ZERO,
+            sessions_max: 4_096,
         }
     }
 }
@@ -255,6 +259,7 @@ impl GroupConfig {
             above,
         )?;
         within("election_timeout_ms", self.election_timeout_ms, 2, 600_000)?;
+        within("sessions_max", self.sessions_max.into(), 1, longboat_rsm::session::SESSIONS_LIMIT.into())?;
         if self.quiesce_after_ms == 0 {
             return Ok(());
         }
@@ -277,6 +282,7 @@ impl GroupConfig {
             quiesce_after_nanos: self.quiesce_after_ms * 1_000_000,
             preferred: Some(self.preferred_leader).filter(|r| !r.is_zero()),
             witness: false,
+            sessions_max: self.sessions_max,
         })
     }
 }

@@ -7,6 +7,8 @@ mod host;
 mod ids_serde;
 mod members;
 mod replica;
+mod retrying;
+mod session;
 
 pub use config::{ConfigError, GroupConfig, NodeHostConfig, Threads};
 pub use events::{LeaderChange, Listeners, MembershipChange, RaftEventListener, SystemEventListener};
@@ -15,8 +17,10 @@ pub use host::{HostInfo, NodeHost, OpenError, ReplicaSpec};
 pub use longboat_engine::{Changed, CloseError, HostEvent, ReplicaEvent, SnapshotOutcome, StartError, Transferred};
 pub use longboat_logdb::LogStats;
 pub use longboat_raft::{
-    ChangeError, GroupEpoch, GroupId, HostId, Index, Membership, ProposeOptions, ReplicaId, ReplicaKind, StoreId, Term,
+    ChangeError, GroupEpoch, GroupId, HostId, Index, Membership, ProposeOptions, ReplicaId, ReplicaKind, SessionId,
+    StoreId, Term,
 };
+pub use longboat_rsm::retry::{ClientSession, Series};
 pub use longboat_rsm::{
     Codec, CodecError, Commands, Concurrent, ConcurrentMachine, Machine, MachineError, MachineKind, OutputCodec,
     Payload, Pending, PendingBatch, RecoveredFile, RecoveredFiles, RequestError, SnapshotFiles, Stage, StateMachine,
@@ -25,3 +29,5 @@ pub use longboat_rsm::{
 pub use longboat_transport::TransportStats;
 pub use members::{ConfigChange, FirstMembers, MemberInfo, ReplicaStart};
 pub use replica::{GroupInfo, Leader, Replica, SnapshotOptions};
+pub use retrying::{GaveUp, RetryingClient};
+pub use session::PendingSession;

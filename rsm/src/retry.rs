@@ -34,14 +34,30 @@ impl ClientSession {
         Self { id, next: 1, responded_to: 0, arrived: BTreeSet::new() }
     }
 
+    /// No session, for code that is written for one: commands without a number, each attempt on its own, and only those that
+    /// were certainly not applied may be sent again.
+    pub fn noop() -> Self {
+        Self::new(SessionId::ZERO)
+    }
+
+    /// Whether this is no session.
+    pub fn is_noop(&self) -> bool {
+        self.id.is_zero()
+    }
+
     /// The session's id.
     pub fn id(&self) -> SessionId {
         self.id
     }
 
+    /// Before the first attempt of a command.
+    pub fn attempts(&self) -> Attempts {
+        if self.is_noop() { Attempts::without_session() } else { Attempts::in_session() }
+    }
+
     /// A number for a new command. `None` while as many are open as the group keeps results of.
     pub fn begin(&mut self) -> Option<Series> {
-        if self.next - self.responded_to > SESSION_WINDOW as u64 {
+        if !self.is_noop() && self.next - self.responded_to > SESSION_WINDOW as u64 {
             return None;
         }
         let series = Series(self.next);
@@ -49,14 +65,15 @@ impl ClientSession {
         Some(series)
     }
 
-    /// What an attempt of this command carries, the first as any retry.
-    pub fn call(&self, series: Series) -> SessionCall {
-        SessionCall::Propose { session: self.id, series: series.0, responded_to: self.responded_to.min(series.0 - 1) }
+    /// What an attempt of this command carries, the first as any retry. `None` for no session.
+    pub fn call(&self, series: Series) -> Option<SessionCall> {
+        let responded_to = self.responded_to.min(series.0 - 1);
+        (!self.is_noop()).then_some(SessionCall::Propose { session: self.id, series: series.0, responded_to })
     }
 
     /// The command's result has arrived, or nobody waits for it any longer: it is not sent again.
     pub fn end(&mut self, series: Series) {
-        if series.0 > self.responded_to {
+        if series.0 > self.responded_to && !self.is_noop() {
             self.arrived.insert(series.0);
         }
         while self.arrived.remove(&(self.responded_to + 1)) {
@@ -169,7 +186,7 @@ mod tests {
         assert_eq!(open.len(), SESSION_WINDOW);
         session.end(open[1]);
         let call = |session: &ClientSession, n: usize| match session.call(open[n]) {
-            SessionCall::Propose { series, responded_to, .. } => (series, responded_to),
+            Some(SessionCall::Propose { series, responded_to, .. }) => (series, responded_to),
             other => panic!("{other:?}"),
         };
         assert_eq!(call(&session, 2), (3, 0), "the first result is still missing");
@@ -179,5 +196,16 @@ mod tests {
         assert_eq!(call(&session, 0), (1, 0), "an old attempt never acknowledges itself");
         assert!(session.begin().is_some() && session.begin().is_some());
         assert_eq!(session.begin(), None);
+    }
+
+    #[test]
+    fn no_session_has_no_window_and_numbers_nothing() {
+        let mut none = ClientSession::noop();
+        let open: Vec<Series> = (0..1000).map(|_| none.begin().expect("no window")).collect();
+        assert_eq!(none.call(open[999]), None);
+        none.end(open[999]);
+        assert!(none.arrived.is_empty(), "nothing is kept for a session that is none");
+        assert_eq!(none.attempts().failed(&TIMEOUT), NextStep::Unknown);
+        assert!(matches!(ClientSession::new(SessionId(1)).attempts().failed(&TIMEOUT), NextStep::Retry { .. }));
     }
 }

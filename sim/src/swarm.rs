@@ -247,6 +247,7 @@ impl Swarm {
             quiesce_after_nanos: self.quiesce_after_nanos,
             preferred: None,
             witness,
+            sessions_max: 4,
         }
     }
 

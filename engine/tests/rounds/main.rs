@@ -122,6 +122,7 @@ impl Alone {
             unapplied_bytes_max: 64 << 20,
             preferred: None,
             witness: false,
+            sessions_max: 16,
         };
         let (machine, machine_type) = (Box::new(WitnessMachine), std::any::TypeId::of::<WitnessMachine>());
         let spec = StartSpec { start, config, machine, machine_type };

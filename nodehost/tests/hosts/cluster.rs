@@ -16,6 +16,7 @@ pub(crate) struct Cluster {
     pub(crate) groups: u64,
     pub(crate) snapshot_entries: u64,
     pub(crate) poison: Option<(usize, u64)>,
+    pub(crate) sessions_max: u32,
     change: fn(NodeHostConfig) -> NodeHostConfig,
 }
 
@@ -48,7 +49,7 @@ impl Cluster {
     fn start_as(groups: u64, snapshot_entries: u64, change: fn(NodeHostConfig) -> NodeHostConfig) -> Self {
         let dirs = (0..3).map(|_| TempDir::new().unwrap()).collect();
         let hosts = vec![None, None, None];
-        let mut cluster = Self { dirs, hosts, groups, snapshot_entries, poison: None, change };
+        let mut cluster = Self { dirs, hosts, groups, snapshot_entries, poison: None, sessions_max: 100, change };
         (0..3).for_each(|i| cluster.open(i));
         cluster
     }
@@ -110,6 +111,7 @@ impl Cluster {
             heartbeat_interval_ms: 30,
             snapshot_entries: self.snapshot_entries,
             compaction_overhead: 5,
+            sessions_max: self.sessions_max,
             ..GroupConfig::default()
         }
     }
@@ -143,7 +145,7 @@ impl Cluster {
     /// Proposes until it is taken. Only for values that may be proposed again when they were not applied.
     pub(crate) fn put(&self, i: usize, group: u64, value: u64) -> usize {
         until("a proposal", || match self.group(i, group).propose(value, PATIENCE).unwrap().wait() {
-            Ok(len) => Some(len),
+            Ok(len) => Some(len as usize),
             Err(e) if !e.may_have_applied() => None,
             Err(e) => panic!("proposal of {value}: {e}"),
         })

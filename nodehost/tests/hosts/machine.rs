@@ -13,14 +13,18 @@ pub(crate) struct List {
 
 impl StateMachine for List {
     type Command = u64;
-    type Output = usize;
+    type Output = u64;
     type Query = ();
     type Answer = Vec<u64>;
 
-    fn apply(&mut self, _: Index, value: u64) -> Result<usize, MachineError> {
+    fn apply(&mut self, _: Index, value: u64) -> Result<u64, MachineError> {
         assert_ne!(Some(value), self.poison, "poisoned");
         self.values.push(value);
-        Ok(self.values.len())
+        Ok(self.values.len() as u64)
+    }
+
+    fn session_results() -> Option<OutputCodec<u64>> {
+        Some(OutputCodec::new())
     }
 
     fn lookup(&self, (): ()) -> Result<Vec<u64>, MachineError> {

@@ -7,5 +7,6 @@ mod machine;
 mod members;
 mod refusals;
 mod replication;
+mod sessions;
 mod snapshots;
 mod witness;

@@ -24,7 +24,7 @@ fn a_batch_keeps_its_order_and_completes_as_one() {
         let before = cluster.read(i, 1).len();
         let batch = cluster.group(i, 1).propose_batch((0..1000u64).collect::<Vec<_>>(), PATIENCE).unwrap();
         let results = batch.wait();
-        let lens: Vec<usize> = results.into_iter().map(|r| r.expect("applied")).collect();
+        let lens: Vec<usize> = results.into_iter().map(|r| r.expect("applied") as usize).collect();
         assert_eq!(lens, (before + 1..=before + 1000).collect::<Vec<_>>());
         assert_eq!(cluster.read(i, 1)[before..], (0..1000).collect::<Vec<u64>>());
     }

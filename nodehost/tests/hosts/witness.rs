@@ -23,7 +23,7 @@ fn with_witness(snapshot_entries: u64) -> (Cluster, Replica) {
 fn put(cluster: &Cluster, at: usize, value: u64) -> usize {
     let group = cluster.host(at).group::<List>(GROUP).unwrap();
     until("a write", || match group.propose(value, PATIENCE).unwrap().wait() {
-        Ok(len) => Some(len),
+        Ok(len) => Some(len as usize),
         Err(e) if !e.may_have_applied() => None,
         Err(e) => panic!("{e}"),
     })
