@@ -10,7 +10,7 @@
 use crate::events::ReplicaEvent;
 use crate::notify::Notifier;
 use crate::shared::{Command, GroupShared, HostShared, reason};
-use crate::snapshot::{SaveOutcome, SaveTask, SnapshotIo, SnapshotOutcome, SnapshotRequest};
+use crate::snapshot::{NotSaved, SaveTask, SnapshotIo};
 use crate::tracker::Waiter;
 use crate::worker::{Work, Worker};
 use longboat_raft::{Index, Run, SnapshotMeta, Time};
@@ -213,16 +213,17 @@ impl ApplyWorker {
         assert_eq!(applied, task.meta.pos.index, "a save task stands right behind the applies that precede it");
         if shared.witness {
             // The place alone is recorded, so that the log before it can go.
-            let SaveTask { meta, previous, request } = task;
-            let result = Ok(SavedSnapshot { meta, bytes: 0 });
-            let outcome = Box::new(SaveOutcome { result, previous, request });
+            let saved = SavedSnapshot { meta: task.meta.clone(), bytes: 0 };
+            let outcome = Box::new(task.ended(Ok(saved)));
             self.host.workers[shared.worker()].command(Command::SnapshotSaved(Arc::clone(shared), outcome));
             return false;
         }
         if self.is_saving(shared) {
-            let SaveTask { previous, request, .. } = task;
-            request.complete(Ok(SnapshotOutcome::Ignored));
-            self.snapshots.not_saved(shared, previous, "another save is under way", SnapshotRequest::periodic());
+            self.snapshots.not_saved(shared, task, NotSaved::Overlaps);
+            return false;
+        }
+        if task.request.is_aborted() {
+            self.snapshots.not_saved(shared, task, NotSaved::Failed(RequestError::SnapshotAborted));
             return false;
         }
         match prepare(&shared.machine, machine) {
@@ -235,7 +236,7 @@ impl ApplyWorker {
                 alone
             }
             Err(text) => {
-                self.snapshots.not_saved(shared, task.previous, &text, task.request);
+                self.snapshots.not_saved(shared, task, NotSaved::Failed(RequestError::Snapshot(text)));
                 false
             }
         }

@@ -8,10 +8,12 @@ use crate::config::CHUNK_BYTES_MAX;
 use crate::queue::{Chunk, Deadlines, Extras, Inbox, ReadChunk};
 use crate::request::{Rare, Reply};
 use crate::shared::{Command, GroupShared, reason};
-use crate::snapshot::{SnapshotOutcome, SnapshotRequest};
+use crate::snapshot::{SnapshotOptions, SnapshotOutcome, SnapshotRequest};
 use bytes::BytesMut;
-use longboat_raft::{EntryKind, Index, ProposeOptions, RunBuilder, SessionCall, Time};
-use longboat_rsm::{AnyCompletion, Codec, Completion, IndexReads, Machine, Pending, Reads, RequestError};
+use longboat_raft::{EntryKind, Index, ProposeOptions, RunBuilder, SessionCall, Time, plant};
+use longboat_rsm::{
+    AnyCompletion, Codec, Completion, IndexReads, Machine, Pending, Reads, RequestError, SnapshotRefusal,
+};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -201,23 +203,41 @@ impl GroupShared {
     /// Asks for a snapshot of this replica.
     ///
     /// # Errors
-    /// [`RequestError::Busy`] when a request waits already, or that the replica takes no requests.
-    pub fn enqueue_snapshot(&self, deadline: Time) -> Result<Pending<SnapshotOutcome>, RequestError> {
+    /// [`RequestError::Busy`] when a request waits already, options that do not go together, or that the replica takes no
+    /// requests.
+    pub fn enqueue_snapshot(
+        &self,
+        options: SnapshotOptions,
+        deadline: Time,
+    ) -> Result<Pending<SnapshotOutcome>, RequestError> {
         self.check_open()?;
-        if self.witness {
-            return Err(RequestError::Snapshot("a witness has no state to save".to_owned()));
+        options.check().map_err(RequestError::SnapshotRefused)?;
+        if self.witness && !plant::is("witness-saves") {
+            return Err(RequestError::SnapshotRefused(SnapshotRefusal::Witness));
         }
         let (pending, completion) = Pending::single();
         {
             let mut slot = self.inbox.lock();
             let inbox = slot.get_or_insert_with(Box::default);
-            if inbox.snapshot.is_some() {
+            if inbox.snapshot.is_some() && !plant::is("snapshot-slot-not-checked") {
                 return Err(RequestError::Busy);
             }
-            inbox.snapshot = Some(SnapshotRequest::user(completion, deadline));
+            inbox.snapshot = Some(SnapshotRequest::user(self, options, completion, deadline));
         }
         self.tell_worker();
         Ok(pending)
+    }
+
+    /// Aborts the snapshots of this replica that are asked for or under way, exports and the engine's own too: they end at
+    /// the next block, and their requests with [`RequestError::SnapshotAborted`], unless they are done before. Returns
+    /// whether there was any.
+    pub fn abort_snapshots(&self) -> bool {
+        let waiting = self.inbox.lock().as_mut().and_then(|inbox| inbox.snapshot.take());
+        let waited = waiting.is_some();
+        if let Some(request) = waiting {
+            request.complete(Err(RequestError::SnapshotAborted));
+        }
+        self.stop_saves() || waited
     }
 
     /// Asks for an index at which a linearizable read may be made; answered when this replica has applied it.

@@ -4,16 +4,13 @@
 //! apply. So a commit index that is written here never points past what the journal holds before it, an entry is never
 //! written by two hands, and a save task stands behind the recovery and the applies that precede it.
 
-use crate::apply::ApplyTask;
 use crate::events::{HostEvent, ReplicaEvent};
 use crate::remove::DeleteJob;
 use crate::replica::Replica;
 use crate::shared::SlotRef;
-use crate::snapshot::{AfterDurable, SaveOutcome, SnapshotRequest, record_of};
+use crate::snapshot::{AfterDurable, SaveOutcome, SnapshotRequest};
 use crate::step::StepWorker;
-use longboat_logdb::Record;
 use longboat_raft::Index;
-use longboat_rsm::RequestError;
 use std::sync::Arc;
 
 /// Something to do for a group after its visit.
@@ -46,16 +43,6 @@ impl StepWorker {
         }
     }
 
-    fn queue_snapshot(&mut self, slot: u32, request: SnapshotRequest) {
-        let replica = self.replica(slot);
-        let mut items = Vec::new();
-        replica.request_snapshot(request, &mut items);
-        if !items.is_empty() {
-            let shared = Arc::clone(&replica.shared);
-            self.apply[shared.apply_worker].push(ApplyTask { shared, items });
-        }
-    }
-
     fn reseal(&mut self, slot: u32) {
         let replica = self.replica(slot);
         let mut update = replica.empty_update();
@@ -68,39 +55,6 @@ impl StepWorker {
             update.runs = runs.into_iter().collect();
         }
         self.push_update(update);
-    }
-
-    /// A save has ended (life of a snapshot, steps 4 and 5): its record is made durable, then the log is truncated.
-    fn snapshot_saved(&mut self, at: SlotRef, outcome: SaveOutcome) {
-        let snapshots = Arc::clone(&self.snapshots);
-        let replica = self.replica(at.slot);
-        let (group, id) = (replica.config.group, replica.config.replica);
-        match outcome.result {
-            Err(reason) => {
-                // A save that fails puts the last request's index back, so that the next request is not ignored.
-                replica.last_request = outcome.previous;
-                tracing::warn!(%group, replica = %id, reason, "snapshot save failed");
-                outcome.request.complete(Err(RequestError::Snapshot(reason)));
-            }
-            Ok(saved) => {
-                let meta = saved.meta.clone();
-                if replica.snapshot.as_ref().is_some_and(|s| s.meta.pos.index >= meta.pos.index) {
-                    // A leader's snapshot was installed meanwhile: this one is out of date, and its record would be too.
-                    snapshots.discard(replica, meta.pos.index);
-                    outcome.request.complete(Err(RequestError::Snapshot("overtaken by an install".to_owned())));
-                    return;
-                }
-                let mut update = replica.empty_update();
-                let compact_to = replica.compaction_point(meta.pos.index);
-                update.compact_to = compact_to;
-                let record = record_of(&saved, false);
-                update.record = Some(Box::new(Record::Snapshot(record.clone())));
-                replica.snapshot = Some(record);
-                let after = AfterDurable::Saved { meta: Box::new(meta), compact_to, request: outcome.request };
-                self.push_update(update);
-                self.open.after.push((at, after));
-            }
-        }
     }
 
     /// The state machine stands at an installed or restored snapshot: older files are needed by nobody, once its record is durable.

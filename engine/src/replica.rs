@@ -10,12 +10,12 @@ use crate::liveness::index::Silence;
 use crate::queue::{Chunk, Inbox, ReadChunk};
 use crate::rare::{RareState, Refusal, forward_refusal_of, refusal_of};
 use crate::shared::{GroupShared, reason};
-use crate::snapshot::{SaveTask, SnapshotOutcome, SnapshotRequest, SnapshotTimeout};
+use crate::snapshot::{SnapshotRequest, SnapshotTimeout};
 use crate::tracker::{Ticket, Tracker};
 use crate::waits::Waits;
 use longboat_logdb::{Bootstrap, GroupState, SnapshotRecord, Update};
 use longboat_raft::{
-    Core, Event, GroupEpoch, HostId, Index, LogPos, Origin, Output, Proposed, ReplicaId, SnapshotMeta, Term, Time,
+    Core, Event, GroupEpoch, HostId, Index, Origin, Output, Proposed, ReplicaId, SnapshotMeta, Term, Time,
 };
 use longboat_rsm::{RequestError, Stage};
 use std::collections::VecDeque;
@@ -89,7 +89,13 @@ pub struct Replica {
     bootstrap: Bootstrap,
     /// The applied index of the last snapshot request.
     pub last_request: Index,
-    snapshot_timeouts: Vec<SnapshotTimeout>,
+    pub(crate) snapshot_timeouts: Vec<SnapshotTimeout>,
+    /// Saves that are queued or under way.
+    pub(crate) saves: u32,
+    /// The newest of them is an export.
+    pub(crate) exporting: bool,
+    /// A request that waits until they have ended.
+    pub(crate) next_save: Option<SnapshotRequest>,
     /// Through which snapshot the state machine has recovered, or which one it wrote itself.
     pub recovered: Index,
     /// The newest snapshot whose record is durable.
@@ -143,6 +149,9 @@ impl Replica {
             bootstrap,
             last_request: Index::ZERO,
             snapshot_timeouts: Vec::new(),
+            saves: 0,
+            exporting: false,
+            next_save: None,
             recovered: Index::ZERO,
             recorded: Index::ZERO,
             starved: false,
@@ -476,32 +485,6 @@ impl Replica {
                 self.confirmed.push((index, chunk));
             }
         }
-    }
-
-    /// A snapshot request reaches the group (life of a snapshot, step 2): nothing new means ignored, else a save task goes
-    /// behind the applies that precede it.
-    pub fn request_snapshot(&mut self, request: SnapshotRequest, items: &mut Vec<ApplyItem>) {
-        let index = self.core.handed();
-        if index <= self.last_request || index.is_zero() {
-            tracing::debug!(group = %self.config.group, replica = %self.config.replica, index = %index, "snapshot request ignored");
-            request.complete(Ok(SnapshotOutcome::Ignored));
-            return;
-        }
-        let term = self.core.term_at(index).expect("what was handed to apply is in the log or at its start");
-        let meta = SnapshotMeta { pos: LogPos::new(term, index), membership: self.core.membership().clone() };
-        let previous = std::mem::replace(&mut self.last_request, index);
-        tracing::debug!(group = %self.config.group, replica = %self.config.replica, index = %index, "snapshot save queued");
-        self.snapshot_timeouts.extend(request.timeout());
-        items.push(ApplyItem::Save(Box::new(SaveTask { meta, previous, request })));
-    }
-
-    /// The place through which the log may be truncated now that a snapshot at `index` is recorded.
-    pub fn compaction_point(&self, index: Index) -> Option<LogPos> {
-        let to = Index(index.0.checked_sub(self.config.compaction_overhead).filter(|&to| to > 0)?);
-        if to <= self.core.start().index {
-            return None;
-        }
-        self.core.term_at(to).map(|term| LogPos::new(term, to))
     }
 
     /// An update that says nothing new, to add a record to.

@@ -19,8 +19,8 @@ use longboat_rsm::{AnyReads, DynMachine, Lookups, MachineKind, RequestError};
 use longboat_transport::Lane;
 use parking_lot::{Mutex, RwLock};
 use std::any::TypeId;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 /// Why a group is ready.
 pub mod reason {
@@ -233,10 +233,12 @@ pub struct GroupShared {
     pub is_closed: AtomicBool,
     /// Set when it was asked to stop, or was removed: it will not run for long.
     pub stopping: AtomicBool,
-    /// Stops a save that is under way.
+    /// Stops a recovery that is under way.
     pub stop: Arc<AtomicBool>,
     /// Client sessions that the group keeps, as a registration that is made here says.
     pub sessions_max: u32,
+    /// What stops each of the saves that are asked for or under way; of those that have ended nothing is left to stop.
+    saves: Mutex<Vec<Weak<AtomicBool>>>,
     /// Applied entries between periodic snapshots; 0 for none.
     pub snapshot_entries: u64,
     /// The applied index at which the next periodic snapshot is due.
@@ -316,6 +318,7 @@ impl GroupShared {
             stopping: AtomicBool::new(false),
             stop: Arc::new(AtomicBool::new(false)),
             sessions_max: parts.sessions_max,
+            saves: Mutex::new(Vec::new()),
             snapshot_entries: parts.snapshot_entries,
             snapshot_due: AtomicU64::new(u64::MAX),
             host: Arc::clone(host),
@@ -379,6 +382,24 @@ impl GroupShared {
         self.closed.lock().get_or_insert(error);
         self.is_closed.store(true, Ordering::SeqCst);
         self.stop.store(true, Ordering::SeqCst);
+        // A save that is asked for after this look is refused when its turn comes: the replica is closed by then.
+        self.stop_saves();
+    }
+
+    /// What will stop a save that is asked for now.
+    pub(crate) fn new_save(&self) -> Arc<AtomicBool> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut saves = self.saves.lock();
+        saves.retain(|save| save.strong_count() > 0);
+        saves.push(Arc::downgrade(&stop));
+        stop
+    }
+
+    /// Stops all saves at their next block. Returns whether there were any.
+    pub(crate) fn stop_saves(&self) -> bool {
+        let saves = std::mem::take(&mut *self.saves.lock());
+        let running = saves.iter().filter_map(Weak::upgrade);
+        running.map(|stop| stop.store(true, Ordering::SeqCst)).count() > 0
     }
 
     /// Why requests are refused, if they are.

@@ -6,6 +6,12 @@
 //!
 //! Invariant: files that a durable record names are never removed before another record replaced it.
 
+mod request;
+
+pub use request::{
+    NotSaved, SaveOutcome, SaveTask, SnapshotOptions, SnapshotOutcome, SnapshotRequest, SnapshotTimeout,
+};
+
 use crate::apply::MachineJob;
 use crate::events::ReplicaEvent;
 use crate::remove::Removal;
@@ -15,112 +21,16 @@ use crate::stream::{Receives, SendJob, Sends};
 use ahash::AHashMap;
 use longboat_io::{Job, JobState, Spawner};
 use longboat_logdb::{GroupState, LogReader, Record, SnapshotRecord, Update};
-use longboat_raft::{Fetch, GroupId, Index, LogPos, Output, Persist, ReplicaId, SnapshotMeta, Time};
+use longboat_raft::{Fetch, GroupId, Index, LogPos, Output, Persist, ReplicaId, SnapshotMeta};
 use longboat_rsm::snapshot::{
     Prepared, RecoverJob, RecoverTask, SaveJob, SavedSnapshot, SnapshotError, SnapshotHeader, SnapshotStore,
 };
-use longboat_rsm::{AnyCompletion, Completion, RequestError, Stage};
+use longboat_rsm::{RequestError, SnapshotRefusal};
 use longboat_transport::Transport;
 use parking_lot::Mutex;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// What a snapshot request came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SnapshotOutcome {
-    /// A snapshot of the state at this index is durable.
-    Saved {
-        /// The index.
-        index: Index,
-    },
-    /// Nothing was applied since the last request: there is nothing new to save.
-    Ignored,
-}
-
-/// A request for a snapshot, in the group's pending slot.
-#[derive(Debug)]
-pub struct SnapshotRequest {
-    results: Option<Arc<Completion<SnapshotOutcome>>>,
-    /// When its client gives up.
-    pub deadline: Time,
-}
-
-impl SnapshotRequest {
-    /// A user's request; its outcome goes to slot 0 of `results`.
-    pub fn user(results: Arc<Completion<SnapshotOutcome>>, deadline: Time) -> Self {
-        Self { results: Some(results), deadline }
-    }
-
-    /// The engine's own, every so many applied entries.
-    pub fn periodic() -> Self {
-        Self { results: None, deadline: Time(u64::MAX) }
-    }
-
-    /// What its deadline fails, if it has one. The first outcome wins.
-    pub fn timeout(&self) -> Option<SnapshotTimeout> {
-        let results = Arc::clone(self.results.as_ref()?);
-        Some(SnapshotTimeout { results, deadline: self.deadline })
-    }
-
-    /// Tells the outcome.
-    pub fn complete(mut self, outcome: Result<SnapshotOutcome, RequestError>) {
-        if let Some(results) = self.results.take() {
-            results.complete(0, std::iter::once(outcome));
-        }
-    }
-}
-
-impl Drop for SnapshotRequest {
-    /// A request that nobody could answer, because its replica or host is gone, is resolved all the same.
-    fn drop(&mut self) {
-        if let Some(results) = self.results.take() {
-            results.fail(0, 1, &RequestError::Stopped);
-        }
-    }
-}
-
-/// The deadline of a snapshot request that is under way.
-#[derive(Debug)]
-pub struct SnapshotTimeout {
-    results: Arc<Completion<SnapshotOutcome>>,
-    /// When its client gives up.
-    pub deadline: Time,
-}
-
-impl SnapshotTimeout {
-    /// The client waits no longer; the save goes on.
-    pub fn expire(self) {
-        self.fail(&RequestError::Timeout { stage: Stage::Apply, may_have_applied: false });
-    }
-
-    /// The request ends with this error, if it has not ended yet.
-    pub fn fail(self, error: &RequestError) {
-        self.results.fail(0, 1, error);
-    }
-}
-
-/// A save that stands behind the applies that precede it.
-#[derive(Debug)]
-pub struct SaveTask {
-    /// What the snapshot stands for: the state machine is there when the task's turn comes.
-    pub meta: SnapshotMeta,
-    /// The index of the request before, to be put back if this one fails.
-    pub previous: Index,
-    /// Who asked.
-    pub request: SnapshotRequest,
-}
-
-/// How a save ended.
-#[derive(Debug)]
-pub struct SaveOutcome {
-    /// The files, durable, or why not.
-    pub result: Result<SavedSnapshot, String>,
-    /// The index of the request before.
-    pub previous: Index,
-    /// Who asked.
-    pub request: SnapshotRequest,
-}
 
 /// What is done when a batch with a snapshot record is durable.
 #[derive(Debug)]
@@ -160,6 +70,15 @@ pub struct SnapshotCounters {
     pub installed: AtomicU64,
     /// Entries truncated from the log.
     pub truncated: AtomicU64,
+}
+
+/// How a request ends whose save did. A replica that stops says so itself: what else stops a save is its user.
+fn failure_of(error: SnapshotError) -> RequestError {
+    match error {
+        SnapshotError::Stopped => RequestError::SnapshotAborted,
+        SnapshotError::ExportDirectory(dir) => RequestError::SnapshotRefused(SnapshotRefusal::ExportDirectory(dir)),
+        other => RequestError::Snapshot(other.to_string()),
+    }
 }
 
 /// The record of a snapshot that is durable here.
@@ -233,9 +152,10 @@ impl SnapshotIo {
         };
         let job = if prepared.holds_machine() { MachineJob::Alone } else { MachineJob::SavedView };
         let (group_shared, io) = (Arc::clone(shared), Arc::clone(self));
-        let (previous, request) = (task.previous, task.request);
+        let (stop, export_to) = (Arc::clone(task.request.stop()), task.request.export_to().map(Path::to_owned));
+        tracing::debug!(group = %shared.group, replica = %shared.replica, index = %task.meta.pos.index, export = export_to.is_some(), "snapshot save begins");
         let on_done = move |result: Result<SavedSnapshot, SnapshotError>| {
-            let outcome = SaveOutcome { result: result.map_err(|e| e.to_string()), previous, request };
+            let outcome = task.ended(result.map_err(|error| NotSaved::Failed(failure_of(error))));
             io.host.apply[group_shared.apply_worker].job_done(Arc::clone(&group_shared), job);
             io.host.workers[group_shared.worker()].command(Command::SnapshotSaved(group_shared, Box::new(outcome)));
         };
@@ -244,16 +164,16 @@ impl SnapshotIo {
             header,
             replica: shared.replica,
             store: self.store.clone(),
-            export_to: None,
-            stop: Arc::clone(&shared.stop),
+            export_to,
+            stop,
             on_done: Box::new(on_done),
         })));
     }
 
     /// A save did not begin: its request ends, and the last request's index is put back.
-    pub fn not_saved(&self, shared: &Arc<GroupShared>, previous: Index, why: &str, request: SnapshotRequest) {
-        let outcome = SaveOutcome { result: Err(why.to_owned()), previous, request };
-        self.host.workers[shared.worker()].command(Command::SnapshotSaved(Arc::clone(shared), Box::new(outcome)));
+    pub fn not_saved(&self, shared: &Arc<GroupShared>, task: SaveTask, why: NotSaved) {
+        let outcome = Box::new(task.ended(Err(why)));
+        self.host.workers[shared.worker()].command(Command::SnapshotSaved(Arc::clone(shared), outcome));
     }
 
     /// The pool replaces the state machine's state by a snapshot's. A failure stops the replica.

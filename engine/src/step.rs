@@ -407,7 +407,7 @@ impl StepWorker {
         }
         let mut request = replica.drain_queue(now, take_proposals);
         if reasons & reason::SNAPSHOT_DUE != 0 && request.is_none() {
-            request = Some(SnapshotRequest::periodic());
+            request = Some(SnapshotRequest::periodic(&replica.shared));
         }
         if !take_proposals && !std::mem::replace(&mut replica.starved, true) {
             self.starved.push(at);
@@ -528,7 +528,8 @@ impl StepWorker {
         self.out = out;
         self.count_memory(now, at);
         if wants_snapshot {
-            self.late.push((at, Late::Request(SnapshotRequest::periodic())));
+            let request = SnapshotRequest::periodic(&self.replica(slot).shared);
+            self.late.push((at, Late::Request(request)));
         }
         if again {
             self.activate(slot);

@@ -14,7 +14,9 @@ pub use config::{ConfigError, GroupConfig, NodeHostConfig, Threads};
 pub use events::{LeaderChange, Listeners, MembershipChange, RaftEventListener, SystemEventListener};
 pub use group::Group;
 pub use host::{HostInfo, NodeHost, OpenError, ReplicaSpec};
-pub use longboat_engine::{Changed, CloseError, HostEvent, ReplicaEvent, SnapshotOutcome, StartError, Transferred};
+pub use longboat_engine::{
+    Changed, CloseError, HostEvent, ReplicaEvent, SnapshotOptions, SnapshotOutcome, StartError, Transferred,
+};
 pub use longboat_logdb::LogStats;
 pub use longboat_raft::{
     ChangeError, GroupEpoch, GroupId, HostId, Index, Membership, ProposeOptions, ReplicaId, ReplicaKind, SessionId,
@@ -23,11 +25,11 @@ pub use longboat_raft::{
 pub use longboat_rsm::retry::{ClientSession, Series};
 pub use longboat_rsm::{
     Codec, CodecError, Commands, Concurrent, ConcurrentMachine, Machine, MachineError, MachineKind, OutputCodec,
-    Payload, Pending, PendingBatch, RecoveredFile, RecoveredFiles, RequestError, SnapshotFiles, Stage, StateMachine,
-    TransferError,
+    Payload, Pending, PendingBatch, RecoveredFile, RecoveredFiles, RequestError, SnapshotFiles, SnapshotRefusal, Stage,
+    StateMachine, TransferError,
 };
 pub use longboat_transport::TransportStats;
 pub use members::{ConfigChange, FirstMembers, MemberInfo, ReplicaStart};
-pub use replica::{GroupInfo, Leader, Replica, SnapshotOptions};
+pub use replica::{GroupInfo, Leader, Replica};
 pub use retrying::{GaveUp, RetryingClient};
 pub use session::PendingSession;

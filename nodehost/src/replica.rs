@@ -1,7 +1,7 @@
 //! A replica of this host as its clients hold it, whatever its state machine: leadership, membership, figures.
 
 use crate::members::{self, ConfigChange, MemberInfo};
-use longboat_engine::{Changed, GroupShared, Rare, Replacement, SnapshotOutcome, Transferred};
+use longboat_engine::{Changed, GroupShared, Rare, Replacement, SnapshotOptions, SnapshotOutcome, Transferred};
 use longboat_raft::{self as raft, ChangeError, GroupId, HostId, Index, Membership, ReplicaId, Term};
 use longboat_rsm::{Pending, RequestError};
 use std::sync::Arc;
@@ -47,11 +47,6 @@ pub struct GroupInfo {
     pub entries_truncated: u64,
 }
 
-/// How to take a snapshot.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SnapshotOptions {}
-
 /// A replica on this host. Cheap to clone, usable from any thread. [`crate::Group`] is one whose state machine is known.
 #[derive(Clone)]
 pub struct Replica {
@@ -94,17 +89,28 @@ impl Replica {
         self.shared.enqueue_wait(index, self.shared.deadline_after(timeout))
     }
 
-    /// Asks for a snapshot of this replica. The log is truncated behind it.
+    /// Asks for a snapshot of this replica: one of its own, behind which the log is truncated, or one that is exported to a
+    /// directory, to be carried away. A timeout ends the waiting; the save goes on.
+    ///
+    /// [`RequestError::SnapshotRefused`] says why none is begun. A request while nothing new was applied is
+    /// [`SnapshotOutcome::Ignored`]; an export never is.
     ///
     /// # Errors
-    /// [`RequestError::Busy`] when a request waits already; or that the replica takes no more requests.
+    /// [`RequestError::Busy`] when a request waits already; options that do not go together; or that the replica takes no
+    /// more requests.
     pub fn request_snapshot(
         &self,
         options: SnapshotOptions,
         timeout: Duration,
     ) -> Result<Pending<SnapshotOutcome>, RequestError> {
-        let SnapshotOptions {} = options;
-        self.shared.enqueue_snapshot(self.shared.deadline_after(timeout))
+        self.shared.enqueue_snapshot(options, self.shared.deadline_after(timeout))
+    }
+
+    /// Aborts the snapshots of this replica that are asked for or under way, exports and automatic ones too. They end at the
+    /// next block, with [`RequestError::SnapshotAborted`] and without a trace, unless they are done before. Returns whether
+    /// there was any.
+    pub fn abort_snapshots(&self) -> bool {
+        self.shared.abort_snapshots()
     }
 
     // ---- leadership ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 //! How requests fail, and whether the command may have been applied all the same.
 
 use longboat_raft::{ChangeError, GroupId, Index, ReplicaId, Term, TransferOutcome, TransferRefused};
+use std::path::PathBuf;
 
 /// The stage in which a request was when its deadline passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +81,35 @@ impl From<TransferOutcome> for TransferError {
             TransferOutcome::LostLeadership | TransferOutcome::Done => Self::LostLeadership,
         }
     }
+}
+
+/// Why a snapshot was not begun. Nothing was made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotRefusal {
+    /// The request overrides both how many entries are kept and through which index the log goes.
+    #[error("a compaction overhead and a compaction index are given: give one of them")]
+    TwoOverrides,
+    /// The request is an export and says what of the log goes.
+    #[error("an export truncates no log: request a snapshot or a compaction for that")]
+    ExportKeepsLog,
+    /// The directory for an export is not there.
+    #[error("export directory {0} does not exist")]
+    ExportDirectory(PathBuf),
+    /// The replica is a witness.
+    #[error("a witness has no state to save")]
+    Witness,
+    /// The replica has applied nothing: it has no state, and no place in the log.
+    #[error("the replica has not applied anything yet")]
+    NothingApplied,
+    /// The log was to go through an index that the snapshot does not reach.
+    #[error("the log can't go through index {asked}: the snapshot is of index {index}")]
+    CompactionIndex {
+        /// The index that was asked for.
+        asked: Index,
+        /// The snapshot's.
+        index: Index,
+    },
 }
 
 /// Why a request did not complete.
@@ -197,6 +227,12 @@ pub enum RequestError {
     /// A snapshot request failed.
     #[error("snapshot failed: {0}")]
     Snapshot(String),
+    /// A snapshot was not begun.
+    #[error("snapshot refused: {0}")]
+    SnapshotRefused(#[source] SnapshotRefusal),
+    /// A snapshot was aborted on request. What was written of it is removed.
+    #[error("the snapshot was aborted")]
+    SnapshotAborted,
 }
 
 impl RequestError {

@@ -14,7 +14,7 @@ pub mod snapshot;
 
 pub use codec::{Codec, CodecError, OutputCodec, Payload};
 pub use completion::{AnyCompletion, Completion, Pending, PendingBatch};
-pub use error::{RequestError, Stage, TransferError};
+pub use error::{RequestError, SnapshotRefusal, Stage, TransferError};
 pub use files::{RecoveredFile, RecoveredFiles, SnapshotFiles};
 pub use machine::{
     Commands, Concurrent, ConcurrentMachine, DiskMachine, DynMachine, Lookups, Machine, MachineError, MachineKind,

@@ -26,7 +26,7 @@ mod verify;
 mod writer;
 
 pub use error::SnapshotError;
-pub use export::{Inspection, inspect_export, open_export, verify_export};
+pub use export::{Inspection, export_path, inspect_export, open_export, verify_export};
 pub use format::{
     BLOCK_BYTES, BLOCK_BYTES_MAX, Compression, Content, HEADER_BYTES_MAX, MachineKind, SESSION_TABLE_BYTES_MAX,
     SnapshotHeader,

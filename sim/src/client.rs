@@ -2,7 +2,7 @@
 
 use crate::machine::{Add, Ledger, Seen};
 use crate::oracle::Oracle;
-use longboat_engine::{Changed, GroupShared, SnapshotOutcome, Transferred};
+use longboat_engine::{Changed, GroupShared, SnapshotOptions, SnapshotOutcome, Transferred};
 use longboat_raft::{GroupId, HostId, Index, ProposeOptions, ReplicaId, Time};
 use longboat_rsm::{Pending, Reads, RequestError};
 use parking_lot::Mutex;
@@ -218,7 +218,7 @@ impl Clients {
 
     /// Asks for a snapshot.
     pub fn snapshot(&mut self, host: HostId, shared: &GroupShared, deadline: Time) {
-        let Ok(pending) = shared.enqueue_snapshot(deadline) else { return };
+        let Ok(pending) = shared.enqueue_snapshot(SnapshotOptions::default(), deadline) else { return };
         self.wait(host, shared.group, Request::Snapshot { pending });
     }
 

@@ -50,3 +50,51 @@ fn a_follower_that_fell_behind_the_log_gets_a_snapshot() {
         assert_eq!(cluster.read(down, g), (0..400).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn an_export_is_the_whole_state_and_changes_nothing_of_the_replica() {
+    let mut cluster = Cluster::start(1, 0);
+    let batch = cluster.group(0, 1).propose_batch((0..100u64).collect::<Vec<_>>(), PATIENCE).unwrap();
+    assert!(batch.wait().into_iter().all(|r| r.is_ok()));
+    let (group, target) = (cluster.group(0, 1), tempfile::tempdir().unwrap());
+    let before = group.info();
+    let options = SnapshotOptions::export_to(target.path());
+    let outcome = group.request_snapshot(options.clone(), PATIENCE).unwrap().wait().expect("exported");
+    let SnapshotOutcome::Exported { index, dir } = outcome else { panic!("{outcome:?}") };
+    let disk: longboat_io::SharedDisk = std::sync::Arc::new(longboat_io::RealDisk);
+    let header = longboat_rsm::snapshot::verify_export(&disk, &dir).expect("whole");
+    assert_eq!((header.group, header.meta.pos.index), (GroupId(1), index));
+    let after = group.info();
+    assert_eq!(
+        (after.snapshot_index, after.first_index, after.snapshots_saved, after.entries_truncated),
+        (before.snapshot_index, before.first_index, 0, 0)
+    );
+    // A snapshot of its own has something new to save all the same, and after that an export still yields one.
+    let own = group.request_snapshot(SnapshotOptions::default(), PATIENCE).unwrap().wait().expect("saved");
+    assert_eq!(own, SnapshotOutcome::Saved { index });
+    let other = tempfile::tempdir().unwrap();
+    let again = group.request_snapshot(SnapshotOptions::export_to(other.path()), PATIENCE).unwrap().wait();
+    assert!(matches!(again, Ok(SnapshotOutcome::Exported { index: i, .. }) if i == index), "{again:?}");
+    (0..3).for_each(|i| cluster.close(i));
+}
+
+#[test]
+fn snapshot_requests_that_make_no_sense_are_refused_with_the_reason() {
+    let cluster = Cluster::start(1, 0);
+    cluster.put(0, 1, 7);
+    let group = cluster.group(0, 1);
+    let ask = |options: SnapshotOptions| match group.request_snapshot(options, PATIENCE) {
+        Ok(pending) => pending.wait(),
+        Err(error) => Err(error),
+    };
+    let refused = |refusal| Err(RequestError::SnapshotRefused(refusal));
+    let both = SnapshotOptions::default().with_compaction_overhead(1).with_compaction_index(Index(1));
+    assert_eq!(ask(both), refused(SnapshotRefusal::TwoOverrides));
+    let mixed = SnapshotOptions::export_to("/").with_compaction_overhead(1);
+    assert_eq!(ask(mixed), refused(SnapshotRefusal::ExportKeepsLog));
+    let nowhere = cluster.dirs[0].path().join("not-there");
+    let missing = refused(SnapshotRefusal::ExportDirectory(nowhere.clone()));
+    assert_eq!(ask(SnapshotOptions::export_to(nowhere)), missing);
+    let beyond = SnapshotOptions::default().with_compaction_index(Index(1_000));
+    assert!(matches!(ask(beyond), Err(RequestError::SnapshotRefused(SnapshotRefusal::CompactionIndex { .. }))));
+}

@@ -60,7 +60,7 @@ fn a_witness_never_leads_and_answers_nothing() {
     }
     assert!(matches!(cluster.host(2).group::<List>(GROUP), Err(RequestError::OtherMachine { .. })));
     let error = witness.request_snapshot(SnapshotOptions::default(), PATIENCE).map(drop).expect_err("refused");
-    assert!(matches!(error, RequestError::Snapshot(_)), "{error}");
+    assert_eq!(error, RequestError::SnapshotRefused(SnapshotRefusal::Witness));
     let error = cluster.host(2).start_replica(start(), cluster.config(2, GROUP.0 + 1), List::default).map(drop);
     let error = error.expect_err("a witness is started as one");
     assert!(matches!(error, StartError::OtherKind { kind: ReplicaKind::Witness, .. }), "{error}");

@@ -11,7 +11,7 @@ use crate::session::SessionTable;
 use crc32c::crc32c;
 use longboat_io::disk::SharedDisk;
 use longboat_raft::{GroupId, Index, plant};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub(crate) const METADATA_NAME: &str = "snapshot.meta";
 const MAGIC: [u8; 8] = *b"LBEXPORT";
@@ -22,6 +22,11 @@ const FIXED_BYTES: usize = 32;
 /// The directory of an exported snapshot, in the one that the user named.
 pub(crate) fn dir_name(group: GroupId, index: Index) -> String {
     format!("snapshot-{group}-{index}")
+}
+
+/// Where the snapshot of this group and index comes to be when it is exported to `dir`.
+pub fn export_path(dir: &Path, group: GroupId, index: Index) -> PathBuf {
+    dir.join(dir_name(group, index))
 }
 
 /// What an exported snapshot holds.
