@@ -10,7 +10,7 @@ use crate::replica::Replica;
 use crate::shared::SlotRef;
 use crate::snapshot::{AfterDurable, SaveOutcome, SnapshotRequest};
 use crate::step::StepWorker;
-use longboat_raft::Index;
+use longboat_raft::{Index, sometimes};
 use std::sync::Arc;
 
 /// Something to do for a group after its visit.
@@ -44,6 +44,7 @@ impl StepWorker {
     }
 
     fn reseal(&mut self, slot: u32) {
+        sometimes!("newest-words-sealed-again");
         let replica = self.replica(slot);
         let mut update = replica.empty_update();
         // With nothing durable beyond the commit index, what is still in flight is in a younger segment anyway.

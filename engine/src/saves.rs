@@ -17,7 +17,7 @@ use crate::snapshot::{
 };
 use crate::step::StepWorker;
 use longboat_logdb::Record;
-use longboat_raft::{Index, LogPos, SnapshotMeta, plant};
+use longboat_raft::{Index, LogPos, SnapshotMeta, plant, sometimes};
 use longboat_rsm::snapshot::{SavedSnapshot, export_path};
 use longboat_rsm::{RequestError, SnapshotRefusal};
 use std::path::Path;
@@ -162,6 +162,7 @@ impl StepWorker {
         let (group, id, index) = (replica.config.group, replica.config.replica, saved.meta.pos.index);
         if replica.snapshot.as_ref().is_some_and(|s| s.meta.pos.index >= index) {
             // A leader's snapshot was installed meanwhile: this one is out of date, and its record would be too.
+            sometimes!("save-overtaken-by-an-install");
             tracing::debug!(%group, replica = %id, %index, "snapshot overtaken by an install");
             snapshots.discard(replica, index);
             return request.complete(Err(RequestError::Snapshot("overtaken by an install".to_owned())));

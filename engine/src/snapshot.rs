@@ -21,7 +21,7 @@ use crate::stream::{Receives, SendJob, Sends};
 use ahash::AHashMap;
 use longboat_io::{Job, JobState, Spawner};
 use longboat_logdb::{GroupState, LogReader, Record, SnapshotRecord, Update};
-use longboat_raft::{Fetch, GroupId, Index, LogPos, Output, Persist, ReplicaId, SnapshotMeta};
+use longboat_raft::{Fetch, GroupId, Index, LogPos, Output, Persist, ReplicaId, SnapshotMeta, sometimes};
 use longboat_rsm::snapshot::{
     Prepared, RecoverJob, RecoverTask, SaveJob, SavedSnapshot, SnapshotError, SnapshotHeader, SnapshotStore,
 };
@@ -242,6 +242,7 @@ impl SnapshotIo {
                 if shared.snapshot_entries > 0 {
                     shared.snapshot_due.store(index.0 + shared.snapshot_entries, Ordering::Relaxed);
                 }
+                sometimes!("snapshot-installed");
                 tracing::info!(%group, replica = %id, %index, "snapshot installed");
                 shared.tell(|| ReplicaEvent::SnapshotInstalled { index });
                 replica.recorded = replica.recorded.max(index);

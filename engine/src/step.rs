@@ -24,7 +24,7 @@ use crate::wheel::TimingWheel;
 use crate::worker::{Work, Worker};
 use ahash::AHashMap;
 use longboat_logdb::{Record, Update};
-use longboat_raft::{GroupId, Output, PersistToken, Time, Violation};
+use longboat_raft::{GroupId, Output, PersistToken, Time, Violation, sometimes};
 use longboat_rsm::RequestError;
 use longboat_transport::Transport;
 use longboat_transport::wire::Incoming;
@@ -410,6 +410,7 @@ impl StepWorker {
             request = Some(SnapshotRequest::periodic(&replica.shared));
         }
         if !take_proposals && !std::mem::replace(&mut replica.starved, true) {
+            sometimes!("proposals-wait-for-the-disk");
             self.starved.push(at);
         }
         if let Some(request) = request {
@@ -581,6 +582,7 @@ impl StepWorker {
 
     /// The log store failed: every request ends, nothing is sent any more.
     fn fail(&mut self) {
+        sometimes!("store-failed-under-a-host");
         self.failed = true;
         let reason = self.host.failed.lock().clone().unwrap_or_default();
         let error = RequestError::HostFailed(reason);

@@ -10,7 +10,7 @@ use crate::snapshot::SnapshotIo;
 use ahash::AHashMap;
 use bytes::Bytes;
 use longboat_io::{Job, JobState};
-use longboat_raft::{Body, GroupId, HostId, Message, ReplicaId, SnapshotMeta, Term, Time};
+use longboat_raft::{Body, GroupId, HostId, Message, ReplicaId, SnapshotMeta, Term, Time, sometimes};
 use longboat_rsm::snapshot::{Appended, IncomingSnapshot, OutgoingSnapshot, SnapshotError, TransferKey};
 use longboat_transport::wire::{Chunk, ChunkOutcome, ChunkStatus, SnapshotFrame};
 use longboat_transport::{Lane, Sent};
@@ -172,6 +172,7 @@ impl Job for SendJob {
             self.moved = now;
         }
         let stalled = now.nanos_since(self.moved) > STALL_NANOS;
+        sometimes!(stalled, "snapshot-transfer-stalled");
         if stalled || self.shared.is_closed.load(Ordering::Relaxed) || self.io.host.closing.load(Ordering::Relaxed) {
             return self.finish(false);
         }
@@ -290,6 +291,7 @@ impl SnapshotIo {
             if old.stream_id == chunk.stream_id || old.meta.pos.index > meta.pos.index {
                 return old.stream_id == chunk.stream_id;
             }
+            sometimes!("stream-replaced-by-a-newer");
             old.replaced.store(true, Ordering::Relaxed);
         } else if streams.len() >= self.host.config.snapshot_receives_max {
             return false;

@@ -6,7 +6,7 @@
 //! completes its own slot only; earlier open ones stay until applied, refused by the leader, or timed out. Nothing is proposed again here.
 
 use crate::queue::Deadlines;
-use longboat_raft::{Index, Origin, Run, Term, Time};
+use longboat_raft::{Index, Origin, Run, Term, Time, sometimes};
 use longboat_rsm::{AnyCompletion, RequestError, Stage};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -125,6 +125,7 @@ impl Tracker {
     /// The leader refused a forwarded chunk: it was not applied.
     pub fn refused(&mut self, first_sequence: u64, error: &RequestError) {
         if let Ok(at) = self.find_forwarded(first_sequence) {
+            sometimes!("forwarded-chunk-refused");
             let f = &mut self.forwarded[at];
             f.ticket.fail(f.next_slot, error);
             f.open = 0;
@@ -135,6 +136,7 @@ impl Tracker {
     /// The log was reset to a snapshot at `through`: what it covers may or may not have been applied.
     pub fn skipped(&mut self, through: Index) {
         while self.local.front().is_some_and(|l| l.first <= through) {
+            sometimes!("chunk-covered-by-an-install");
             self.pop_local(&RequestError::OutcomeUnknown);
         }
         for f in self.forwarded.drain(..) {
@@ -176,6 +178,7 @@ impl Tracker {
                 self.pop_local(&RequestError::OutcomeUnknown);
             } else if front.term != run.term() {
                 // Log matching: with another term at this place, no entry of the chunk from here on is ever committed.
+                sometimes!("chunk-overwritten-by-another-term");
                 self.pop_local(&RequestError::Dropped);
             } else {
                 assert!(
@@ -222,6 +225,7 @@ impl Tracker {
     /// before any entry of a later term: one of an earlier term that has not come by now never will.
     fn drop_forwarded_before(&mut self, term: Term) {
         while self.forwarded.front().is_some_and(|f| f.term < term) {
+            sometimes!("forwarded-chunk-outlived-by-a-term");
             let f = self.forwarded.pop_front().expect("just seen");
             f.ticket.fail(f.next_slot, &RequestError::Dropped);
         }

@@ -16,7 +16,7 @@ use crate::format::{FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterHeader, Footer
 use crate::kv::{ARCHIVED_KEYS, ArchivedRow, Kv, KvBatch, KvResult, Table, archived_key, use_of_archived_key};
 use crate::segment::{Sealed, Segment};
 use crate::{OpenError, shared::Shared};
-use longboat_raft::plant;
+use longboat_raft::{plant, sometimes};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -178,6 +178,7 @@ pub(crate) fn free_dead(shared: &Shared) -> KvResult<()> {
         shared.kv.flush()?;
     }
     let dead = shared.archive.take_dead();
+    sometimes!("archived-segments-freed");
     tracing::debug!(segments = dead.len(), "archived segments are free");
     let files = dead.into_iter().map(|s| Arc::clone(&s.file)).collect();
     shared.recycle_archived(files);

@@ -22,7 +22,7 @@ use crate::segment::{Sealed, Segment, SegmentFile, Window};
 use crate::shared::Files;
 use crate::{GroupState, OpenError};
 use longboat_io::SharedDisk;
-use longboat_raft::{GroupId, HostId, StoreId};
+use longboat_raft::{GroupId, HostId, StoreId, sometimes};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -295,6 +295,7 @@ impl Replay {
                 Ok(record) => {
                     let length = padded(record.header.length);
                     segment.open_from(self.position, record.header.opening);
+                    sometimes!(segment.openings().len() > 1, "segment-of-two-openings-replayed");
                     self.record(&segment, record)?;
                     self.last_written = vec![LastWritten { file: Arc::clone(&file), offset: self.position, length }];
                     self.position += length;
@@ -343,6 +344,7 @@ impl Replay {
         body.encode(&segment.openings(), &mut expected);
         let seed = body_seed(segment.seed, footer.opening);
         if footer.body_crc != crc(seed, &bytes[FOOTER_HEADER_BYTES..]) {
+            sometimes!("reopened-at-a-torn-footer");
             self.torn_footer = true;
             return Ok(None);
         }
@@ -367,6 +369,7 @@ impl Replay {
             }
             at += BLOCK;
         }
+        sometimes!(why != "no header", "reopened-at-a-torn-record");
         tracing::debug!(after = self.last_seq, why, "journal ends here");
         Ok(())
     }
@@ -378,6 +381,7 @@ impl Replay {
         others: impl Iterator<Item = &'a Candidate>,
     ) -> Result<(), OpenError> {
         for Candidate { header, file } in others.filter(|c| c.header.use_number > active.use_number) {
+            sometimes!("reopened-with-a-prepared-segment");
             let first = file.read(BLOCK, RECORD_HEADER_BYTES)?;
             if header.first_seq > self.last_seq + 1 || RecordHeader::decode(&first, header.seed()).is_some() {
                 let (seq, later) = (self.last_seq, header.first_seq);

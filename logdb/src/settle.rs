@@ -28,7 +28,7 @@ use crate::upkeep::{self, Upkeep, drop_rows};
 use crate::{LogError, OpenError};
 use bytes::Bytes;
 use longboat_io::{Job, JobState};
-use longboat_raft::{GroupId, Index, plant};
+use longboat_raft::{GroupId, Index, plant, sometimes};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -377,6 +377,7 @@ impl SettleJob {
             }
             if next <= span.hi {
                 row.finish(group, rows, batch);
+                sometimes!("settled-in-place");
                 let bytes = span_bytes(segment, footer, &Span { lo: next, ..*span });
                 let Span { segment: use_number, hi: last, at, count, .. } = *span;
                 let reference = Reference { use_number, last, at, count, bytes };
@@ -391,6 +392,7 @@ impl SettleJob {
     /// Deletes the rows of a pass that does not come to its end: the next one may choose other rows for the same entries, and
     /// these would then be counted as if they were needed.
     fn take_back(&mut self) -> Result<(), KvError> {
+        sometimes!("settling-taken-back");
         let mut batch = KvBatch::default();
         for key in self.written.drain(..) {
             batch.delete(Table::Log, key);
@@ -420,6 +422,7 @@ impl SettleJob {
         self.written.clear();
         self.shared.kv.flush()?;
         self.shared.settled.store(settled, Ordering::Release);
+        sometimes!(self.segments.len() > 1, "several-segments-settled-at-once");
         self.shared.row_bytes.store(self.shared.kv.bytes(), Ordering::Relaxed);
         self.shared.settled_entries.fetch_add(self.entries, Ordering::Relaxed);
         self.hand_over(through);

@@ -17,7 +17,7 @@ use crate::segment::{Sealed, Segment, SegmentFile};
 use crate::shared::Shared;
 use crate::{Record, Seq, Update};
 use longboat_io::DiskFile;
-use longboat_raft::{GroupId, Index, ReplicaId};
+use longboat_raft::{GroupId, Index, ReplicaId, sometimes};
 use parking_lot::RwLockUpgradableReadGuard;
 use std::collections::VecDeque;
 use std::io;
@@ -270,6 +270,7 @@ impl Writer {
                 taken += 1;
             }
             if taken < batch.updates.len() {
+                sometimes!("batch-split-over-records");
                 let rest = batch.updates.split_off(taken);
                 g.batches.push(std::mem::replace(&mut batch.updates, rest));
                 break;
@@ -355,6 +356,7 @@ impl Writer {
     fn start_segment(&mut self, capacity: u64) -> io::Result<()> {
         let file = self.shared.take_file(capacity)?;
         self.use_number += 1;
+        sometimes!(self.use_number > 8, "segment-file-recycled-often");
         let header = SegmentHeader {
             use_number: self.use_number,
             use_id: self.ids.segment_use(self.use_number)?,

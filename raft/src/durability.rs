@@ -11,6 +11,7 @@
 
 use crate::ids::{Index, ReplicaId, Term};
 use crate::plant;
+use crate::sometimes;
 use std::collections::VecDeque;
 
 /// Stands for one sealed batch, until it is durable. Given back to [`crate::Core::persisted`] in the order of sealing.
@@ -144,6 +145,7 @@ impl Durability {
         assert_eq!(batch.sequence, token.sequence, "batches complete in the order of their sealing");
         let pending = if self.reset { Some(Index(1)) } else { self.cut };
         let lowest_cut = self.flying.iter().filter_map(|b| b.cut).chain(pending).min();
+        sometimes!(lowest_cut.is_some_and(|cut| cut <= batch.last), "written-entries-overwritten-since");
         let durable = match lowest_cut {
             Some(cut) if !plant::is("aba-token") => batch.last.min(cut.prev()),
             _ => batch.last,

@@ -12,6 +12,7 @@ use crate::plant;
 use crate::progress::{Progress, ProgressState};
 use crate::quiesce::Phase;
 use crate::quorum::{self, VoteResult};
+use crate::sometimes;
 
 impl Core {
     /// Acts on deadlines that have passed.
@@ -93,6 +94,7 @@ impl Core {
             self.election_base = self.now;
             // One that only helps out and reaches nobody is needed no more, or must be asked again.
             if (self.config.check_quorum || self.helps_out) && !self.quorum_is_active() {
+                sometimes!("leader-misses-its-quorum");
                 return self.become_follower(self.term, None);
             }
             self.transfer_times_out();
@@ -158,6 +160,8 @@ impl Core {
             && !plant::is("campaign-before-change-in-effect");
         // A state machine that is ahead of the log was given committed entries that the log lacks.
         let behind = self.log.last().index < self.catch_up_to && !plant::is("campaign-behind-the-machine");
+        sometimes!(waiting, "campaign-waits-for-a-change");
+        sometimes!(self.outbox.install.is_some(), "campaign-waits-for-an-install");
         !self.farewell.told && !waiting && !behind && !self.is_barred() && self.outbox.install.is_none()
     }
 
@@ -221,7 +225,11 @@ impl Core {
             (VoteResult::Pending, _) => {}
             (VoteResult::Won, Role::PreCandidate) => self.become_candidate(false),
             (VoteResult::Won, _) => self.become_leader(),
-            (VoteResult::Lost, _) => self.become_follower(self.term, None),
+            (VoteResult::Lost, role) => {
+                sometimes!(role == Role::PreCandidate, "pre-vote-lost");
+                sometimes!(role == Role::Candidate, "election-lost");
+                self.become_follower(self.term, None);
+            }
         }
     }
 
@@ -232,6 +240,9 @@ impl Core {
         self.role = Role::Leader;
         self.leader = Some(self.config.replica);
         self.helps_out = !self.is_voter;
+        sometimes!(self.helps_out, "elected-though-no-voter");
+        sometimes!(self.membership.is_joint(), "elected-in-a-joint-configuration");
+        sometimes!(self.log.last().index > self.commit, "elected-with-an-uncommitted-tail");
         self.heartbeat_base = self.now;
         self.prefer_later();
         let last = self.log.last().index;
@@ -255,6 +266,8 @@ impl Core {
     fn reset(&mut self, term: Term) {
         assert!(term >= self.term, "term goes back from {} to {term}", self.term);
         let later = term != self.term;
+        sometimes!(later && self.role == Role::Leader, "leader-deposed-by-a-later-term");
+        sometimes!(self.role == Role::Candidate && later, "candidate-begins-anew");
         self.quiet.reset(later, self.now);
         if later {
             self.term = term;
@@ -306,6 +319,7 @@ impl Core {
         match body {
             Body::RequestVote { pre, transfer, .. } => {
                 if self.ignores_candidate(from, *transfer) {
+                    sometimes!("candidate-ignored");
                     return false;
                 }
                 // A pre-vote is only a question.
@@ -359,6 +373,7 @@ impl Core {
             Body::Append { .. } | Body::Heartbeat { .. } | Body::Quiesce { .. }
                 if self.config.check_quorum || self.config.pre_vote =>
             {
+                sometimes!("stale-leader-is-told-the-term");
                 self.send_held(from, Body::AppendAccepted { matched: crate::Index::ZERO });
             }
             // Else a pre-candidate of an earlier term, with a newer log, would never learn the term to campaign in.
@@ -382,6 +397,8 @@ impl Core {
         // (paper section 5.4.1). A non-voting member answers too: the candidate may know that it was promoted.
         let may = may || plant::is("two-votes-in-a-term");
         let granted = may && (last >= self.log.last() || plant::is("vote-for-an-older-log"));
+        sometimes!(may && !granted, "vote-refused-for-an-older-log");
+        sometimes!(!may, "vote-refused-for-another");
         if granted && !pre {
             self.vote = from;
             self.election_base = self.now;
@@ -403,6 +420,7 @@ impl Core {
     /// and leads by the votes of those who stay until they have learned what is committed. It never wins by a vote that does not count.
     fn help_out(&mut self) {
         if !self.is_voter && !self.hears_leader() && !self.asked_to_help && !self.is_barred() {
+            sometimes!("non-voter-helps-out");
             self.asked_to_help = true;
             self.election_base = self.now;
         }
@@ -424,6 +442,7 @@ impl Core {
     pub(crate) fn on_timeout_now(&mut self, from: ReplicaId) {
         // Only its leader, or one of a later term, can ask it to.
         if self.role == Role::Follower && self.leader.is_none_or(|l| l == from) {
+            sometimes!("transfer-target-campaigns");
             self.hup(true);
         } else {
             self.dropped += 1;

@@ -26,6 +26,7 @@ use crate::message::Body;
 use crate::output::Event;
 use crate::plant;
 use crate::run::{EntryKind, Origin, Run, RunBuilder};
+use crate::sometimes;
 use smallvec::SmallVec;
 
 /// Removed replicas that are told without having asked; more have to ask.
@@ -101,6 +102,7 @@ impl Core {
     pub(crate) fn sees_off(&mut self, from: ReplicaId) -> bool {
         let goes = self.membership.removed.contains(&from) && self.removed_may_go();
         if goes {
+            sometimes!("removed-replica-asks-and-is-told");
             self.send_farewell(from, self.membership.change_id);
         }
         goes

@@ -11,6 +11,7 @@ use crate::membership::ReplicaKind;
 use crate::message::{Body, SnapshotMeta};
 use crate::plant;
 use crate::run::Run;
+use crate::sometimes;
 
 impl Core {
     /// Somebody speaks as the leader of this term.
@@ -53,6 +54,7 @@ impl Core {
             return Ok(());
         }
         if prev.index < self.commit {
+            sometimes!("append-of-what-is-committed");
             // Late, or sent again. Whatever leads has all that is committed, so say how far that is.
             self.accept(from, self.commit);
             return Ok(());
@@ -63,11 +65,15 @@ impl Core {
         let knows_members = !self.membership.voters.is_empty();
         let planted = plant::is("term-zero-matches") && prev.term.is_zero() && prev.index <= self.log.last().index;
         if !knows_members || (self.log.term_at(prev.index) != Some(prev.term) && !planted) {
+            sometimes!(!knows_members, "append-before-the-first-snapshot");
+            sometimes!(prev.index > self.log.last().index, "append-beyond-the-log");
+            sometimes!(prev.index <= self.log.last().index, "append-after-a-conflict");
             let hint = self.log.find_conflict(prev.index, prev.term);
             self.send_held(from, Body::AppendRejected { rejected: prev.index, hint });
             return Ok(());
         }
         if self.overloaded && runs.last().is_some_and(|r| self.first_new(r).is_some()) {
+            sometimes!("append-without-room");
             // No room. What agreed so far still counts, and the commit index may move over it.
             self.verified = self.verified.max(prev.index);
             self.learn_commit(commit);
@@ -97,6 +103,8 @@ impl Core {
                 if new_from <= self.verified {
                     return Err(Violation::LeaderRewroteLog { from, index: new_from, term: self.term });
                 }
+                sometimes!("conflicting-tail-cut");
+                sometimes!(self.durability.in_flight(), "tail-cut-while-being-written");
                 self.log.cut_tail(new_from);
                 self.durability.cut_tail(new_from);
             }
@@ -131,6 +139,7 @@ impl Core {
     /// The leader has committed through `commit`. That holds for its own log: here only as far as this is known to be it.
     fn learn_commit(&mut self, commit: Index) {
         self.leader_commit = self.leader_commit.max(commit);
+        sometimes!(self.leader_commit > self.verified, "commit-beyond-the-verified");
         let known = if plant::is("commit-past-the-known") { self.log.last().index } else { self.verified };
         self.commit_to(self.leader_commit.min(known));
     }
@@ -212,11 +221,13 @@ impl Core {
             if let Some(term) = here.filter(|term| *term != pos.term) {
                 return Err(Violation::Snapshot { snapshot: pos, term });
             }
+            sometimes!("stale-snapshot");
             self.accept(from, self.commit);
             return Ok(());
         }
         let same = if plant::is("snapshot-ends-at-a-conflict") { here.is_some() } else { here == Some(pos.term) };
         if same && !plant::is("snapshot-cuts-suffix") {
+            sometimes!("snapshot-of-what-the-log-has");
             // The log has all that the snapshot stands for, and maybe more that this replica has acknowledged.
             self.verified = self.verified.max(pos.index);
             self.commit_to(pos.index);
@@ -265,6 +276,9 @@ impl Core {
     /// Replaces the log by a snapshot. The membership comes from it, never from entries that are gone.
     fn restore(&mut self, mut meta: SnapshotMeta) {
         let pos = meta.pos;
+        sometimes!(meta.membership.is_joint(), "install-of-a-joint-configuration");
+        sometimes!(self.durability.in_flight(), "install-while-writes-are-under-way");
+        sometimes!(self.log.last().index > self.log.start().index, "install-over-a-log");
         if plant::is("restore-drops-joint") {
             meta.membership.outgoing.clear();
         }

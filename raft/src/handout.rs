@@ -13,6 +13,7 @@ use crate::message::Body;
 use crate::output::{Event, Fetch, Output, Persist};
 use crate::plant;
 use crate::run::{EntryKind, Run};
+use crate::sometimes;
 use smallvec::SmallVec;
 
 /// About how many bytes one cold read for the state machine brings.
@@ -144,7 +145,9 @@ impl Core {
         if self.role != Role::Leader {
             return;
         }
+        sometimes!(self.membership.is_joint(), "leader-enters-a-joint-configuration");
         if !self.is_voter && self.config.step_down_on_removal {
+            sometimes!("leader-removed");
             self.hand_over();
             return self.become_follower(self.term, None);
         }

@@ -12,6 +12,7 @@ pub mod plant;
 pub mod quorum;
 pub mod run;
 pub mod session;
+pub mod sometimes;
 
 mod config;
 mod core;

@@ -9,6 +9,7 @@
 
 use crate::ids::{Index, ReplicaId, Time};
 use crate::plant;
+use crate::sometimes;
 use std::collections::VecDeque;
 
 /// How entries are sent to a member.
@@ -257,7 +258,10 @@ impl Progress {
             ProgressState::Probe => self.become_replicate(),
             // Whatever snapshot it was that the member installed: the log reaches it now. Waiting for the pending index
             // would strand a member that was helped by someone else.
-            ProgressState::Snapshot { .. } if self.matched >= start => self.become_replicate(),
+            ProgressState::Snapshot { .. } if self.matched >= start => {
+                sometimes!("follower-needs-its-snapshot-no-more");
+                self.become_replicate();
+            }
             ProgressState::Snapshot { .. } => {}
             ProgressState::Replicate => self.inflights.free_through(self.matched),
         }
@@ -268,6 +272,7 @@ impl Progress {
     pub(crate) fn rejected(&mut self, rejected: Index, hint: Index) -> bool {
         if self.state == ProgressState::Replicate {
             // Something at or below what it acknowledged can't be refused by an answer that is not stale.
+            sometimes!(rejected <= self.matched, "stale-rejection");
             if rejected <= self.matched && !plant::is("stale-rejection-moves-back") {
                 return false;
             }

@@ -13,6 +13,7 @@ use crate::ids::{Index, ReplicaId, Time};
 use crate::plant;
 use crate::progress::ProgressState;
 use crate::run::{EntryKind, Origin, RunBuilder};
+use crate::sometimes;
 
 /// A member's round: to receive what the leader had at `since`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +73,7 @@ impl Core {
         }
         let mut chunk = RunBuilder::new();
         chunk.push(EntryKind::Config, 0, &change.encode());
+        sometimes!("learner-promoted-by-itself");
         self.pending_change = self.append_own(chunk, Origin { replica: self.config.replica, start: 0 });
         true
     }

@@ -11,6 +11,7 @@ use crate::message::{Body, RefusedReason};
 use crate::output::{ProposeOptions, Proposed, Refused, RefusedWhy};
 use crate::plant;
 use crate::run::{EntryKind, Origin, Run, RunBuilder};
+use crate::sometimes;
 
 impl Core {
     /// Proposes a chunk of commands: appended by a leader, sent to the leader by a follower.
@@ -119,6 +120,7 @@ impl Core {
     /// may be what helps it.
     pub(crate) fn refuses_change(&mut self) -> Option<RefusedWhy> {
         if self.transferee.is_some() {
+            sometimes!("proposal-during-a-transfer");
             return Some(RefusedWhy::Transferring);
         }
         // Removed, it leads only until its followers have learned of that.
@@ -141,6 +143,7 @@ impl Core {
             return Ok(());
         }
         if self.pending_change > self.handout.handed && !plant::is("two-changes-in-flight") {
+            sometimes!("change-refused-while-another-is-under-way");
             return Err(ChangeError::InFlight);
         }
         match (checks, self.membership.is_joint(), change.leaves_joint()) {
@@ -159,6 +162,7 @@ impl Core {
         }
         match self.refuses_forward(run) {
             Some(reason) => {
+                sometimes!("forwarded-proposals-refused");
                 let first_sequence = run.entries().next().map_or(0, |e| e.sequence);
                 let body = Body::ForwardRefused { first_sequence, count: run.count() as u32, reason };
                 self.send_early(from, Term::ZERO, body);

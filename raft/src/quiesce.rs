@@ -33,6 +33,7 @@ use crate::message::Body;
 use crate::plant;
 use crate::progress::ProgressState;
 use crate::quorum::{self, VoteResult};
+use crate::sometimes;
 
 /// How far a replica is on the way to silence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,6 +143,7 @@ impl Core {
         if self.role != Role::Follower {
             return;
         }
+        sometimes!(self.is_quiet(), "leaders-host-suspected-in-silence");
         self.stir();
         if !plant::is("suspected-leader-kept") {
             self.forget_leader();
@@ -162,6 +164,7 @@ impl Core {
             (Some(at), false) => {
                 self.quiet.suspected.remove(at);
                 if self.quiet.lagging.contains(&replica) {
+                    sometimes!("one-left-behind-is-back");
                     self.stir();
                 }
             }
@@ -195,6 +198,8 @@ impl Core {
         if before == Phase::Awake {
             return;
         }
+        sometimes!(before == Phase::Silent, "woken-from-silence");
+        sometimes!(before != Phase::Silent, "woken-while-falling-silent");
         self.quiet.idle_since = self.now;
         self.quiet.asked = Vec::new();
         self.quiet.lagging = Vec::new();

@@ -14,6 +14,7 @@ use crate::message::Body;
 use crate::output::ReadReady;
 use crate::plant;
 use crate::quorum;
+use crate::sometimes;
 use std::collections::VecDeque;
 
 /// Reads that a leader gathers or confirms at once, and a follower waits for; more are answered "ask again".
@@ -109,6 +110,7 @@ impl Core {
     fn gather_read(&mut self, read: Asked) {
         // Before its first commit in its own term a leader may not know of what its predecessors committed.
         let knows = self.log.term_at(self.commit) == Some(self.term) || plant::is("read-before-own-commit");
+        sometimes!(!knows, "read-before-the-terms-first-commit");
         if !knows || self.reads.gathered.len() >= READS_MAX {
             return self.answer_read(read, None);
         }
@@ -181,6 +183,8 @@ impl Core {
             return;
         }
         let Reads { gathered, rounds, sent, .. } = std::mem::take(&mut self.reads);
+        sometimes!(!rounds.is_empty(), "read-round-cut-short");
+        sometimes!(!sent.is_empty(), "forwarded-read-given-up");
         for read in rounds.into_iter().flat_map(|r| r.reads).chain(gathered) {
             self.answer_read(read, None);
         }

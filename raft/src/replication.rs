@@ -16,6 +16,7 @@ use crate::plant;
 use crate::progress::ProgressState;
 use crate::quorum;
 use crate::run::{Origin, Run, RunBuilder};
+use crate::sometimes;
 use smallvec::SmallVec;
 
 impl Core {
@@ -73,6 +74,7 @@ impl Core {
             && self.peers[at].state == ProgressState::Replicate
             && replica != self.config.replica
         {
+            sometimes!("follower-reported-unreachable");
             self.peers[at].become_probe();
         }
     }
@@ -92,8 +94,11 @@ impl Core {
         self.dirty = true;
         match runs {
             Some(runs) if runs[0].first() == self.peers[at].next => self.append_runs(at, SmallVec::from_vec(runs)),
-            Some(_) => {}
-            None => self.want_snapshot(at),
+            Some(_) => sometimes!("fetched-what-is-no-longer-next"),
+            None => {
+                sometimes!("fetched-what-was-compacted");
+                self.want_snapshot(at);
+            }
         }
     }
 
@@ -154,6 +159,8 @@ impl Core {
         if self.log.term_at(index) == Some(self.term) || plant::is("commit-old-term-by-counting") {
             self.commit_to(index);
             self.dirty = true;
+        } else {
+            sometimes!("earlier-terms-entries-wait");
         }
     }
 
@@ -228,6 +235,7 @@ impl Core {
                     return false;
                 }
                 Slice::Cold { hi } => {
+                    sometimes!("follower-fed-from-disk");
                     let ticket = self.next_ticket();
                     self.peers[at].ticket = Some(ticket);
                     let fetch = Fetch { ticket, lo: next, hi, bytes_max: self.config.append_bytes_max };
@@ -345,6 +353,7 @@ impl Core {
         let peer = &mut self.peers[at];
         peer.active = true;
         if peer.overloaded && !overloaded {
+            sometimes!("follower-has-room-again");
             peer.paused = false;
             self.dirty = true;
         }

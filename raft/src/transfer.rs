@@ -12,6 +12,7 @@ use crate::message::Body;
 use crate::output::{Event, TransferOutcome, TransferRefused};
 use crate::plant;
 use crate::progress::{Progress, ProgressState};
+use crate::sometimes;
 
 /// A preferred replica is handed leadership when it lacks at most this many entries: what is missing is sent while
 /// proposals wait, so it must be little.
@@ -110,6 +111,7 @@ impl Core {
             return;
         };
         let matched = self.peer(to).map_or(crate::Index::ZERO, |at| self.peers[at].matched);
+        sometimes!("transfer-timed-out");
         self.end_transfer(match self.handover.hurried {
             true => TransferOutcome::TimedOut,
             false => TransferOutcome::TooFarBehind { matched, last: self.log.last().index },
@@ -192,6 +194,7 @@ impl Core {
         if !plant::is("preferred-without-back-off") {
             handover.not_before = self.now.plus_nanos(timeout.saturating_mul(1 << handover.attempts));
         }
+        sometimes!("preferred-replica-takes-over");
         self.begin_transfer(to, true);
     }
 }

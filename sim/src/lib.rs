@@ -6,6 +6,7 @@
 //!
 //! Must not know: threads, real time, sockets, files, the machine's random numbers.
 
+pub mod campaign;
 pub mod client;
 pub mod clock;
 pub mod faults;
@@ -21,6 +22,7 @@ pub mod network;
 pub mod operator;
 pub mod oracle;
 pub mod recorder;
+pub mod reduce;
 pub mod report;
 pub mod rng;
 pub mod shadow;

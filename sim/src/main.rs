@@ -2,8 +2,10 @@
 
 use clap::{Parser, Subcommand};
 use longboat_raft::{GroupId, plant};
-use longboat_sim::{Totals, Trace, model, run, run_unattended};
+use longboat_sim::reduce::{Reduction, run_reduced, shrink};
+use longboat_sim::{Totals, Trace, campaign, model};
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -28,6 +30,21 @@ struct Arguments {
     /// In half of the worlds operators change members, move leaders, stop and remove replicas.
     #[arg(long)]
     operators: bool,
+    /// Run the seed without this: hosts=3, group=1, without=Kill, calm-network .. as --shrink prints it.
+    #[arg(long, requires = "seed", value_delimiter = ',')]
+    reduce: Vec<Reduction>,
+    /// Look for a smaller world in which the seed still fails.
+    #[arg(long, requires = "seed", conflicts_with = "trace")]
+    shrink: bool,
+    /// Threads to run seeds on.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Go on after the seeds that this file has a line for, and add lines to it.
+    #[arg(long, conflicts_with = "seed")]
+    ledger: Option<PathBuf>,
+    /// Fail if any of the points that a search must come past was met less often.
+    #[arg(long, value_name = "TIMES")]
+    points: Option<u64>,
     /// Print one line of JSON at the end.
     #[arg(long)]
     json: bool,
@@ -126,12 +143,26 @@ fn main() -> ExitCode {
         eprintln!("{error}");
         return ExitCode::from(2);
     }
-    let totals = run_all(&arguments);
+    if arguments.shrink {
+        return shrink_seed(&arguments);
+    }
+    let totals = match run_all(&arguments) {
+        Ok(totals) => totals,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
     if arguments.json {
         println!("{}", totals.json());
     }
+    let rare = campaign::rarely_met(arguments.points.unwrap_or(0));
+    for (point, count) in &rare {
+        eprintln!("met {count} times only: {point}");
+    }
     // A planted bug is to be caught, anything else is to find nothing.
-    if (totals.violations > 0) == arguments.plant.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let as_expected = (totals.violations > 0) == arguments.plant.is_some();
+    if as_expected && rare.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 #[cfg(not(feature = "plant"))]
@@ -194,39 +225,83 @@ fn check_models(config: Option<&str>, states: usize, json: bool, list: bool, pla
     if (violations > 0) == plant.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn run_all(arguments: &Arguments) -> Totals {
+/// Runs the seeds, in parts if a ledger is kept.
+fn run_all(arguments: &Arguments) -> Result<Totals, String> {
     if arguments.trace {
         longboat_sim::timeline::show_engine();
     } else {
         // A panic is reported as the violation that it is.
         std::panic::set_hook(Box::new(|_| {}));
     }
-    let mut totals = Totals::default();
     let seeds = arguments.seed.map_or(arguments.seeds.clone(), |seed| seed..seed + 1);
-    for seed in seeds {
-        let trace = Trace { on: arguments.trace, group: arguments.group.map(GroupId) };
-        let report = if arguments.operators { run(seed, trace) } else { run_unattended(seed, trace) };
-        totals.add(&report);
+    let Some(ledger) = &arguments.ledger else { return Ok(run_part(arguments, seeds)) };
+    let failed = |e: std::io::Error| format!("{}: {e}", ledger.display());
+    let (commit, mut totals) = (commit(), Totals::default());
+    let next = campaign::resume(ledger, &seeds).map_err(failed)?;
+    for from in (next..seeds.end).step_by(campaign::BLOCK as usize) {
+        let part = from..seeds.end.min(from + campaign::BLOCK);
+        let came_to = run_part(arguments, part.clone());
+        campaign::record(ledger, &commit, &part, &came_to).map_err(failed)?;
+        totals.extend(&came_to);
+    }
+    Ok(totals)
+}
+
+fn run_part(arguments: &Arguments, seeds: Range<u64>) -> Totals {
+    let trace = Trace { on: arguments.trace, group: arguments.group.map(GroupId) };
+    let live = |seed| run_reduced(seed, arguments.operators, &arguments.reduce, trace);
+    campaign::run(seeds, arguments.threads.max(1), live, |report| {
+        let seed = report.seed;
         if arguments.seed.is_some() {
             eprintln!("seed {seed}: hash {:016x}, {:?}", report.hash, report.counts);
         }
-        if let Some(violation) = &report.violation {
-            eprintln!("seed {seed}: {violation}");
-            let way = if arguments.operators { " --operators" } else { "" };
-            eprintln!("replay: {}{way}", replay(seed, arguments.plant.as_deref()));
-            if arguments.plant.is_some() {
-                break;
-            }
+        let Some(violation) = &report.violation else { return true };
+        eprintln!("seed {seed}: {violation}");
+        eprintln!("replay: {}", replay(arguments, seed, &arguments.reduce));
+        arguments.plant.is_none()
+    })
+}
+
+/// What the seeds are run at, if this is a checkout.
+fn commit() -> String {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let asked = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).current_dir(here).output();
+    let known = asked.ok().filter(|o| o.status.success()).and_then(|o| String::from_utf8(o.stdout).ok());
+    known.map_or_else(|| "unknown".to_owned(), |text| text.trim().to_owned())
+}
+
+fn shrink_seed(arguments: &Arguments) -> ExitCode {
+    std::panic::set_hook(Box::new(|_| {}));
+    let seed = arguments.seed.expect("asked for with a seed only");
+    let fails = |with: &[Reduction]| run_reduced(seed, arguments.operators, with, Trace::default()).violation;
+    let told = |with: &[Reduction], what: &str| {
+        eprintln!("still fails: {what}\n  {}", replay(arguments, seed, with));
+    };
+    match shrink(seed, arguments.operators, fails, told) {
+        Some((with, what)) => {
+            println!("{what}\n{}", replay(arguments, seed, &with));
+            ExitCode::SUCCESS
+        }
+        None => {
+            eprintln!("seed {seed} does not fail");
+            ExitCode::FAILURE
         }
     }
-    totals
 }
 
 /// The one command that replays a seed.
-fn replay(seed: u64, plant: Option<&str>) -> String {
-    let (features, plant) = match plant {
-        Some(name) => (" --features plant", format!(" --plant {name}")),
-        None => ("", String::new()),
-    };
-    format!("cargo run --release -p longboat-sim{features} -- --seed {seed} --trace{plant}")
+fn replay(arguments: &Arguments, seed: u64, reductions: &[Reduction]) -> String {
+    let features = if arguments.plant.is_some() { " --features plant" } else { "" };
+    let mut command = format!("cargo run --release -p longboat-sim{features} -- --seed {seed} --trace");
+    if arguments.operators {
+        command += " --operators";
+    }
+    if !reductions.is_empty() {
+        let list: Vec<String> = reductions.iter().map(ToString::to_string).collect();
+        command += &format!(" --reduce {}", list.join(","));
+    }
+    if let Some(name) = &arguments.plant {
+        command += &format!(" --plant {name}");
+    }
+    command
 }

@@ -19,15 +19,16 @@ pub struct Report {
 
 /// Lives through the world of a seed. A panic of the code under test is a violation.
 pub fn run(seed: u64, trace: Trace) -> Report {
-    outcome(seed, World::new(seed, trace))
+    live(seed, World::new(seed, trace))
 }
 
 /// As [`run`], without operators.
 pub fn run_unattended(seed: u64, trace: Trace) -> Report {
-    outcome(seed, World::unattended(seed, trace))
+    live(seed, World::unattended(seed, trace))
 }
 
-fn outcome(seed: u64, mut world: World) -> Report {
+/// Lives through a world of this seed.
+pub fn live(seed: u64, mut world: World) -> Report {
     let oracle = Arc::clone(&world.around.oracle);
     let lived = std::panic::catch_unwind(AssertUnwindSafe(|| world.live()));
     if let Err(panic) = lived {
@@ -101,6 +102,24 @@ impl Totals {
         }
     }
 
+    /// Adds what other seeds came to.
+    pub fn extend(&mut self, other: &Self) {
+        let Self { seeds, nanos, steps, operations, changes, transfers, buried, faults, .. } = other;
+        self.seeds += seeds;
+        self.nanos += nanos;
+        self.steps += steps;
+        self.operations += operations;
+        self.changes += changes;
+        self.transfers += transfers;
+        self.buried += buried;
+        self.faults += faults;
+        self.frames_lost += other.frames_lost;
+        self.frames_doubled += other.frames_doubled;
+        self.archiving += other.archiving;
+        self.violations += other.violations;
+        self.failing.extend(&other.failing);
+    }
+
     /// One line of JSON.
     pub fn json(&self) -> String {
         let minutes = (self.nanos as f64 / 60e9).max(f64::MIN_POSITIVE);
@@ -118,6 +137,8 @@ impl Totals {
             "archiving": self.archiving,
             "operations_per_simulated_minute": (self.operations as f64 / minutes).round(),
             "faults_per_simulated_minute": (self.faults as f64 / minutes).round(),
+            "points": longboat_raft::sometimes::ALL.len(),
+            "points_never_met": crate::campaign::rarely_met(1).iter().map(|(name, _)| *name).collect::<Vec<_>>(),
             "violations": self.violations,
             "failing_seeds": self.failing,
         })

@@ -40,20 +40,23 @@ pub enum FaultKind {
     Pause,
 }
 
-const ALL_FAULTS: [FaultKind; 12] = [
-    FaultKind::Cut,
-    FaultKind::Partition,
-    FaultKind::IsolateLeader,
-    FaultKind::Kill,
-    FaultKind::PowerLoss,
-    FaultKind::KillThenPowerLoss,
-    FaultKind::Blackout,
-    FaultKind::FailedSync,
-    FaultKind::FailedSyncThenPowerLoss,
-    FaultKind::Stall,
-    FaultKind::StallLeader,
-    FaultKind::Pause,
-];
+impl FaultKind {
+    /// Every kind.
+    pub const ALL: [Self; 12] = [
+        Self::Cut,
+        Self::Partition,
+        Self::IsolateLeader,
+        Self::Kill,
+        Self::PowerLoss,
+        Self::KillThenPowerLoss,
+        Self::Blackout,
+        Self::FailedSync,
+        Self::FailedSyncThenPowerLoss,
+        Self::Stall,
+        Self::StallLeader,
+        Self::Pause,
+    ];
+}
 
 /// The world of one seed.
 #[derive(Clone, Debug)]
@@ -120,7 +123,7 @@ impl Swarm {
         let heartbeat_interval_nanos = rng.between(10, 40) * MILLI;
         let segment_blocks = if large.0 > 0 { rng.between(256, 512) } else { *rng.pick(&[8, 12, 16, 64]) };
         let count = rng.between(2, 6);
-        let mut faults: Vec<FaultKind> = (0..count).map(|_| *rng.pick(&ALL_FAULTS)).collect();
+        let mut faults: Vec<FaultKind> = (0..count).map(|_| *rng.pick(&FaultKind::ALL)).collect();
         faults.sort_unstable();
         let mut swarm = Self {
             hosts,

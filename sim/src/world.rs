@@ -82,20 +82,26 @@ pub struct World {
 }
 
 impl World {
+    /// What a seed draws: the generator that goes on, and the world. `attended`: with operators.
+    pub fn drawn(seed: u64, attended: bool) -> (Rng, Swarm) {
+        let mut rng = Rng::new(seed);
+        let mut swarm = Swarm::draw(&mut rng);
+        if attended {
+            // A generator of its own: worlds without operators are as if there were none anywhere.
+            swarm.draw_operations(&mut Rng::new(!seed));
+        }
+        (rng, swarm)
+    }
+
     /// The world of a seed.
     pub fn new(seed: u64, trace: Trace) -> Self {
-        let mut rng = Rng::new(seed);
-        // A generator of its own: worlds without operators are as if there were none anywhere.
-        let mut operators = Rng::new(!seed);
-        let mut swarm = Swarm::draw(&mut rng);
-        swarm.draw_operations(&mut operators);
+        let (rng, swarm) = Self::drawn(seed, true);
         Self::with(rng, swarm, trace)
     }
 
     /// The world of a seed as it is if nobody changes members, moves leaders, or stops replicas.
     pub fn unattended(seed: u64, trace: Trace) -> Self {
-        let mut rng = Rng::new(seed);
-        let swarm = Swarm::draw(&mut rng);
+        let (rng, swarm) = Self::drawn(seed, false);
         Self::with(rng, swarm, trace)
     }
 

@@ -10,7 +10,7 @@ use crate::replica::Replica;
 use crate::shared::SlotRef;
 use crate::step::StepWorker;
 use ahash::AHashMap;
-use longboat_raft::{GroupId, HostId, ReplicaId, Role, Time, plant};
+use longboat_raft::{GroupId, HostId, ReplicaId, Role, Time, plant, sometimes};
 use longboat_transport::wire::{GoneReplica, HOST_ITEMS_MAX, HostMessage, Incoming, Side, SilentGroup};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
@@ -176,6 +176,7 @@ impl StepWorker {
             }
         }
         if !differing.is_empty() {
+            sometimes!("woken-by-a-digest");
             tracing::debug!(host = %from, groups = differing.len(), "groups are silent differently at two hosts");
             HostMessage::Differing(differing).send(&*self.transport, from);
         }
@@ -204,11 +205,15 @@ impl StepWorker {
             Why::Suspected(host) | Why::Restarted(host) => {
                 // Meanwhile another may lead.
                 if replica.core.leader().and_then(|l| replica.host_of(l)) == Some(host) {
+                    sometimes!(matches!(why, Why::Restarted(_)), "leaders-host-started-anew");
                     replica.core.suspect_leader(now);
                 }
             }
             Why::Differs => replica.core.wake(now),
-            Why::Gone(gone) => replica.core.replica_gone(now, gone),
+            Why::Gone(gone) => {
+                sometimes!("told-that-a-replica-is-gone");
+                replica.core.replica_gone(now, gone);
+            }
         }
         self.activate(at.slot);
     }
