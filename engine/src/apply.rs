@@ -3,24 +3,27 @@
 //! Invariants:
 //! - What a group is given is done in the order in which it was given; while its state machine is recovered, or saved
 //!   under its lock, the rest waits in `busy`.
-//! - A save off a view goes on beside the applies. There is one at a time, and a recovery waits until it has ended.
+//! - A save off a view goes on beside the applies, and so does a stream of one to a follower. There is one of each at a time. A
+//!   recovery waits until both have ended, and breaks the stream off: what it shows is older than what comes.
+//! - The storage of an on-disk state machine is let go of when all that was to be done with it is done.
 //! - A state machine that returns an error or panics stops its own replica; the worker goes on with the others.
 //! - `published.applied` moves only after the state machine has returned.
 
 use crate::events::ReplicaEvent;
 use crate::notify::Notifier;
+use crate::send::SendTicket;
 use crate::shared::{Command, GroupShared, HostShared, reason};
-use crate::snapshot::{NotSaved, SaveTask, SnapshotIo};
+use crate::snapshot::{NotSaved, SaveTask, SnapshotIo, content_of};
 use crate::tracker::Waiter;
 use crate::worker::{Work, Worker};
-use longboat_raft::{Index, Run, SnapshotMeta, Time};
-use longboat_rsm::snapshot::{Content, Prepared, SavedSnapshot, SharedMachine};
-use longboat_rsm::{AnyReads, DynMachine, RequestError};
+use longboat_raft::{Index, Run, SnapshotMeta, Time, plant};
+use longboat_rsm::snapshot::{Content, LiveSnapshot, Prepared, SavedSnapshot, SharedMachine, SnapshotHeader};
+use longboat_rsm::{AnyReads, DynMachine, MachineKind, RequestError, WitnessMachine};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One thing to do for a group.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub enum ApplyItem {
     Reads(Box<dyn AnyReads>),
     /// Save a snapshot at this point.
     Save(Box<SaveTask>),
+    /// Send a follower the state as it is at this point.
+    Stream(Box<SendTicket>),
     /// Replace the state by this snapshot's.
     Recover(Box<SnapshotMeta>),
     /// The replica is gone.
@@ -53,6 +58,16 @@ pub enum MachineJob {
     Alone,
     /// It saved a view of it.
     SavedView,
+    /// It sent a view of it to a follower.
+    Streamed,
+}
+
+/// What waits for jobs of the pool.
+struct Busy {
+    shared: Arc<GroupShared>,
+    waiting: VecDeque<ApplyItem>,
+    /// One of them has the state machine for itself; else what comes next waits until no view of it is left.
+    alone: bool,
 }
 
 /// Where tasks are left for an apply worker.
@@ -97,26 +112,32 @@ pub struct ApplyWorker {
     snapshots: Arc<SnapshotIo>,
     taken: Vec<ApplyTask>,
     /// What waits for a save or recover to end, by replica: a group's next life does not wait for its former one.
-    busy: Vec<(Arc<GroupShared>, VecDeque<ApplyItem>)>,
+    busy: Vec<Busy>,
     /// Replicas of which a view is being saved.
     saving: Vec<Arc<GroupShared>>,
+    /// Replicas of which a view is being sent, and what ends that.
+    streaming: Vec<(Arc<GroupShared>, Arc<AtomicBool>)>,
 }
 
 impl ApplyWorker {
     /// The apply worker with this index.
     pub fn new(index: usize, host: Arc<HostShared>, snapshots: Arc<SnapshotIo>) -> Self {
-        Self { index, host, snapshots, taken: Vec::new(), busy: Vec::new(), saving: Vec::new() }
+        Self { index, host, snapshots, taken: Vec::new(), busy: Vec::new(), saving: Vec::new(), streaming: Vec::new() }
     }
 
     fn finish_jobs(&mut self) -> bool {
         let done = std::mem::take(&mut *self.host.apply[self.index].done.lock());
         let any = !done.is_empty();
         for (shared, job) in done {
-            if job == MachineJob::SavedView {
-                self.saving.retain(|saving| !Arc::ptr_eq(saving, &shared));
+            match job {
+                MachineJob::SavedView => self.saving.retain(|saving| !Arc::ptr_eq(saving, &shared)),
+                MachineJob::Streamed => self.streaming.retain(|streaming| !Arc::ptr_eq(&streaming.0, &shared)),
+                MachineJob::Alone => {}
             }
-            if let Some(at) = self.busy_at(&shared) {
-                let (_, waiting) = self.busy.swap_remove(at);
+            if let Some(at) = self.busy_at(&shared)
+                && (!self.busy[at].alone || job == MachineJob::Alone)
+            {
+                let Busy { waiting, .. } = self.busy.swap_remove(at);
                 self.run(&shared, waiting.into());
             }
         }
@@ -124,12 +145,27 @@ impl ApplyWorker {
     }
 
     fn busy_at(&self, shared: &Arc<GroupShared>) -> Option<usize> {
-        self.busy.iter().position(|(busy, _)| Arc::ptr_eq(busy, shared))
+        self.busy.iter().position(|busy| Arc::ptr_eq(&busy.shared, shared))
+    }
+
+    fn wait(&mut self, shared: &Arc<GroupShared>, items: impl Iterator<Item = ApplyItem>, alone: bool) {
+        self.busy.push(Busy { shared: Arc::clone(shared), waiting: items.collect(), alone });
+    }
+
+    /// Whether a view of the state machine is in use. One that is being sent is asked to end.
+    fn has_views(&self, shared: &Arc<GroupShared>) -> bool {
+        let streaming = self.streaming.iter().find(|s| Arc::ptr_eq(&s.0, shared));
+        if let Some((_, stop)) = streaming {
+            stop.store(true, Ordering::Relaxed);
+        }
+        streaming.is_some() || self.is_saving(shared)
     }
 
     fn run(&mut self, shared: &Arc<GroupShared>, items: Vec<ApplyItem>) {
-        if let Some(at) = self.busy_at(shared) {
-            self.busy[at].1.extend(items);
+        if let Some(at) = self.busy_at(shared)
+            && !plant::is("task-during-recover")
+        {
+            self.busy[at].waiting.extend(items);
             return;
         }
         let mut items = items.into_iter();
@@ -160,11 +196,15 @@ impl ApplyWorker {
                     }
                     alone
                 }
-                ApplyItem::Recover(meta) if failed.is_none() && self.is_saving(shared) => {
-                    let waiting = std::iter::once(ApplyItem::Recover(meta)).chain(items).collect();
-                    self.busy.push((Arc::clone(shared), waiting));
-                    return;
+                ApplyItem::Stream(ticket) => {
+                    self.stream(shared, &mut ***guard.as_mut().expect("held between jobs"), *ticket, failed);
+                    false
                 }
+                ApplyItem::Recover(meta) if failed.is_none() && self.has_views(shared) => {
+                    return self.wait(shared, std::iter::once(ApplyItem::Recover(meta)).chain(items), false);
+                }
+                // Out of date: what the state machine has is not taken from it.
+                ApplyItem::Recover(meta) if self.is_behind(shared, &meta) => false,
                 ApplyItem::Recover(meta) if shared.witness => {
                     // The place is all that there is to recover.
                     let index = meta.pos.index;
@@ -180,11 +220,17 @@ impl ApplyWorker {
                         true
                     }
                 }
-                ApplyItem::Close => false,
+                ApplyItem::Close if shared.kind == MachineKind::OnDisk && self.has_views(shared) => {
+                    return self.wait(shared, std::iter::once(ApplyItem::Close).chain(items), false);
+                }
+                ApplyItem::Close => {
+                    guard = None;
+                    self.close(shared);
+                    false
+                }
             };
             if starts_job {
-                self.busy.push((Arc::clone(shared), items.collect()));
-                return;
+                return self.wait(shared, items, true);
             }
             if guard.is_none() {
                 guard = Some(machine.lock());
@@ -194,6 +240,63 @@ impl ApplyWorker {
 
     fn is_saving(&self, shared: &Arc<GroupShared>) -> bool {
         self.saving.iter().any(|saving| Arc::ptr_eq(saving, shared))
+    }
+
+    fn is_behind(&self, shared: &GroupShared, meta: &SnapshotMeta) -> bool {
+        let behind = meta.pos.index.0 <= shared.published.applied.load(Ordering::Acquire);
+        behind && !plant::is("older-snapshot-recovered")
+    }
+
+    /// Nothing more is done with the state machine. One with storage is let go of, so that the storage can be opened again.
+    fn close(&self, shared: &Arc<GroupShared>) {
+        if shared.kind != MachineKind::OnDisk {
+            return;
+        }
+        let machine = std::mem::replace(&mut *shared.machine.lock(), Box::new(WitnessMachine));
+        if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| drop(machine))) {
+            tracing::error!(group = %shared.group, reason = panic_text(&*panic), "a state machine panicked as it was dropped");
+        }
+        shared.machine_gone.store(true, Ordering::SeqCst);
+        self.host.workers[shared.worker()].command(Command::MachineGone(Arc::clone(shared)));
+    }
+
+    /// A follower is sent a view of the state machine, if that is ready and nobody is being sent one. The ticket tells how it
+    /// ends, by being dropped if it does not begin.
+    fn stream(
+        &mut self,
+        shared: &Arc<GroupShared>,
+        machine: &mut dyn DynMachine,
+        ticket: SendTicket,
+        failed: Option<RequestError>,
+    ) {
+        let streaming = self.streaming.iter().any(|s| Arc::ptr_eq(&s.0, shared));
+        if failed.is_some() || (streaming && !plant::is("stream-while-streaming")) {
+            return;
+        }
+        let applied = Index(shared.published.applied.load(Ordering::Acquire));
+        assert_eq!(applied, ticket.meta.pos.index, "a stream stands right behind the applies that precede it");
+        let stop = Arc::new(AtomicBool::new(false));
+        let live = prepare(&shared.machine, machine, Content::Full).and_then(|prepared| {
+            let mut header = SnapshotHeader {
+                group: shared.group,
+                epoch: shared.epoch,
+                meta: ticket.meta.clone(),
+                kind: shared.kind,
+                ..SnapshotHeader::default()
+            };
+            prepared.fill_in(&mut header);
+            let view = prepared.into_view().ok_or("the state machine has no views")?;
+            LiveSnapshot::new(view, header, Arc::clone(&stop)).map_err(|e| e.to_string())
+        });
+        match live {
+            Ok(live) => {
+                self.streaming.push((Arc::clone(shared), Arc::clone(&stop)));
+                ticket.send_live(live, stop);
+            }
+            Err(reason) => {
+                tracing::warn!(group = %shared.group, replica = %shared.replica, reason, "state machine is not ready to be sent");
+            }
+        }
     }
 
     /// Step 3 of the life of a snapshot. Returns whether the group waits until the save is over, because its machine can be
@@ -226,7 +329,7 @@ impl ApplyWorker {
             self.snapshots.not_saved(shared, task, NotSaved::Failed(RequestError::SnapshotAborted));
             return false;
         }
-        match prepare(&shared.machine, machine) {
+        match prepare(&shared.machine, machine, content_of(shared, &task)) {
             Ok(prepared) => {
                 let alone = prepared.holds_machine();
                 if !alone {
@@ -286,8 +389,8 @@ fn fail_waiter(waiter: Option<Waiter>, count: u32, error: &RequestError) {
 }
 
 /// The user's code may panic here: that fails the save and stops nothing.
-fn prepare(shared: &SharedMachine, machine: &mut dyn DynMachine) -> Result<Prepared, String> {
-    match std::panic::catch_unwind(AssertUnwindSafe(|| Prepared::new(shared, machine, Content::Full))) {
+fn prepare(shared: &SharedMachine, machine: &mut dyn DynMachine, content: Content) -> Result<Prepared, String> {
+    match std::panic::catch_unwind(AssertUnwindSafe(|| Prepared::new(shared, machine, content))) {
         Ok(prepared) => prepared.map_err(|e| e.to_string()),
         Err(panic) => Err(panic_text(&*panic)),
     }

@@ -10,8 +10,9 @@ pub const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 pub const INBOX_BYTES_MAX: usize = 64 << 20;
 /// Bytes of a snapshot chunk.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
-/// Bytes of a snapshot stream that may be on the way without the receiver's word that they are on its disk.
-pub const SNAPSHOT_WINDOW_BYTES: u64 = 4 << 20;
+/// Bytes of a snapshot stream that may be on the way without the receiver's word that they are on its disk. Both ends hold
+/// them: times the number of transfers, it bounds what those take of memory.
+pub const SNAPSHOT_WINDOW_BYTES: u64 = 2 << 20;
 /// Nanoseconds of work after which a round ends, so that what it has gathered goes out.
 pub const ROUND_NANOS_MAX: u64 = 200_000;
 /// Nanoseconds between looks at the store's housekeeping while the host is busy.
@@ -40,6 +41,10 @@ pub struct EngineConfig {
     pub snapshot_sends_max: usize,
     /// Snapshot streams that this host receives at once.
     pub snapshot_receives_max: usize,
+    /// Bytes of snapshots that this host sends a second; 0 for no limit.
+    pub snapshot_send_bytes_per_s: u64,
+    /// Bytes of snapshots that this host receives a second; 0 for no limit.
+    pub snapshot_receive_bytes_per_s: u64,
     /// Bytes of log that each replica keeps in memory although they are durable and applied.
     pub log_cache_bytes_max: usize,
     /// Bytes of log that all replicas of the host may hold in memory; beyond it proposals are refused.

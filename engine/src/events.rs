@@ -3,6 +3,7 @@
 //! Invariants: whoever tells an event never waits for who hears it; the queue is bounded, and what it has no room for is
 //! counted; without a listener nothing is kept. Must not know: who listens.
 
+use crate::transfers::TransferInfo;
 use longboat_raft::{GroupId, HostId, Index, Membership, ReplicaId, Term};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
@@ -75,6 +76,10 @@ pub enum ReplicaEvent {
         /// The index that it stands for.
         index: Index,
     },
+    /// It can't go on but from a snapshot of its leader's, and asks for one.
+    SnapshotNeeded,
+    /// A snapshot on its way to or from it has moved on.
+    SnapshotProgress(TransferInfo),
     /// It has sent a snapshot, or failed to.
     SnapshotSent {
         /// To whom.

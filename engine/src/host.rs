@@ -11,6 +11,7 @@ use crate::shared::{HostCounters, HostShared, WorkerInbox};
 use crate::snapshot::SnapshotIo;
 use crate::start::Starter;
 use crate::step::StepWorker;
+use crate::transfers::Transfers;
 use ahash::{AHashMap, AHashSet};
 use longboat_io::{Clock, Spawner};
 use longboat_logdb::{LogDb, Opened};
@@ -114,6 +115,7 @@ impl<L: LogDb> Host<L> {
             counters: HostCounters::default(),
             peers: crate::liveness::peers::PeerTable::default(),
             events: EventQueue::default(),
+            transfers: Transfers::default(),
         });
         let reader = log.log.reader();
         let writer_inbox = WriterInbox::new(Arc::clone(&notifiers.writer));

@@ -4,14 +4,18 @@
 //! apply. So a commit index that is written here never points past what the journal holds before it, an entry is never
 //! written by two hands, and a save task stands behind the recovery and the applies that precede it.
 
+use crate::apply::{ApplyItem, ApplyTask};
 use crate::events::{HostEvent, ReplicaEvent};
 use crate::remove::DeleteJob;
 use crate::replica::Replica;
-use crate::shared::SlotRef;
+use crate::shared::{GroupShared, SlotRef};
 use crate::snapshot::{AfterDurable, SaveOutcome, SnapshotRequest};
 use crate::step::StepWorker;
+use longboat_logdb::GroupState;
 use longboat_raft::{Index, sometimes};
+use longboat_rsm::MachineKind;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Something to do for a group after its visit.
 pub(crate) enum Late {
@@ -68,13 +72,13 @@ impl StepWorker {
 
     pub(crate) fn after_durable(&mut self, at: SlotRef, after: AfterDurable) {
         if let AfterDurable::Stopped(state) = after {
-            let mut stopped = self.host.stopped.lock();
-            self.host.groups.write().remove(&state.group);
-            let (group, replica) = (state.group, state.bootstrap.replica);
-            stopped.insert(group, *state);
-            drop(stopped);
-            self.host.events.tell(HostEvent::Replica { group, replica, what: ReplicaEvent::Stopped });
-            return self.unloaded(group);
+            // Its storage may still be in use: until it is not, nobody may open it again.
+            match self.host.group(state.group) {
+                Some(shared) if shared.kind == MachineKind::OnDisk && !shared.machine_gone.load(Ordering::SeqCst) => {
+                    return self.closing.push((shared, state));
+                }
+                _ => return self.stopped(state),
+            }
         }
         if let AfterDurable::Buried(removal, replica) = after {
             let (host, store) = (Arc::clone(&self.host), self.snapshots.store().clone());
@@ -85,7 +89,32 @@ impl StepWorker {
             after.abandon();
             return;
         };
+        if let AfterDurable::Installed { meta, resets_log: true } = &after
+            && replica.installing == Some(meta.pos.index)
+        {
+            replica.installing = None;
+            let (shared, items) = (Arc::clone(&replica.shared), vec![ApplyItem::Recover(meta.clone())]);
+            self.apply[shared.apply_worker].push(ApplyTask { shared, items });
+        }
+        let Some(replica) = self.replica_at(at) else { return };
         snapshots.after_durable(replica, after);
         self.activate(at.slot);
+    }
+    /// A stopped replica may be started again.
+    fn stopped(&mut self, state: Box<GroupState>) {
+        let mut stopped = self.host.stopped.lock();
+        self.host.groups.write().remove(&state.group);
+        let (group, replica) = (state.group, state.bootstrap.replica);
+        stopped.insert(group, *state);
+        drop(stopped);
+        self.host.events.tell(HostEvent::Replica { group, replica, what: ReplicaEvent::Stopped });
+        self.unloaded(group);
+    }
+
+    /// The storage of a stopped replica's state machine is closed.
+    pub(crate) fn machine_gone(&mut self, shared: &Arc<GroupShared>) {
+        for (_, state) in self.closing.extract_if(.., |c| Arc::ptr_eq(&c.0, shared)).collect::<Vec<_>>() {
+            self.stopped(state);
+        }
     }
 }

@@ -9,13 +9,14 @@ use crate::events::ReplicaEvent;
 use crate::liveness::index::Silence;
 use crate::queue::{Chunk, Inbox, ReadChunk};
 use crate::rare::{RareState, Refusal, forward_refusal_of, refusal_of};
+use crate::sending::Sending;
 use crate::shared::{GroupShared, reason};
 use crate::snapshot::{SnapshotRequest, SnapshotTimeout};
 use crate::tracker::{Ticket, Tracker};
 use crate::waits::Waits;
 use longboat_logdb::{Bootstrap, GroupState, SnapshotRecord, Update};
 use longboat_raft::{
-    Core, Event, GroupEpoch, HostId, Index, Origin, Output, Proposed, ReplicaId, SnapshotMeta, Term, Time,
+    Core, Event, GroupEpoch, Guard, HostId, Index, Origin, Output, Proposed, ReplicaId, SnapshotMeta, Term, Time,
 };
 use longboat_rsm::{RequestError, Stage};
 use std::collections::VecDeque;
@@ -44,6 +45,7 @@ struct Told {
     start: Index,
     last: Index,
     under_way: usize,
+    guarded: bool,
 }
 
 /// A replica in its worker's table.
@@ -115,6 +117,11 @@ pub struct Replica {
     pub delivered: Option<Index>,
     /// Restored from a snapshot that the state machine must recover from first.
     pub recover_first: Option<SnapshotMeta>,
+    /// The snapshot that the log was just reset to, until its record is durable. Only then the state machine recovers from it:
+    /// a crash must not leave it ahead of a log that never heard of the snapshot. Until then nothing may be read, saved or applied.
+    pub(crate) installing: Option<Index>,
+    /// Followers that are being sent a snapshot, and the log that they will go on with.
+    pub(crate) sending: Sending,
     /// What it was noted with when it fell silent.
     pub(crate) silence: Option<Box<Silence>>,
     /// The version of the hosts' suspicions that its core was told.
@@ -161,6 +168,8 @@ impl Replica {
             routes: Vec::new(),
             delivered: None,
             recover_first: None,
+            installing: None,
+            sending: Sending::default(),
             silence: None,
             suspicions: 0,
         };
@@ -397,6 +406,12 @@ impl Replica {
             self.tracker.skipped(meta.pos.index);
             self.rare_skipped(meta.pos.index);
             self.last_request = meta.pos.index;
+            self.installing = Some(meta.pos.index);
+        }
+        if let Some(meta) = out.recover.take() {
+            self.tracker.skipped(meta.pos.index);
+            self.rare_skipped(meta.pos.index);
+            self.last_request = self.last_request.max(meta.pos.index);
             items.push(ApplyItem::Recover(Box::new(meta)));
         }
         for run in out.committed.drain(..) {
@@ -467,6 +482,9 @@ impl Replica {
 
     /// Reads whose index has been handed to apply go right behind it.
     fn hand_reads(&mut self, items: &mut Vec<ApplyItem>) {
+        if self.installing.is_some() {
+            return;
+        }
         let handed = self.core.handed();
         for chunk in self.waits.reached(handed) {
             let count = chunk.reads.len() as u32;
@@ -516,6 +534,7 @@ impl Replica {
             start: self.core.start().index,
             last: self.core.last().index,
             under_way: self.tracker.under_way() + self.parked.len() + reads + self.rare_count(),
+            guarded: self.core.guard() != Guard::None,
         };
         if self.told.replace(now) == Some(now) {
             return;
@@ -527,6 +546,7 @@ impl Replica {
         p.start.store(now.start.0, Ordering::Relaxed);
         p.last.store(now.last.0, Ordering::Relaxed);
         p.under_way.store(now.under_way as u64, Ordering::Release);
+        p.needs_snapshot.store(now.guarded, Ordering::Relaxed);
     }
 
     /// Reads a word of each place that a visit looks at and returns their mix, which means nothing. With thousands of groups

@@ -17,7 +17,7 @@ use crate::snapshot::{
 };
 use crate::step::StepWorker;
 use longboat_logdb::Record;
-use longboat_raft::{Index, LogPos, SnapshotMeta, plant, sometimes};
+use longboat_raft::{Guard, Index, LogPos, SnapshotMeta, plant, sometimes};
 use longboat_rsm::snapshot::{SavedSnapshot, export_path};
 use longboat_rsm::{RequestError, SnapshotRefusal};
 use std::path::Path;
@@ -62,6 +62,7 @@ impl Replica {
             // A log that is no longer than what is kept stays whole.
             None => Index(index.0.checked_sub(overhead)?),
         };
+        let to = to.min(self.sending.floor().unwrap_or(to));
         if to <= self.core.start().index {
             return None;
         }
@@ -83,7 +84,15 @@ impl StepWorker {
     /// A snapshot request has its turn. It waits for a save that is under way if it, or that one, is an export: what the one
     /// makes is not what the other asks for.
     pub(crate) fn queue_snapshot(&mut self, slot: u32, request: SnapshotRequest) {
+        let at = self.slot_ref(slot);
         let replica = self.replica(slot);
+        // The state machine does not stand at what was handed out: the request's turn comes when the install is durable.
+        if replica.installing.is_some() {
+            return self.late.push((at, Late::Request(request)));
+        }
+        if replica.core.guard() != Guard::None {
+            return request.complete(Err(RequestError::SnapshotRefused(SnapshotRefusal::NothingApplied)));
+        }
         if replica.saves > 0 && (replica.exporting || request.export_to().is_some()) {
             if replica.next_save.is_some() {
                 return request.complete(Err(RequestError::Busy));
@@ -168,6 +177,9 @@ impl StepWorker {
             return request.complete(Err(RequestError::Snapshot("overtaken by an install".to_owned())));
         }
         let mut update = replica.empty_update();
+        for to in replica.sending.settle(&replica.core) {
+            snapshots.sends.abort(group, to);
+        }
         let compact_to = replica.compaction_point(index, request.options());
         update.compact_to = compact_to;
         let record = record_of(saved, false);

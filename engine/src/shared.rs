@@ -10,6 +10,7 @@ use crate::queue::Inbox;
 use crate::replica::Replica;
 use crate::request::{Rare, Reply};
 use crate::snapshot::SnapshotCounters;
+use crate::transfers::Transfers;
 use ahash::{AHashMap, AHashSet};
 use bytes::Bytes;
 use longboat_io::Clock;
@@ -76,6 +77,8 @@ pub enum Command {
     },
     /// The state machine has recovered from an installed snapshot.
     Recovered(Arc<GroupShared>, Index),
+    /// The storage of a stopped replica's state machine was let go of.
+    MachineGone(Arc<GroupShared>),
     /// Something about another host.
     Peer(crate::liveness::PeerNews),
     /// A cold read is done.
@@ -188,6 +191,8 @@ pub struct Published {
     pub snapshot: AtomicU64,
     /// Requests that have left the queue and are not resolved, as of the worker's last visit.
     pub under_way: AtomicU64,
+    /// It can't go on but from a snapshot of the leader's.
+    pub needs_snapshot: AtomicBool,
     /// Chunks of reads that the apply worker has answered.
     pub reads_done: AtomicU64,
     /// Snapshots saved, installed; entries truncated.
@@ -239,6 +244,8 @@ pub struct GroupShared {
     pub sessions_max: u32,
     /// What stops each of the saves that are asked for or under way; of those that have ended nothing is left to stop.
     saves: Mutex<Vec<Weak<AtomicBool>>>,
+    /// The state machine's storage was let go of: another life of the replica may open it.
+    pub machine_gone: AtomicBool,
     /// Applied entries between periodic snapshots; 0 for none.
     pub snapshot_entries: u64,
     /// The applied index at which the next periodic snapshot is due.
@@ -319,6 +326,7 @@ impl GroupShared {
             stop: Arc::new(AtomicBool::new(false)),
             sessions_max: parts.sessions_max,
             saves: Mutex::new(Vec::new()),
+            machine_gone: AtomicBool::new(false),
             snapshot_entries: parts.snapshot_entries,
             snapshot_due: AtomicU64::new(u64::MAX),
             host: Arc::clone(host),
@@ -487,6 +495,8 @@ pub struct HostShared {
     pub peers: crate::liveness::peers::PeerTable,
     /// What happens, for a listener.
     pub events: EventQueue,
+    /// Snapshots on their way between this host and others.
+    pub transfers: Transfers,
 }
 
 impl HostShared {

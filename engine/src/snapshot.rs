@@ -12,20 +12,21 @@ pub use request::{
     NotSaved, SaveOutcome, SaveTask, SnapshotOptions, SnapshotOutcome, SnapshotRequest, SnapshotTimeout,
 };
 
-use crate::apply::MachineJob;
+use crate::apply::{ApplyItem, MachineJob};
 use crate::events::ReplicaEvent;
 use crate::remove::Removal;
 use crate::replica::Replica;
+use crate::send::{SendTicket, Sends};
 use crate::shared::{Command, GroupShared, HostShared, reason};
-use crate::stream::{Receives, SendJob, Sends};
+use crate::stream::Receives;
 use ahash::AHashMap;
 use longboat_io::{Job, JobState, Spawner};
 use longboat_logdb::{GroupState, LogReader, Record, SnapshotRecord, Update};
-use longboat_raft::{Fetch, GroupId, Index, LogPos, Output, Persist, ReplicaId, SnapshotMeta, sometimes};
+use longboat_raft::{Fetch, GroupId, Guard, Index, LogPos, Output, Persist, ReplicaId, SnapshotMeta, sometimes};
 use longboat_rsm::snapshot::{
-    Prepared, RecoverJob, RecoverTask, SaveJob, SavedSnapshot, SnapshotError, SnapshotHeader, SnapshotStore,
+    Content, Prepared, RecoverJob, RecoverTask, SaveJob, SavedSnapshot, SnapshotError, SnapshotHeader, SnapshotStore,
 };
-use longboat_rsm::{RequestError, SnapshotRefusal};
+use longboat_rsm::{MachineKind, RequestError, SnapshotRefusal};
 use longboat_transport::Transport;
 use parking_lot::Mutex;
 use std::path::Path;
@@ -45,7 +46,12 @@ pub enum AfterDurable {
         request: SnapshotRequest,
     },
     /// A leader's snapshot.
-    Installed(Box<SnapshotMeta>),
+    Installed {
+        /// What it stands for.
+        meta: Box<SnapshotMeta>,
+        /// The log was reset to it: the state machine is to recover from it now.
+        resets_log: bool,
+    },
     /// The replica has stopped; what the store holds of it now, for when it is started again.
     Stopped(Box<GroupState>),
     /// The tombstone of a group's replica: its files go.
@@ -109,13 +115,13 @@ impl SnapshotIo {
         reader: Arc<dyn LogReader>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            host,
             store,
             spawner,
             transport,
             reader,
-            sends: Sends::default(),
-            receives: Receives::default(),
+            sends: Sends::new(host.config.snapshot_send_bytes_per_s),
+            receives: Receives::new(host.config.snapshot_receive_bytes_per_s),
+            host,
             received: Mutex::default(),
         })
     }
@@ -128,8 +134,8 @@ impl SnapshotIo {
     /// What the log writer is given for what the core wants durable.
     pub fn update_of(&self, group: GroupId, persist: Persist) -> Update {
         let record = persist.install.map(|meta| {
-            let bytes = self.received.lock().remove(&(group, meta.pos.index)).unwrap_or(0);
-            Box::new(Record::Snapshot(SnapshotRecord { meta, bytes, resets_log: true }))
+            let record = self.received_record(group, &meta);
+            Box::new(Record::Snapshot(SnapshotRecord { resets_log: true, ..record }))
         });
         Update {
             group,
@@ -141,6 +147,12 @@ impl SnapshotIo {
         }
     }
 
+    /// The record of a snapshot that was received.
+    pub(crate) fn received_record(&self, group: GroupId, meta: &SnapshotMeta) -> SnapshotRecord {
+        let bytes = self.received.lock().remove(&(group, meta.pos.index)).unwrap_or(0);
+        SnapshotRecord { meta: meta.clone(), bytes, resets_log: false }
+    }
+
     /// Step 4: the pool saves the state machine as it was prepared at the task's index.
     pub fn save(self: &Arc<Self>, shared: &Arc<GroupShared>, task: SaveTask, prepared: Prepared) {
         let header = SnapshotHeader {
@@ -148,13 +160,22 @@ impl SnapshotIo {
             epoch: shared.epoch,
             meta: task.meta.clone(),
             kind: shared.kind,
+            content: content_of(shared, &task),
             ..SnapshotHeader::default()
         };
+        let needs_sync = header.content == Content::Metadata;
         let job = if prepared.holds_machine() { MachineJob::Alone } else { MachineJob::SavedView };
         let (group_shared, io) = (Arc::clone(shared), Arc::clone(self));
         let (stop, export_to) = (Arc::clone(task.request.stop()), task.request.export_to().map(Path::to_owned));
         tracing::debug!(group = %shared.group, replica = %shared.replica, index = %task.meta.pos.index, export = export_to.is_some(), "snapshot save begins");
+        let index = task.meta.pos.index;
         let on_done = move |result: Result<SavedSnapshot, SnapshotError>| {
+            // Storage that can't be synced is not to be trusted with more.
+            if let Err(error @ (SnapshotError::Machine(_) | SnapshotError::Panicked(_))) = &result
+                && needs_sync
+            {
+                machine_failed(&group_shared, format!("sync at {index}: {error}"));
+            }
             let outcome = task.ended(result.map_err(|error| NotSaved::Failed(failure_of(error))));
             io.host.apply[group_shared.apply_worker].job_done(Arc::clone(&group_shared), job);
             io.host.workers[group_shared.worker()].command(Command::SnapshotSaved(group_shared, Box::new(outcome)));
@@ -189,11 +210,7 @@ impl SnapshotIo {
                     io.host.workers[shared.worker()].command(command);
                 }
                 Err(error) => {
-                    tracing::error!(group = %shared.group, replica = %shared.replica, %index, %error, "recovery failed, the replica stops");
-                    let reason = format!("recovery at {index}: {error}");
-                    shared.tell(|| ReplicaEvent::MachineFailed { reason: reason.clone() });
-                    shared.close(RequestError::MachineFailed { replica: shared.replica, reason });
-                    shared.ready(reason::MACHINE_FAILED);
+                    machine_failed(&shared, format!("recovery at {index}: {error}"));
                 }
             }
             io.host.apply[shared.apply_worker].job_done(shared, MachineJob::Alone);
@@ -234,7 +251,7 @@ impl SnapshotIo {
                 replica.publish();
                 request.complete(Ok(SnapshotOutcome::Saved { index }));
             }
-            AfterDurable::Installed(meta) => {
+            AfterDurable::Installed { meta, .. } => {
                 let index = meta.pos.index;
                 published.counters.installed.fetch_add(1, Ordering::Relaxed);
                 published.snapshot.fetch_max(index.0, Ordering::Relaxed);
@@ -285,25 +302,32 @@ impl SnapshotIo {
     }
 
     /// Begins what the core asked for: transfers to followers, and cold reads. Returns whether a follower needs a snapshot
-    /// and there is none to send: one must be saved first.
-    pub fn serve(self: &Arc<Self>, replica: &mut Replica, out: &mut Output) -> bool {
+    /// and there is none to send: one must be saved first. What an on-disk state machine has goes behind `items`: it is sent as
+    /// it will be then.
+    pub fn serve(self: &Arc<Self>, replica: &mut Replica, out: &mut Output, items: &mut Vec<ApplyItem>) -> bool {
         let mut missing = false;
         for to in out.snapshots_wanted.drain(..) {
+            if replica.shared.kind == MachineKind::OnDisk {
+                self.stream(replica, to, items);
+                continue;
+            }
             // One from before it was a member, or from before what it still needs, would be of no use to it: a new one is saved.
             let floor = replica.core.snapshot_floor(to);
             let serves = |meta: &SnapshotMeta| meta.membership.contains(to) && meta.pos.index >= floor;
-            let newest = replica.snapshot.as_ref().map(|s| &s.meta);
-            let (meta, host) = (newest.filter(|meta| serves(meta)).cloned(), replica.host_of(to));
-            missing |= meta.is_none();
-            let (Some(meta), Some(host)) = (meta, host) else {
+            let newest = replica.snapshot.as_ref().filter(|s| serves(&s.meta)).cloned();
+            let host = replica.host_of(to);
+            missing |= newest.is_none();
+            let ticket = newest.zip(host).and_then(|(newest, host)| {
+                SendTicket::take(self, replica, to, host, (newest.meta, Some(newest.bytes)))
+            });
+            match ticket {
+                Some(ticket) => {
+                    replica.core.snapshot_sending(to, ticket.meta.pos);
+                    replica.sending.begins(to, ticket.meta.pos.index);
+                    ticket.send_file();
+                }
                 // Asked for again with the follower's next answer to a heartbeat.
-                replica.core.snapshot_finished(to, false);
-                continue;
-            };
-            if SendJob::start(self, replica, to, host, &meta) {
-                replica.core.snapshot_sending(to, meta.pos);
-            } else {
-                replica.core.snapshot_finished(to, false);
+                None => replica.core.snapshot_finished(to, false),
             }
         }
         for fetch in out.fetches.drain(..) {
@@ -312,6 +336,37 @@ impl SnapshotIo {
         }
         missing
     }
+
+    /// A follower is to be sent the state as it is when all that was handed out is applied, without a file on this host.
+    fn stream(self: &Arc<Self>, replica: &mut Replica, to: ReplicaId, items: &mut Vec<ApplyItem>) {
+        let index = replica.core.handed();
+        let serves = replica.core.membership().contains(to) && index >= replica.core.snapshot_floor(to);
+        let ready = serves && replica.installing.is_none() && replica.core.guard() == Guard::None;
+        let ticket = replica.host_of(to).filter(|_| ready && !index.is_zero()).and_then(|host| {
+            let term = replica.core.term_at(index)?;
+            let meta = SnapshotMeta { pos: LogPos::new(term, index), membership: replica.core.membership().clone() };
+            SendTicket::take(self, replica, to, host, (meta, None))
+        });
+        let Some(ticket) = ticket else { return replica.core.snapshot_finished(to, false) };
+        replica.core.snapshot_sending(to, ticket.meta.pos);
+        replica.sending.begins(to, index);
+        items.push(ApplyItem::Stream(Box::new(ticket)));
+    }
+}
+
+/// What a snapshot holds. One that stays here has no state of an on-disk state machine: that is in its own storage.
+pub(crate) fn content_of(shared: &GroupShared, task: &SaveTask) -> Content {
+    let stays = task.request.export_to().is_none();
+    if shared.kind == MachineKind::OnDisk && stays { Content::Metadata } else { Content::Full }
+}
+
+/// What the user's code did outside of an apply stops its replica, and nothing else.
+pub(crate) fn machine_failed(shared: &GroupShared, reason: String) {
+    tracing::error!(group = %shared.group, replica = %shared.replica, reason, "state machine failed, its replica stops");
+    shared.host.counters.machine_failures.fetch_add(1, Ordering::Relaxed);
+    shared.close(RequestError::MachineFailed { replica: shared.replica, reason: reason.clone() });
+    shared.tell(|| ReplicaEvent::MachineFailed { reason });
+    shared.ready(reason::MACHINE_FAILED);
 }
 
 impl std::fmt::Debug for SnapshotIo {

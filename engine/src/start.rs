@@ -2,17 +2,18 @@
 
 use crate::config::ReplicaConfig;
 use crate::log_writer::{SealedBatch, WriterInbox};
+use crate::open::{Beginning, Opened};
 use crate::replica::Replica;
 use crate::request::Reply;
 use crate::shared::{Command, GroupParts, GroupShared, HostShared};
-use crate::snapshot::SnapshotIo;
+use crate::snapshot::{SnapshotIo, machine_failed};
 use ahash::{AHashMap, AHashSet};
 use longboat_logdb::{Bootstrap, GroupState, LogReader, ReadError, Record, Update};
 use longboat_raft::{
-    Core, CoreConfig, GroupEpoch, GroupId, Guard, HostId, Index, Membership, ReplicaId, ReplicaKind, Restored, Run,
-    Time, Violation,
+    Core, CoreConfig, GroupEpoch, GroupId, HostId, Index, Membership, ReplicaId, ReplicaKind, Restored, Run, Time,
+    Violation,
 };
-use longboat_rsm::{DynMachine, Pending, RequestError};
+use longboat_rsm::{DynMachine, Pending, RequestError, WitnessMachine};
 use parking_lot::Mutex;
 use std::any::TypeId;
 use std::sync::Arc;
@@ -80,6 +81,15 @@ pub enum StartError {
         /// The replica.
         replica: ReplicaId,
     },
+    /// The storage of its state machine can't be opened. Started along with others, such a replica stops with an event, and
+    /// the others start.
+    #[error("state machine of group {group}: {reason}")]
+    Machine {
+        /// The group.
+        group: GroupId,
+        /// What the state machine said.
+        reason: String,
+    },
     /// Its log can't be read.
     #[error("log of group {group} can't be read: {source}")]
     Log {
@@ -137,6 +147,24 @@ pub struct Starter {
     reader: Arc<dyn LogReader>,
     /// One start at a time: what is stored of a group is looked up, and only later replaced.
     starting: Mutex<()>,
+    /// Groups whose state machine is being opened: nobody else opens it meanwhile.
+    opening: Mutex<AHashSet<GroupId>>,
+    snapshots: Arc<SnapshotIo>,
+}
+
+/// Groups that one call is about to start.
+struct Claim<'a> {
+    starter: &'a Starter,
+    groups: Vec<GroupId>,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut opening = self.starter.opening.lock();
+        for group in &self.groups {
+            opening.remove(group);
+        }
+    }
 }
 
 impl Starter {
@@ -150,7 +178,7 @@ impl Starter {
         let states: AHashMap<_, _> = groups.into_iter().map(|s| (s.group, s)).collect();
         remove_orphans(&snapshots, &states);
         *host.stopped.lock() = states;
-        Arc::new(Self { host, writer, reader, starting: Mutex::new(()) })
+        Arc::new(Self { host, writer, reader, starting: Mutex::default(), opening: Mutex::default(), snapshots })
     }
 
     /// The groups that the store holds and that are not running, sorted.
@@ -180,14 +208,20 @@ impl Starter {
         if let Some(reason) = self.host.failed.lock().clone() {
             return Err(StartError::Closed(reason));
         }
+        let alone = specs.len() == 1;
+        let (specs, _claim) = self.open_all(specs)?;
+        if let [(spec, opened)] = &specs[..]
+            && let Some(reason) = opened.failed.clone()
+        {
+            return Err(StartError::Machine { group: spec.config.group, reason });
+        }
         let _one_at_a_time = self.starting.lock();
         let mut built = Vec::with_capacity(specs.len());
         let mut updates = Vec::new();
-        let mut asked = AHashSet::new();
         let mut continued = Vec::new();
-        for spec in specs {
+        for (spec, opened) in specs {
             let group = spec.config.group;
-            if !asked.insert(group) || self.host.groups.read().contains_key(&group) {
+            if self.host.groups.read().contains_key(&group) {
                 return Err(StartError::AlreadyStarted(group));
             }
             if self.host.quarantined.lock().contains(&group) {
@@ -198,7 +232,10 @@ impl Starter {
             }
             // Reading the log may take long: the table is not locked meanwhile.
             let state = self.host.stopped.lock().get(&group).cloned();
-            let (replica, update) = self.build(spec, state)?;
+            let (replica, update) = self.build(spec, opened, state)?;
+            if let Some(error) = replica.shared.refusal().filter(|_| alone) {
+                return Err(StartError::Machine { group, reason: error.to_string() });
+            }
             continued.extend(update.is_none().then_some(group));
             updates.extend(update);
             built.push(replica);
@@ -232,8 +269,35 @@ impl Starter {
         Ok(started)
     }
 
-    fn build(&self, spec: StartSpec, state: Option<GroupState>) -> Result<(Box<Replica>, Option<Update>), StartError> {
-        let StartSpec { start, config, machine, machine_type } = spec;
+    /// Opens the storage of the state machines, with nothing locked: that is the users' code, and may take long. A replica that
+    /// runs, or is being started by somebody else, may use its storage: then nothing is opened.
+    fn open_all(&self, specs: Vec<StartSpec>) -> Result<(Vec<(StartSpec, Opened)>, Claim<'_>), StartError> {
+        let mut claim = Claim { starter: self, groups: Vec::with_capacity(specs.len()) };
+        {
+            let mut opening = self.opening.lock();
+            let running = self.host.groups.read();
+            for group in specs.iter().map(|s| s.config.group) {
+                if running.contains_key(&group) || !opening.insert(group) {
+                    drop((opening, running));
+                    return Err(StartError::AlreadyStarted(group));
+                }
+                claim.groups.push(group);
+            }
+        }
+        let open = |mut spec: StartSpec| {
+            let machine = std::mem::replace(&mut spec.machine, Box::new(WitnessMachine));
+            (spec, Opened::open(machine))
+        };
+        Ok((specs.into_iter().map(open).collect(), claim))
+    }
+
+    fn build(
+        &self,
+        spec: StartSpec,
+        mut opened: Opened,
+        state: Option<GroupState>,
+    ) -> Result<(Box<Replica>, Option<Update>), StartError> {
+        let StartSpec { start, config, machine_type, .. } = spec;
         let (group, id) = (config.group, config.replica);
         if state.as_ref().is_some_and(|s| s.bootstrap.gone.contains(&id)) {
             return Err(StartError::Removed { group, replica: id });
@@ -255,6 +319,7 @@ impl Starter {
         let membership = snapshot.as_ref().map_or_else(|| state.bootstrap.membership.clone(), |s| s.membership.clone());
         check_kind(&config, &membership)?;
         let epoch = state.bootstrap.epoch;
+        let beginning = Beginning::find(&mut opened, self.snapshots.store(), (group, id), state.snapshot.as_ref());
         let restored = Restored {
             hard_state: state.hard_state,
             membership: membership.clone(),
@@ -263,8 +328,8 @@ impl Starter {
             terms: state.terms.clone(),
             runs: self.read_log(group, applied.next(), state.last.index)?,
             applied,
-            machine: Index::ZERO,
-            guard: Guard::None,
+            machine: beginning.machine,
+            guard: beginning.guard,
         };
         let seed = mix(self.host.config.seed, group.0, id.0);
         let core_config = self.core_config(&config, seed);
@@ -279,7 +344,7 @@ impl Starter {
             replica: id,
             epoch,
             membership,
-            machine,
+            machine: opened.machine,
             machine_type,
             witness: config.witness,
             sessions_max: config.sessions_max,
@@ -291,8 +356,15 @@ impl Starter {
         if snapshot_entries > 0 {
             shared.snapshot_due.store(applied.0 + snapshot_entries, Ordering::Relaxed);
         }
+        if beginning.stands {
+            shared.published.applied.store(applied.0, Ordering::Release);
+        }
         let mut replica = Replica::new(shared, core, config, state.bootstrap.clone(), life | 1);
-        replica.recover_first = snapshot;
+        replica.recover_first = beginning.recover;
+        replica.recovered = if beginning.stands { applied } else { Index::ZERO };
+        if let Some(reason) = opened.failed {
+            machine_failed(&replica.shared, reason);
+        }
         replica.last_request = applied;
         replica.recorded = applied;
         replica.snapshot = state.snapshot;

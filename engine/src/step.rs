@@ -23,7 +23,7 @@ use crate::snapshot::{AfterDurable, SnapshotIo, SnapshotRequest};
 use crate::wheel::TimingWheel;
 use crate::worker::{Work, Worker};
 use ahash::AHashMap;
-use longboat_logdb::{Record, Update};
+use longboat_logdb::{GroupState, Record, Update};
 use longboat_raft::{GroupId, Output, PersistToken, Time, Violation, sometimes};
 use longboat_rsm::RequestError;
 use longboat_transport::Transport;
@@ -116,6 +116,8 @@ pub struct StepWorker {
     pub(crate) waking: Waking,
     /// Who holds log in memory.
     pub(crate) holders: Holders,
+    /// Stopped replicas whose state machine's storage is still in use.
+    pub(crate) closing: Vec<(Arc<GroupShared>, Box<GroupState>)>,
     /// Who waits until a group is unloaded, to remove its data.
     pub(crate) removals: Vec<Removal>,
     failed: bool,
@@ -159,6 +161,7 @@ impl StepWorker {
             late: Vec::new(),
             waking: Waking::default(),
             holders: Holders::default(),
+            closing: Vec::new(),
             removals: Vec::new(),
             failed: false,
         }
@@ -213,6 +216,7 @@ impl StepWorker {
                 Command::SnapshotSent { shared, to, ok } => self.with(&shared, |w, slot| {
                     let replica = w.replica(slot);
                     replica.core.snapshot_finished(to, ok);
+                    replica.sending.ended(to, ok);
                     replica.shared.tell(|| ReplicaEvent::SnapshotSent { to, ok });
                 }),
                 Command::Deliver { shared, from, message } => {
@@ -223,6 +227,7 @@ impl StepWorker {
                     w.replica(slot).core.applied(index);
                     w.recovered(slot, index);
                 }),
+                Command::MachineGone(shared) => self.machine_gone(&shared),
                 Command::Peer(news) => self.peer_news(news),
                 Command::Fetched { shared, ticket, runs } => {
                     self.with(&shared, |w, slot| w.fetched(slot, ticket, runs));
@@ -484,6 +489,9 @@ impl StepWorker {
         // What is to be durable goes into the batch first, and the messages that wait for it right after, with nothing between
         // that could fail: a replica whose visit breaks off below has sealed what its acknowledgements and votes rest on.
         let installed = out.persist.as_ref().and_then(|p| p.install.clone());
+        if let Some(persist) = &out.persist {
+            replica.sending.logged(persist.runs.iter().map(|r| r.encoded_len() as u64).sum());
+        }
         if let Some(update) = out.persist.take().map(|p| self.snapshots.update_of(group, p)) {
             if let Some(Record::Snapshot(record)) = update.record.as_deref() {
                 replica.snapshot = Some(record.clone());
@@ -494,7 +502,16 @@ impl StepWorker {
             self.open.tokens.push((at, token));
         }
         if let Some(meta) = installed {
-            self.open.after.push((at, AfterDurable::Installed(Box::new(meta))));
+            self.open.after.push((at, AfterDurable::Installed { meta: Box::new(meta), resets_log: true }));
+        }
+        if let Some(meta) = out.recover.clone() {
+            // The log stays, so a crash before this is durable leaves what was there, and a state machine that has more of it.
+            let record = self.snapshots.received_record(group, &meta);
+            let mut update = replica.empty_update();
+            update.record = Some(Box::new(Record::Snapshot(record.clone())));
+            replica.snapshot = Some(record);
+            self.open.push(update);
+            self.open.after.push((at, AfterDurable::Installed { meta: Box::new(meta), resets_log: false }));
         }
         for message in out.held.drain(..) {
             if let Some(host) = replica.host_of(message.to) {
@@ -517,7 +534,7 @@ impl StepWorker {
             // A snapshot that raft did not install is named by no record: its files go.
             self.snapshots.discard(replica, index);
         }
-        let wants_snapshot = self.snapshots.serve(replica, &mut out);
+        let wants_snapshot = self.snapshots.serve(replica, &mut out, &mut items);
         replica.core.trim();
         replica.publish();
         self.wheel.schedule(slot, replica.deadline());
@@ -590,6 +607,7 @@ impl StepWorker {
             self.remove(slot, &error, &error);
         }
         self.late.clear();
+        self.closing.clear();
         self.removals.clear();
         for sealed in self.sealed.drain(..) {
             for (_, after) in sealed.after {

@@ -88,6 +88,10 @@ pub struct NodeHostConfig {
     pub snapshot_sends_max: usize,
     /// Snapshot streams from other hosts at once.
     pub snapshot_receives_max: usize,
+    /// Bytes of snapshots that are sent a second, by all streams together; 0 for no limit.
+    pub snapshot_send_bytes_per_s: u64,
+    /// Bytes of snapshots that are received a second, by all streams together; 0 for no limit.
+    pub snapshot_receive_bytes_per_s: u64,
     /// How long nothing may be heard of another host before it is suspected, and the groups that it led look for other leaders;
     /// 0 for the smallest election timeout of the replicas here. In milliseconds.
     pub suspect_after_ms: u64,
@@ -116,6 +120,8 @@ impl Default for NodeHostConfig {
             log_memory_bytes_max: 1 << 30,
             snapshot_sends_max: 8,
             snapshot_receives_max: 8,
+            snapshot_send_bytes_per_s: 0,
+            snapshot_receive_bytes_per_s: 0,
             suspect_after_ms: 0,
         }
     }
@@ -180,6 +186,8 @@ impl NodeHostConfig {
             queue_reads_max: self.queue_reads_max,
             snapshot_sends_max: self.snapshot_sends_max,
             snapshot_receives_max: self.snapshot_receives_max,
+            snapshot_send_bytes_per_s: self.snapshot_send_bytes_per_s,
+            snapshot_receive_bytes_per_s: self.snapshot_receive_bytes_per_s,
             log_cache_bytes_max: self.log_cache_bytes_max,
             log_memory_bytes_max: self.log_memory_bytes_max,
             seed,

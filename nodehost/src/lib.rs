@@ -24,9 +24,9 @@ pub use longboat_raft::{
 };
 pub use longboat_rsm::retry::{ClientSession, Series};
 pub use longboat_rsm::{
-    Codec, CodecError, Commands, Concurrent, ConcurrentMachine, Machine, MachineError, MachineKind, OutputCodec,
-    Payload, Pending, PendingBatch, RecoveredFile, RecoveredFiles, RequestError, SnapshotFiles, SnapshotRefusal, Stage,
-    StateMachine, TransferError,
+    Codec, CodecError, Commands, Concurrent, ConcurrentMachine, DiskMachine, Machine, MachineError, MachineKind,
+    OnDisk, OutputCodec, Payload, Pending, PendingBatch, RecoveredFile, RecoveredFiles, RequestError, SavePart,
+    SnapshotFiles, SnapshotRefusal, Stage, StateMachine, StopSignal, TransferError,
 };
 pub use longboat_transport::TransportStats;
 pub use members::{ConfigChange, FirstMembers, MemberInfo, ReplicaStart};

@@ -227,6 +227,8 @@ impl Swarm {
             queue_reads_max: 256,
             snapshot_sends_max: 2,
             snapshot_receives_max: 2,
+            snapshot_send_bytes_per_s: 0,
+            snapshot_receive_bytes_per_s: 0,
             log_cache_bytes_max: self.log_cache_bytes_max,
             log_memory_bytes_max: self.log_memory_bytes_max,
             seed,

@@ -89,6 +89,8 @@ impl Alone {
             queue_reads_max: 256,
             snapshot_sends_max: 1,
             snapshot_receives_max: 1,
+            snapshot_send_bytes_per_s: 0,
+            snapshot_receive_bytes_per_s: 0,
             log_cache_bytes_max: 1 << 20,
             log_memory_bytes_max: 1 << 30,
             seed: 1,

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
+mod disk;
 mod leaders;
 mod machine;
 mod members;

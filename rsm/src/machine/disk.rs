@@ -263,6 +263,14 @@ impl<M: DiskMachine> DynMachine for TypedDisk<M> {
     }
 }
 
+impl<M: DiskMachine> Drop for TypedDisk<M> {
+    /// Whoever still answers reads holds on to no storage: it may be opened again.
+    fn drop(&mut self) {
+        let reader = self.reader.0.write().take();
+        drop(reader);
+    }
+}
+
 struct DiskSave<M: DiskMachine>(M::View);
 
 impl<M: DiskMachine> SaveView for DiskSave<M> {

@@ -42,8 +42,10 @@ enum Source {
     Locked(SharedMachine),
     /// The state at one place of the log.
     View(Box<dyn SaveView>),
-    /// Nothing: that the state machine's own storage is durable is enough.
+    /// Nothing, once the state machine's own storage has been synced.
     Durable(SharedMachine),
+    /// Nothing: the state machine's own storage is durable.
+    Nothing,
 }
 
 /// A state machine at one place of the log, ready to be saved.
@@ -65,10 +67,12 @@ impl Prepared {
                 Some(view) => Source::View(view),
                 None => Source::Locked(Arc::clone(shared)),
             },
-            Content::Metadata if storage.is_some() => Source::Durable(Arc::clone(shared)),
-            Content::Metadata | Content::Witness => {
-                return Err(MachineError::user("a state machine in memory is saved whole"));
-            }
+            Content::Metadata => match storage {
+                Some(storage) if storage.durable >= storage.applied => Source::Nothing,
+                Some(_) => Source::Durable(Arc::clone(shared)),
+                None => return Err(MachineError::user("a state machine in memory is saved whole")),
+            },
+            Content::Witness => return Err(MachineError::user("a witness has no state to save")),
         };
         let last_command = storage.map_or(Index::ZERO, |s| s.last_command);
         Ok(Self { source, sessions: machine.sessions(), last_command })
@@ -76,7 +80,7 @@ impl Prepared {
 
     /// Whether the state machine must stay where it is until the job is done.
     pub fn holds_machine(&self) -> bool {
-        matches!(self.source, Source::Locked(_))
+        matches!(self.source, Source::Locked(_) | Source::Durable(_))
     }
 
     /// Completes a header with what was found.
@@ -89,7 +93,7 @@ impl Prepared {
     pub fn into_view(self) -> Option<Box<dyn SaveView>> {
         match self.source {
             Source::View(view) => Some(view),
-            Source::Locked(_) | Source::Durable(_) => None,
+            Source::Locked(_) | Source::Durable(_) | Source::Nothing => None,
         }
     }
 }
@@ -172,6 +176,7 @@ impl SaveJob {
                 if part == SavePart::Done { view.files(&mut files) } else { Ok(()) }
             }
             Source::Durable(machine) => make_durable(&mut **machine.lock(), index),
+            Source::Nothing => Ok(()),
         });
         self.check_stop()?;
         if let Some(failure) = writer.take_failure() {

@@ -124,11 +124,13 @@ impl RecoverJob {
         let mut reader = self.store.open(self.group, self.replica, index)?;
         reader.stop_with(Arc::clone(&self.stop));
         let mut machine = self.machine.lock();
+        let last_command = reader.header().last_command;
+        // Storage that has all of it already need not be replaced: what it has beyond is committed too.
+        let has_it = machine.storage().is_some_and(|s| s.applied >= last_command && !last_command.is_zero());
         match reader.header().content {
-            Content::Full => self.recover_full(&mut **machine, &mut reader, index)?,
-            Content::Metadata => {
+            Content::Full if !has_it => self.recover_full(&mut **machine, &mut reader, index)?,
+            Content::Full | Content::Metadata => {
                 reader.drain()?;
-                let last_command = reader.header().last_command;
                 run_user_code(|| machine.resume_at(index, last_command))?;
             }
             Content::Witness => return Err(SnapshotError::corrupt("a witness's snapshot has no state")),

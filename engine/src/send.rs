@@ -1,0 +1,373 @@
+//! The sending side of a snapshot transfer: one job, whose bytes come from a file or are made as they are sent.
+//!
+//! Invariants: what was sent is held until the receiver has it on its disk, so that a broken connection costs what was on the
+//! way and nothing else, also for a snapshot that can't be made a second time; that is at most [`SNAPSHOT_WINDOW_BYTES`]. A
+//! transfer without progress for [`STALL_NANOS`] is given up, and with it the state machine's view. However it ends, the
+//! leader's core is told, once.
+
+use crate::apply::MachineJob;
+use crate::config::{SNAPSHOT_CHUNK_BYTES, SNAPSHOT_WINDOW_BYTES};
+use crate::replica::Replica;
+use crate::shared::{Command, GroupShared};
+use crate::snapshot::SnapshotIo;
+use crate::transfers::{Direction, Pace, TransferInfo, Underway};
+use ahash::AHashMap;
+use bytes::Bytes;
+use longboat_io::{Job, JobState};
+use longboat_raft::{GroupId, HostId, ReplicaId, SnapshotMeta, Term, Time, sometimes};
+use longboat_rsm::snapshot::{Chunk as Piece, LiveSnapshot, OutgoingSnapshot, SnapshotError};
+use longboat_transport::wire::{Chunk, ChunkOutcome, ChunkStatus};
+use longboat_transport::{Lane, Sent};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+
+/// Nanoseconds without progress after which a transfer is given up.
+pub(crate) const STALL_NANOS: u64 = 30_000_000_000;
+/// Nanoseconds without the receiver's word after which what is on the way is sent again.
+const RESEND_NANOS: u64 = 1_000_000_000;
+
+const OPEN: u8 = 0;
+const TAKEN: u8 = 1;
+const REFUSED: u8 = 2;
+
+/// What the receiver has said of a stream.
+#[derive(Debug)]
+struct Answers {
+    group: GroupId,
+    to: ReplicaId,
+    acked: AtomicU64,
+    /// How often it spoke.
+    words: AtomicU64,
+    outcome: AtomicU8,
+}
+
+/// The transfers that this host sends.
+#[derive(Debug)]
+pub(crate) struct Sends {
+    next_id: AtomicU64,
+    running: AtomicUsize,
+    answers: Mutex<AHashMap<u64, Arc<Answers>>>,
+    pace: Pace,
+}
+
+impl Sends {
+    pub(crate) fn new(bytes_per_s: u64) -> Self {
+        Self {
+            next_id: AtomicU64::new(0),
+            running: AtomicUsize::new(0),
+            answers: Mutex::default(),
+            pace: Pace::new(bytes_per_s),
+        }
+    }
+
+    /// The receiver of a stream says how far it is.
+    pub(crate) fn status(&self, status: &ChunkStatus) {
+        let Some(answers) = self.answers.lock().get(&status.stream_id).cloned() else { return };
+        answers.acked.fetch_max(status.offset, Ordering::AcqRel);
+        answers.words.fetch_add(1, Ordering::Relaxed);
+        let outcome = match status.outcome {
+            ChunkOutcome::Accepted => return,
+            ChunkOutcome::Done => TAKEN,
+            ChunkOutcome::Refused => REFUSED,
+        };
+        let _ = answers.outcome.compare_exchange(OPEN, outcome, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// Breaks a transfer off.
+    pub(crate) fn abort(&self, group: GroupId, to: ReplicaId) {
+        for answers in self.answers.lock().values().filter(|a| a.group == group && a.to == to) {
+            let _ = answers.outcome.compare_exchange(OPEN, REFUSED, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The right to send one snapshot to one follower. However it ends, also by being dropped, the leader's core is told.
+pub struct SendTicket {
+    io: Arc<SnapshotIo>,
+    shared: Arc<GroupShared>,
+    pub(crate) to: ReplicaId,
+    host: HostId,
+    term: Term,
+    pub(crate) meta: SnapshotMeta,
+    /// Bytes of the file; `None` for what is made as it is sent.
+    bytes: Option<u64>,
+    ended: bool,
+}
+
+impl SendTicket {
+    /// Takes one of the host's places; `None` when it sends as many as it may.
+    pub(crate) fn take(
+        io: &Arc<SnapshotIo>,
+        replica: &Replica,
+        to: ReplicaId,
+        host: HostId,
+        (meta, bytes): (SnapshotMeta, Option<u64>),
+    ) -> Option<Self> {
+        let max = io.host.config.snapshot_sends_max;
+        let free = |n: usize| (n < max).then_some(n + 1);
+        io.sends.running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok()?;
+        let (shared, term) = (Arc::clone(&replica.shared), replica.core.term());
+        Some(Self { io: Arc::clone(io), shared, to, host, term, meta, bytes, ended: false })
+    }
+
+    /// The transfer ended.
+    pub(crate) fn end(&mut self, ok: bool) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        self.io.sends.running.fetch_sub(1, Ordering::Relaxed);
+        let (group, replica, index) = (self.shared.group, self.shared.replica, self.meta.pos.index);
+        if ok {
+            tracing::info!(%group, %replica, to = %self.to, %index, "snapshot transfer done");
+        } else {
+            tracing::warn!(%group, %replica, to = %self.to, %index, "snapshot transfer failed");
+        }
+        let command = Command::SnapshotSent { shared: Arc::clone(&self.shared), to: self.to, ok };
+        self.io.host.workers[self.shared.worker()].command(command);
+    }
+
+    /// Begins to send the snapshot's file.
+    pub(crate) fn send_file(self) {
+        let io = Arc::clone(&self.io);
+        io.spawner.spawn(Box::new(SendJob::new(self, Source::File(None), None)));
+    }
+
+    /// Begins to send what is made as it is sent, until `stop` is set.
+    pub(crate) fn send_live(self, live: LiveSnapshot, stop: Arc<AtomicBool>) {
+        let io = Arc::clone(&self.io);
+        io.spawner.spawn(Box::new(SendJob::new(self, Source::Live(Box::new(live)), Some(stop))));
+    }
+}
+
+impl Drop for SendTicket {
+    fn drop(&mut self) {
+        self.end(false);
+    }
+}
+
+impl std::fmt::Debug for SendTicket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SendTicket").field("to", &self.to).field("meta", &self.meta).finish_non_exhaustive()
+    }
+}
+
+/// Where the bytes come from.
+enum Source {
+    /// A file, opened when the first chunk is due.
+    File(Option<Box<OutgoingSnapshot>>),
+    /// The state machine's view.
+    Live(Box<LiveSnapshot>),
+}
+
+/// A chunk on its way.
+struct Flying {
+    end: u64,
+    parts: Vec<Bytes>,
+}
+
+/// Sends one snapshot to one replica.
+struct SendJob {
+    ticket: SendTicket,
+    stream_id: u64,
+    answers: Arc<Answers>,
+    source: Source,
+    stop: Option<Arc<AtomicBool>>,
+    flying: VecDeque<Flying>,
+    /// How many of these were given to the transport.
+    given: usize,
+    made: u64,
+    all_made: bool,
+    acked: u64,
+    words: u64,
+    /// When the receiver last spoke.
+    moved: Time,
+    /// When what is on the way is sent again.
+    resend_at: Time,
+    underway: Underway,
+}
+
+impl Drop for SendJob {
+    /// Also of a job that panicked, or that a closing pool drops.
+    fn drop(&mut self) {
+        let SendTicket { io, shared, .. } = &self.ticket;
+        io.sends.answers.lock().remove(&self.stream_id);
+        if self.stop.is_some() {
+            // The view goes first: whoever waits for that may close the storage.
+            self.source = Source::File(None);
+            io.host.apply[shared.apply_worker].job_done(Arc::clone(shared), MachineJob::Streamed);
+        }
+    }
+}
+
+impl SendJob {
+    fn new(ticket: SendTicket, source: Source, stop: Option<Arc<AtomicBool>>) -> Self {
+        let io = &ticket.io;
+        // The host's start is in the number, so that an answer to an earlier life's stream matches none.
+        let stream_id = io.host.config.seed.wrapping_add(io.sends.next_id.fetch_add(1, Ordering::Relaxed));
+        let (group, to, index) = (ticket.shared.group, ticket.to, ticket.meta.pos.index);
+        let answers = Arc::new(Answers {
+            group,
+            to,
+            acked: AtomicU64::new(0),
+            words: AtomicU64::new(0),
+            outcome: AtomicU8::new(OPEN),
+        });
+        io.sends.answers.lock().insert(stream_id, Arc::clone(&answers));
+        tracing::info!(%group, replica = %ticket.shared.replica, %to, %index, live = stop.is_some(), "snapshot transfer begins");
+        let (direction, now) = (Direction::Sending, io.host.clock.now());
+        let info = TransferInfo { group, direction, peer: to, host: ticket.host, index, bytes: 0, total: ticket.bytes };
+        let underway = Underway::begin(&ticket.shared, info);
+        Self {
+            ticket,
+            stream_id,
+            answers,
+            source,
+            stop,
+            flying: VecDeque::new(),
+            given: 0,
+            made: 0,
+            all_made: false,
+            acked: 0,
+            words: 0,
+            moved: now,
+            resend_at: now.plus_nanos(RESEND_NANOS),
+            underway,
+        }
+    }
+
+    fn end(&mut self, ok: bool) -> JobState {
+        self.ticket.end(ok);
+        JobState::Done
+    }
+
+    fn is_over(&self, now: Time) -> bool {
+        let stopped = self.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed));
+        let closed = self.ticket.shared.is_closed.load(Ordering::Relaxed);
+        let closing = self.ticket.io.host.closing.load(Ordering::Relaxed);
+        let stalled = now.nanos_since(self.moved) > STALL_NANOS;
+        sometimes!(stalled, "snapshot-transfer-stalled");
+        stopped || closed || closing || stalled
+    }
+
+    /// Lets go of what the receiver has.
+    fn take_acks(&mut self, now: Time) {
+        let (acked, words) = (self.answers.acked.load(Ordering::Acquire), self.answers.words.load(Ordering::Relaxed));
+        if words != self.words {
+            self.words = words;
+            self.moved = now;
+        }
+        // No more than was sent, whatever the receiver says.
+        let acked = acked.min(self.made);
+        if acked > self.acked {
+            self.acked = acked;
+            self.resend_at = now.plus_nanos(RESEND_NANOS);
+            while self.flying.front().is_some_and(|f| f.end <= acked) {
+                self.flying.pop_front();
+                self.given = self.given.saturating_sub(1);
+            }
+            self.underway.moved(acked);
+        }
+        // Nothing was heard for long: what is on the way may be lost. Where it is not, the receiver drops it.
+        if self.given > 0 && now >= self.resend_at {
+            self.given = 0;
+            self.resend_at = now.plus_nanos(RESEND_NANOS);
+        }
+    }
+
+    /// Gives the next chunk to the transport.
+    fn give(&mut self, now: Time) -> JobState {
+        let (io, next) = (&self.ticket.io, &self.flying[self.given]);
+        let bytes = next.parts.iter().map(Bytes::len).sum();
+        if !io.sends.pace.let_through(now, bytes) {
+            return JobState::Blocked;
+        }
+        match io.transport.send(self.ticket.host, Lane::Snapshot, &next.parts) {
+            Sent::Queued => {
+                if self.given == 0 {
+                    self.resend_at = now.plus_nanos(RESEND_NANOS);
+                }
+                self.given += 1;
+                JobState::Again
+            }
+            // Worth another try until the stall limit: the lane drains.
+            Sent::Full => JobState::Blocked,
+            // The connection broke, and with it what was on the way; another one is being made.
+            Sent::Unreachable => {
+                self.given = 0;
+                JobState::Blocked
+            }
+        }
+    }
+
+    fn next_piece(&mut self) -> Result<(Option<Piece>, u64), SnapshotError> {
+        match &mut self.source {
+            Source::Live(live) => Ok((live.next_chunk(SNAPSHOT_CHUNK_BYTES)?, 0)),
+            Source::File(file) => {
+                if file.is_none() {
+                    let SendTicket { io, shared, meta, .. } = &self.ticket;
+                    let opened = OutgoingSnapshot::open(&io.store, shared.group, shared.replica, meta.pos.index)?;
+                    *file = Some(Box::new(opened));
+                }
+                let file = file.as_mut().expect("just opened");
+                let total = file.key().total_bytes;
+                Ok((file.next_chunk(SNAPSHOT_CHUNK_BYTES)?, total))
+            }
+        }
+    }
+
+    fn make(&mut self) -> Result<(), SnapshotError> {
+        let (Some(piece), total) = self.next_piece()? else {
+            self.all_made = true;
+            return Ok(());
+        };
+        let SendTicket { shared, to, term, meta, .. } = &self.ticket;
+        let end = piece.offset + piece.data.len() as u64;
+        let frame = Chunk {
+            group: shared.group,
+            epoch: shared.epoch,
+            from: shared.replica,
+            to: *to,
+            term: *term,
+            meta: (piece.offset == 0).then(|| Box::new(meta.clone())),
+            stream_id: self.stream_id,
+            offset: piece.offset,
+            total,
+            data: piece.data,
+            last: piece.last,
+        };
+        self.all_made = piece.last;
+        self.made = end;
+        self.flying.push_back(Flying { end, parts: frame.encode().to_vec() });
+        Ok(())
+    }
+}
+
+impl Job for SendJob {
+    fn step(&mut self, _budget: usize) -> JobState {
+        let now = self.ticket.io.host.clock.now();
+        match self.answers.outcome.load(Ordering::Acquire) {
+            TAKEN => return self.end(true),
+            REFUSED => return self.end(false),
+            _ => {}
+        }
+        if self.is_over(now) {
+            return self.end(false);
+        }
+        self.take_acks(now);
+        if self.given < self.flying.len() {
+            return self.give(now);
+        }
+        if self.all_made || self.made - self.acked >= SNAPSHOT_WINDOW_BYTES {
+            return JobState::Blocked;
+        }
+        match self.make() {
+            Ok(()) => JobState::Again,
+            Err(error) => {
+                tracing::warn!(group = %self.ticket.shared.group, %error, "snapshot can't be read for sending");
+                self.end(false)
+            }
+        }
+    }
+}

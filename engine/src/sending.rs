@@ -1,0 +1,70 @@
+//! What a leader keeps of its log for followers that are being sent snapshots.
+//!
+//! Invariant: while a snapshot is on its way, and until its receiver has gone on from it, the entries after it stay in the
+//! log: else it would arrive to find that another one is needed. That ends when they are too much: the transfer is broken
+//! off then, and a newer snapshot is sent.
+
+use longboat_raft::{Core, Index, ReplicaId};
+
+/// Bytes of log that may gather behind a snapshot that is on its way.
+pub(crate) const KEPT_BYTES_MAX: u64 = 256 << 20;
+
+#[derive(Debug)]
+struct One {
+    to: ReplicaId,
+    index: Index,
+    /// Bytes that the log had taken in this life when the transfer began.
+    log_bytes: u64,
+    arrived: bool,
+}
+
+/// The snapshots on their way to a group's followers.
+#[derive(Debug, Default)]
+pub(crate) struct Sending {
+    list: Vec<One>,
+    /// Bytes that the log has taken in this life.
+    log_bytes: u64,
+}
+
+impl Sending {
+    /// The log has taken so many bytes.
+    pub(crate) fn logged(&mut self, bytes: u64) {
+        self.log_bytes += bytes;
+    }
+
+    /// A snapshot at `index` is on its way to a follower.
+    pub(crate) fn begins(&mut self, to: ReplicaId, index: Index) {
+        self.list.retain(|one| one.to != to);
+        self.list.push(One { to, index, log_bytes: self.log_bytes, arrived: false });
+    }
+
+    /// It arrived, or did not.
+    pub(crate) fn ended(&mut self, to: ReplicaId, ok: bool) {
+        self.list.retain(|one| one.to != to || ok);
+        self.list.iter_mut().filter(|one| one.to == to).for_each(|one| one.arrived = true);
+    }
+
+    /// Forgets those that need the log no more. Returns the followers whose transfers are to be broken off, because too much
+    /// has gathered behind them.
+    pub(crate) fn settle(&mut self, core: &Core) -> Vec<ReplicaId> {
+        let (now, mut late) = (self.log_bytes, Vec::new());
+        self.list.retain(|one| {
+            let Some(progress) = core.progress(one.to) else { return false };
+            let on = one.arrived && progress.matched() > one.index;
+            let too_much = now - one.log_bytes > KEPT_BYTES_MAX;
+            if too_much && !one.arrived {
+                late.push(one.to);
+            }
+            !on && !too_much
+        });
+        late
+    }
+
+    /// The index that the log must not be truncated beyond, if any.
+    pub(crate) fn floor(&self) -> Option<Index> {
+        if longboat_raft::plant::is("install-without-its-log") {
+            return None;
+        }
+        self.list.iter().map(|one| one.index).min()
+    }
+}
