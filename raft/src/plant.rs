@@ -88,6 +88,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("evicted-session-applied", "a retry in a session that was evicted is applied"),
     ("sessions-unbounded", "no session is evicted"),
     ("session-use-not-counted", "the session that was registered first is evicted, however often it is used"),
+    ("unknown-outcome-sent-again", "a client without a session sends a command again that may have been applied"),
     ("sessions-not-saved", "snapshots lack the table of sessions"),
     ("view-published-late", "clients learn of a result before lookups see its effect"),
     ("disk-entry-applied-twice", "an on-disk state machine is fed entries again that it has"),
@@ -128,6 +129,12 @@ pub const IN_WORLDS: &[&str] = &[
     "commit-old-term-by-counting",
     "aba-token",
     "apply-before-durable",
+    "session-retry-applied",
+    "evicted-session-applied",
+    "sessions-unbounded",
+    "session-use-not-counted",
+    "sessions-not-saved",
+    "unknown-outcome-sent-again",
 ];
 
 #[cfg(feature = "plant")]

@@ -5,7 +5,7 @@
 
 use crate::error::RequestError;
 use crate::session::SESSION_WINDOW;
-use longboat_raft::{SessionCall, SessionId};
+use longboat_raft::{SessionCall, SessionId, plant};
 use std::collections::BTreeSet;
 
 /// Milliseconds before the first retry; each later one waits twice as long.
@@ -120,7 +120,7 @@ impl Attempts {
     pub fn failed(&mut self, error: &RequestError) -> NextStep {
         self.failed += 1;
         self.may_have_applied |= error.may_have_applied();
-        let safe = self.in_session || !self.may_have_applied;
+        let safe = self.in_session || !self.may_have_applied || plant::is("unknown-outcome-sent-again");
         if safe && is_transient(error) {
             let doubled = BACKOFF_MS_MIN.checked_shl(self.failed.min(32) - 1).unwrap_or(BACKOFF_MS_MAX);
             return NextStep::Retry { after_ms: doubled.min(BACKOFF_MS_MAX) };

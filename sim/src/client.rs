@@ -1,7 +1,11 @@
 //! Clients of the simulated groups: they leave requests in the queues as the public API does, and learn the outcomes.
 
+mod in_session;
+
 use crate::machine::{Add, Ledger, Seen};
 use crate::oracle::Oracle;
+use crate::sessions::Sessions;
+use in_session::InSession;
 use longboat_engine::{Changed, GroupShared, SnapshotOptions, SnapshotOutcome, Transferred};
 use longboat_raft::{GroupId, HostId, Index, ProposeOptions, ReplicaId, Time};
 use longboat_rsm::{Pending, Reads, RequestError};
@@ -21,6 +25,7 @@ enum Request {
     Snapshot { pending: Pending<SnapshotOutcome> },
     Index { floor: u64, shared: Arc<GroupShared>, pending: Pending<Index> },
     Asked(Asked),
+    Session(InSession),
 }
 
 /// What an operator waits for.
@@ -105,6 +110,10 @@ pub struct Outcomes {
     pub transfers: u64,
     /// Replicas whose data was removed.
     pub buried: u64,
+    /// Sessions registered.
+    pub sessions: u64,
+    /// Attempts in sessions, or of commands that may be sent again, that were answered.
+    pub attempts: u64,
     /// Requests that were refused or timed out.
     pub errors: u64,
 }
@@ -133,13 +142,15 @@ pub struct Clients {
     probes_from: u64,
     progressed: BTreeSet<GroupId>,
     ended: Vec<Ended>,
+    /// The clients that work in sessions.
+    pub(crate) sessions: Sessions,
     /// Counts so far.
     pub outcomes: Outcomes,
 }
 
 impl Clients {
     /// Clients that have asked for nothing yet.
-    pub fn new(oracle: Arc<Oracle>) -> Self {
+    pub(crate) fn new(oracle: Arc<Oracle>, sessions: Sessions) -> Self {
         Self {
             oracle,
             waiting: BTreeMap::new(),
@@ -149,6 +160,7 @@ impl Clients {
             probes_from: u64::MAX,
             progressed: BTreeSet::new(),
             ended: Vec::new(),
+            sessions,
             outcomes: Outcomes::default(),
         }
     }
@@ -275,7 +287,11 @@ impl Clients {
 
     /// The host has lost its memory: nobody will ever answer what was asked there.
     pub fn forget(&mut self, host: HostId) {
-        self.waiting.retain(|_, w| w.host != host);
+        for (_, lost) in self.waiting.extract_if(.., |_, w| w.host == host).collect::<Vec<_>>() {
+            if let Request::Session(request) = &lost.request {
+                self.lost(lost.group, request);
+            }
+        }
     }
 
     fn look(&mut self, number: u64) {
@@ -284,6 +300,13 @@ impl Clients {
         let mut cx = Context::from_waker(&waker);
         if let Request::Asked(asked) = &mut waiting.request {
             let open = self.look_asked(waiting.host, waiting.group, asked, &mut cx);
+            if open {
+                self.waiting.insert(number, waiting);
+            }
+            return;
+        }
+        if let Request::Session(asked) = &mut waiting.request {
+            let open = self.look_in_session(waiting.group, asked, &mut cx);
             if open {
                 self.waiting.insert(number, waiting);
             }
@@ -335,7 +358,7 @@ impl Clients {
                     false
                 }
             },
-            Request::Asked(_) => unreachable!("looked at above"),
+            Request::Asked(_) | Request::Session(_) => unreachable!("looked at above"),
             Request::Snapshot { pending } => match Pin::new(pending).poll(&mut cx) {
                 Poll::Pending => true,
                 Poll::Ready(outcome) => {

@@ -8,7 +8,7 @@ use crate::oracle::Oracle;
 use bytes::{BufMut, BytesMut};
 use longboat_raft::{GroupId, HostId, Index, Run};
 use longboat_rsm::{
-    AnyCompletion, AnyReads, Codec, CodecError, DynMachine, MachineError, Payload, StateMachine, Typed,
+    AnyCompletion, AnyReads, Codec, CodecError, DynMachine, MachineError, OutputCodec, Payload, StateMachine, Typed,
 };
 use std::io;
 use std::sync::Arc;
@@ -104,6 +104,10 @@ impl StateMachine for Ledger {
         input.read_to_end(&mut ballast)?;
         let whole = ballast.len() == self.ballast && ballast.iter().all(|b| *b == self.chain as u8);
         if whole { Ok(()) } else { Err(MachineError::user("the snapshot's ballast is not what was saved")) }
+    }
+
+    fn session_results() -> Option<OutputCodec<u64>> {
+        Some(OutputCodec::new())
     }
 
     fn state_hash(&self) -> Option<u64> {

@@ -3,7 +3,7 @@
 //! Checked: one leader per term; log matching over durable entries; leader completeness; a leader commits by counting in
 //! its own term only; commits and applies rest on a durable quorum and on the own disk; equal state at equal index; nothing
 //! leaves a host before what it rests on is durable; stores recover what was durable; no acknowledged write is lost, none
-//! is applied twice, none that was refused is applied; the history of each group is linearizable.
+//! is applied twice, none that was refused is applied, and one that a session's client sent again has one answer; the history of each group is linearizable.
 //!
 //! The first violation is kept: what follows it is consequence.
 
@@ -11,6 +11,7 @@ use crate::client;
 use crate::hash::{Hash64, chain, entry_hash};
 use crate::machine::serial_of;
 use crate::members::{self, History};
+use crate::sessions::Table;
 use crate::shadow::{Change, Fold, Mark, Shadow};
 use bytes::Bytes;
 use longboat_engine::GroupShared;
@@ -56,6 +57,8 @@ struct Group {
     list: Vec<u64>,
     listed: HashSet<u64>,
     writes: HashMap<u64, Fate>,
+    /// What the log says of client sessions.
+    sessions: Table,
     /// The longest list that a completed operation has seen.
     floor: u64,
     leaders: BTreeMap<Term, ReplicaId>,
@@ -218,7 +221,7 @@ impl Group {
             let chain = chain(before, entry.term.0, hash);
             self.committed.push(Committed { term: entry.term, entry: hash, chain, state: None });
             match entry.kind {
-                EntryKind::Command => {
+                EntryKind::Command if self.sessions.applies(entry.index, entry.session) => {
                     let serial = serial_of(entry.payload).ok_or("a command without a serial number")?;
                     self.listed(serial, entry.term)?;
                 }

@@ -38,6 +38,8 @@ pub enum Reduction {
     CalmNetwork,
     /// Nobody changes members, moves leaders or stops replicas.
     NoOperations,
+    /// No clients in sessions.
+    NoSessions,
     /// Small writes and snapshots.
     Small,
     /// No reads.
@@ -62,6 +64,7 @@ impl fmt::Display for Reduction {
             Self::RequestMillis(n) => write!(f, "request-ms={n}"),
             Self::CalmNetwork => write!(f, "calm-network"),
             Self::NoOperations => write!(f, "no-operations"),
+            Self::NoSessions => write!(f, "no-sessions"),
             Self::Small => write!(f, "small"),
             Self::NoReads => write!(f, "no-reads"),
             Self::NoRequestedSnapshots => write!(f, "no-requested-snapshots"),
@@ -89,6 +92,7 @@ impl FromStr for Reduction {
             "request-ms" => Self::RequestMillis(number()?),
             "calm-network" => Self::CalmNetwork,
             "no-operations" => Self::NoOperations,
+            "no-sessions" => Self::NoSessions,
             "small" => Self::Small,
             "no-reads" => Self::NoReads,
             "no-requested-snapshots" => Self::NoRequestedSnapshots,
@@ -124,6 +128,7 @@ impl Reduction {
                     NetworkFaults { latency_nanos: 100_000, jitter_nanos: 200_000, ..NetworkFaults::default() };
             }
             Self::NoOperations => swarm.operations = Operations::default(),
+            Self::NoSessions => swarm.sessions = 0,
             Self::Small => (swarm.large, swarm.padding_max, swarm.ballast) = ((0, 0), 0, 0),
             Self::NoReads => (swarm.read_permille, swarm.operations.index_read_permille) = (0, 0),
             Self::NoRequestedSnapshots => swarm.snapshot_permille = 0,
@@ -165,6 +170,9 @@ fn candidates(swarm: &Swarm) -> Vec<Reduction> {
     }
     if swarm.operations.is_on() {
         all.push(Reduction::NoOperations);
+    }
+    if swarm.sessions > 0 {
+        all.push(Reduction::NoSessions);
     }
     all.extend((1..swarm.hosts).map(Reduction::Hosts));
     let mut kinds = swarm.faults.clone();

@@ -64,6 +64,10 @@ pub struct Totals {
     pub transfers: u64,
     /// Replicas whose data was removed.
     pub buried: u64,
+    /// Client sessions registered.
+    pub sessions: u64,
+    /// Attempts at commands that may be sent again, answered.
+    pub attempts: u64,
     /// Faults made, lost frames apart.
     pub faults: u64,
     /// Frames lost.
@@ -90,7 +94,9 @@ impl Totals {
             self.changes += o.changes;
             self.transfers += o.transfers;
             self.buried += o.buried;
-            o.writes + o.reads + o.index_reads + o.snapshots + o.changes + o.transfers
+            self.sessions += o.sessions;
+            self.attempts += o.attempts;
+            o.attempts + o.writes + o.reads + o.index_reads + o.snapshots + o.changes + o.transfers
         };
         self.faults += counts.faults;
         self.frames_lost += counts.frames_lost;
@@ -131,6 +137,8 @@ impl Totals {
             "changes": self.changes,
             "transfers": self.transfers,
             "buried": self.buried,
+            "sessions": self.sessions,
+            "attempts": self.attempts,
             "faults": self.faults,
             "frames_lost": self.frames_lost,
             "frames_doubled": self.frames_doubled,

@@ -110,6 +110,8 @@ pub struct Swarm {
     disk: SimDiskConfig,
     /// What operators do.
     pub operations: Operations,
+    /// The seed of the clients that work in sessions; 0 for none.
+    pub sessions: u64,
 }
 
 impl Swarm {
@@ -156,6 +158,7 @@ impl Swarm {
             disk: disk(rng),
             quiesce_after_nanos: heartbeat_interval_nanos * *rng.pick(&[0, 3, 10, 50]),
             operations: Operations::default(),
+            sessions: 0,
         };
         // Hosts that keep little for each of their groups also have little for all of them.
         if swarm.log_cache_bytes_max == 4 << 10 {

@@ -11,6 +11,7 @@ use crate::network::{Delivery, Network};
 use crate::operator::Desk;
 use crate::oracle::Oracle;
 use crate::rng::Rng;
+use crate::sessions::Sessions;
 use crate::swarm::Swarm;
 use crate::timeline;
 use longboat_engine::GroupShared;
@@ -30,6 +31,9 @@ const CONVERGE_NANOS: u64 = 45_000_000_000;
 const SILENCE_NANOS: u64 = 20_000_000_000;
 /// Time between the writes that look for progress, in nanoseconds.
 const PROBE_NANOS: u64 = 200_000_000;
+
+/// Makes another generator of a seed, for clients in sessions: worlds without them are as if there were none anywhere.
+const SESSIONS: u64 = 0x5E55_1075;
 
 /// Counts of one simulation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,6 +94,7 @@ impl World {
             // A generator of its own: worlds without operators are as if there were none anywhere.
             swarm.draw_operations(&mut Rng::new(!seed));
         }
+        swarm.sessions = seed.rotate_left(32) ^ SESSIONS;
         (rng, swarm)
     }
 
@@ -114,12 +119,13 @@ impl World {
         }
         let mut operators = rng.clone();
         let operated = swarm.operations.is_on();
+        let sessions = Sessions::draw(swarm.sessions, swarm.groups.iter().map(|g| g.0));
         let around = Surroundings { swarm: Arc::new(swarm), clock, network, oracle };
         let hosts = (1..=around.swarm.hosts).map(|id| SimHost::new(HostId(id), rng.next(), around.clone())).collect();
         let started = around.clock.now();
         let plan = FaultPlan::new(rng.fork(), &around.swarm, started);
         let mut world = Self {
-            clients: Clients::new(Arc::clone(&around.oracle)),
+            clients: Clients::new(Arc::clone(&around.oracle), sessions),
             around,
             hosts,
             plan,
@@ -461,8 +467,27 @@ impl World {
         }
     }
 
+    /// A client that works in a session does something, through some replica of its group.
+    fn session_request(&mut self, now: Time) {
+        let (at, act) = self.clients.sessions.next();
+        let group = self.clients.sessions.clients[at].group;
+        let hosts = self.hosts_of(group);
+        let swarm = &self.around.swarm;
+        let rng = &mut self.clients.sessions.rng;
+        let host = *rng.pick(&hosts);
+        let by = now.plus_nanos(swarm.timeout_nanos / 2 + rng.below(swarm.timeout_nanos));
+        let padding = rng.below(swarm.padding_max as u64 + 1) as usize;
+        if let Some(shared) = self.replica(host, group).filter(|s| !s.witness) {
+            self.clients.act(host, &shared, at, act, padding, by);
+        }
+    }
+
     /// A client asks some replica of some group for something.
     fn request(&mut self, now: Time) {
+        let sessions = &mut self.clients.sessions;
+        if sessions.permille > 0 && sessions.rng.chance(sessions.permille) {
+            return self.session_request(now);
+        }
         let swarm = Arc::clone(&self.around.swarm);
         let (group, _) = self.requests.pick(&swarm.groups);
         let hosts = self.hosts_of(*group);
