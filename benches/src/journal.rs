@@ -162,14 +162,14 @@ pub fn run<L: LogDb>(
     })
 }
 
-/// Runs the store's background jobs beside the writer. There is one at a time: the store gives no second before the first is done.
+/// Runs the store's background jobs beside the writer, each on a thread of its own: there are few at a time.
 #[derive(Debug, Default)]
-struct Settler(Option<JoinHandle<()>>);
+struct Settler(Vec<JoinHandle<()>>);
 
 impl Settler {
     fn start(&mut self, mut job: Box<dyn Job>) {
-        self.join();
-        self.0 = Some(thread::spawn(move || {
+        self.0.retain(|thread| !thread.is_finished());
+        self.0.push(thread::spawn(move || {
             loop {
                 match job.step(JOB_STEP_BYTES) {
                     JobState::Again => {}
@@ -180,9 +180,9 @@ impl Settler {
         }));
     }
 
-    /// Waits for the job under way: it holds the store's directory.
+    /// Waits for the jobs under way: they hold the store's directory.
     fn join(&mut self) {
-        if let Some(thread) = self.0.take() {
+        for thread in self.0.drain(..) {
             thread.join().expect("a job reports its failures to the store");
         }
     }

@@ -62,6 +62,12 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     fn will_read(&self) {}
     /// Writes all of `buf` at `offset`, into the page cache. Blocks.
     fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// Writes zeros, so that later writes there are over blocks that were written before. Little of it is left in memory
+    /// for the next sync of anybody, and it is durable after [`DiskFile::sync_data`]. Blocks.
+    fn write_zeros(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        self.write_all_at(&vec![0; len as usize], offset)?;
+        self.sync_data()
+    }
     /// Makes all data durable (`fdatasync`). Blocks.
     fn sync_data(&mut self) -> io::Result<()>;
     /// Starts to write `parts` one after the other at `offset` and then to sync the file's data. One at a time.

@@ -6,11 +6,11 @@
 //!
 //! Must not know: workers, transport, state machines, what a vote or an append means.
 
+mod ahead;
 mod archive;
 mod buffer;
 mod codec;
 mod config;
-mod fill;
 mod fold;
 mod format;
 mod frame;
@@ -204,6 +204,8 @@ pub struct LogStats {
     pub settled_entries: u64,
     /// Journal segments that wait to be used again.
     pub free_segments: u64,
+    /// Segments that were begun before anybody had written their blocks once: syncs take several times as long there.
+    pub unfilled_segments: u64,
     /// Segments that are settled and stay as they are, because much of what they hold is kept. Not in `segments`.
     pub archived_segments: u64,
     /// The bytes of their files.
@@ -230,8 +232,8 @@ pub trait LogDb: Send + 'static {
     /// The first failure, and the same one for ever after.
     fn poll(&mut self) -> Result<Progress, LogError>;
 
-    /// Housekeeping that the host should run on its pool (settling segments, say). `None` when there is nothing to do
-    /// or a job of this store is still running. Failures come out of [`LogDb::poll`].
+    /// Housekeeping that the host should run on its pool: settling segments, say, or making files ahead. There may be one
+    /// of each kind at a time. `None` when there is nothing to do but what still runs. Failures come out of [`LogDb::poll`].
     fn background_job(&mut self) -> Option<Box<dyn longboat_io::Job>>;
 
     /// Groups whose uncommitted tail, or unwritten commit index, keeps the oldest segment from being recycled. The host

@@ -43,19 +43,17 @@ impl SegmentFile {
         Ok(Self { path, capacity, filled_to: AtomicU64::new(0), file })
     }
 
-    /// Writes about `budget` bytes of zeros where nothing was written yet, and syncs them: what piles up in the page cache
-    /// would hold up the next sync of somebody else. For files without a use only.
+    /// Writes about `budget` bytes of zeros where nothing was written yet; the last ones are synced. For files without a
+    /// use only.
     pub(crate) fn fill(&mut self, budget: u64) -> io::Result<()> {
-        const ZEROS: &[u8] = &[0; 256 << 10];
-        let mut position = *self.filled_to.get_mut();
-        let until = position.saturating_add(budget.max(1)).min(self.capacity);
-        while position < until {
-            let bytes = (self.capacity - position).min(ZEROS.len() as u64);
-            self.file.write_all_at(&ZEROS[..bytes as usize], position)?;
-            position += bytes;
+        let position = *self.filled_to.get_mut();
+        let until = position.saturating_add(budget.max(BLOCK)).min(self.capacity) / BLOCK * BLOCK;
+        self.file.write_zeros(position, until - position)?;
+        if until == self.capacity {
+            // One commit of the file system for all of the file: what costs a sync into reserved blocks one each.
+            self.file.sync_data()?;
         }
-        self.file.sync_data()?;
-        *self.filled_to.get_mut() = position;
+        *self.filled_to.get_mut() = until;
         Ok(())
     }
 

@@ -131,8 +131,6 @@ impl Job for SettleJob {
         if self.shared.is_closed() {
             return JobState::Done;
         }
-        // The writer must always find a file, so that comes first.
-        self.shared.prepare_file();
         match self.try_step(budget) {
             Ok(state) => state,
             Err(Failed(why)) => {
@@ -145,10 +143,9 @@ impl Job for SettleJob {
 
 /// A pass over the oldest segments, if enough of them wait for one and no other is running.
 pub(crate) fn job(shared: &Arc<Shared>, last_seq: u64) -> Option<SettleJob> {
-    let prepare = shared.may_prepare() && shared.wants_file();
     let due = is_behind(shared) && !is_pinned(shared, last_seq);
     let upkeep = (due || shared.looks_until_upkeep.tick()) && Upkeep::is_due(shared);
-    if !(prepare || due || upkeep) || shared.job_running.swap(true, Ordering::AcqRel) {
+    if !(due || upkeep) || shared.job_running.swap(true, Ordering::AcqRel) {
         return None;
     }
     let phase = if upkeep {

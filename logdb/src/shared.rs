@@ -54,8 +54,8 @@ pub(crate) struct Shared {
     pub(crate) starved: AtomicBool,
     /// Looks to let pass before the next round of upkeep on its own.
     pub(crate) looks_until_upkeep: Countdown,
-    /// The last record when somebody last looked whether the host is idle.
-    pub(crate) looked_at: AtomicU64,
+    /// A job makes files ahead.
+    pub(crate) ahead_running: AtomicBool,
     pub(crate) closed: AtomicBool,
     pub(crate) pins: Mutex<Pins>,
     /// Held until the last handle is gone: a job that still runs must not meet another host.
@@ -67,9 +67,19 @@ pub(crate) struct Shared {
 pub(crate) struct Files {
     /// Not in use, oldest first.
     pub(crate) free: Vec<Arc<SegmentFile>>,
+    /// Being filled, and in no list meanwhile.
+    pub(crate) filling: usize,
     pub(crate) next_number: u64,
     /// The bytes of all, used and free, but not of those that are archived.
     pub(crate) bytes: u64,
+}
+
+/// Where in the list a file is that may be taken out and filled.
+fn unfilled(files: &mut Files) -> Option<usize> {
+    if files.free.len() < 2 {
+        return None;
+    }
+    files.free.iter_mut().position(|f| !f.is_filled() && Arc::get_mut(f).is_some())
 }
 
 /// Counts down from look to look.
@@ -108,7 +118,8 @@ impl Shared {
     pub(crate) fn take_file(&self, capacity: u64) -> io::Result<Arc<SegmentFile>> {
         let mut files = self.files.lock();
         let usable = |f: &mut Arc<SegmentFile>| f.capacity >= capacity && Arc::get_mut(f).is_some();
-        if let Some(at) = files.free.iter_mut().position(usable) {
+        let filled = files.free.iter_mut().position(|f| f.is_filled() && usable(f));
+        if let Some(at) = filled.or_else(|| files.free.iter_mut().position(usable)) {
             return Ok(files.free.remove(at));
         }
         let file = self.make_file(files, capacity.max(self.segment_bytes))?;
@@ -147,7 +158,8 @@ impl Shared {
     /// Beyond the bound too there is always one: the writer would make it itself otherwise.
     fn wants_one(&self, files: &Files) -> bool {
         let is_within = files.bytes + self.segment_bytes <= self.journal_bytes_max;
-        files.free.len() < if is_within { FREE_FILES_READY } else { 1 }
+        let wanted = if is_within { FREE_FILES_READY } else { 1 };
+        files.free.is_empty() || files.free.len() + files.filling < wanted
     }
 
     /// Counts a file and lets go of the list, then makes the file: nobody waits for the disk who only wants a free one.
@@ -168,20 +180,25 @@ impl Shared {
         self.files.lock().bytes -= capacity;
     }
 
+    /// Whether a free file's blocks were never written, and another one would stay in the list while they are.
+    pub(crate) fn has_unfilled(&self) -> bool {
+        unfilled(&mut self.files.lock()).is_some()
+    }
+
     /// A free file whose blocks were never written, out of the list; another one stays in it.
     pub(crate) fn take_unfilled(&self) -> Option<SegmentFile> {
         let mut files = self.files.lock();
-        if files.free.len() < 2 {
-            return None;
-        }
-        let at = files.free.iter_mut().position(|f| !f.is_filled() && Arc::get_mut(f).is_some())?;
+        let at = unfilled(&mut files)?;
         let file = files.free.remove(at);
+        files.filling += 1;
         Some(Arc::into_inner(file).expect("nobody else holds it, and the list is locked"))
     }
 
     /// Puts a file that was taken out back into the list.
     pub(crate) fn give_back(&self, file: SegmentFile) {
-        self.files.lock().free.push(Arc::new(file));
+        let mut files = self.files.lock();
+        files.filling -= 1;
+        files.free.push(Arc::new(file));
     }
 
     /// Takes back files whose segments are settled; removes what is beyond the bound.

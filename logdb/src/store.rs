@@ -12,7 +12,7 @@ use crate::segment::SegmentFile;
 use crate::shared::{Countdown, Files, Pins, Shared};
 use crate::writer::{Active, Place, Writer, open_active};
 use crate::{
-    KeyValue, LogDb, LogError, LogReader, LogStats, OpenError, Opened, Progress, Seq, SharedLogConfig, Update, fill,
+    KeyValue, LogDb, LogError, LogReader, LogStats, OpenError, Opened, Progress, Seq, SharedLogConfig, Update, ahead,
     settle,
 };
 use longboat_io::{DiskFile, DiskLock, Job, SharedDisk};
@@ -92,7 +92,7 @@ impl LogDb for SharedLog {
         if let Some(job) = settle::job(&self.shared, last_seq) {
             return Some(Box::new(job));
         }
-        fill::job(&self.shared, last_seq).map(|job| Box::new(job) as Box<dyn Job>)
+        ahead::job(&self.shared).map(|job| Box::new(job) as Box<dyn Job>)
     }
 
     fn pinned(&mut self) -> Vec<GroupId> {
@@ -137,6 +137,7 @@ impl LogDb for SharedLog {
             log_bytes: live + self.shared.row_bytes.load(Ordering::Relaxed) + archive.live_bytes,
             settled_entries: self.shared.settled_entries.load(Ordering::Relaxed),
             free_segments,
+            unfilled_segments: written.unfilled,
             archived_segments: archive.segments,
             archived_file_bytes: archive.file_bytes,
             pressure_percent: self.shared.pressure_percent(),
@@ -359,7 +360,7 @@ fn share(
         looks_until_prepare: Countdown::default(),
         starved: AtomicBool::new(false),
         looks_until_upkeep: Countdown::default(),
-        looked_at: AtomicU64::new(0),
+        ahead_running: AtomicBool::new(false),
         closed: AtomicBool::new(false),
         pins: Mutex::new(Pins::default()),
         _locks: locks,

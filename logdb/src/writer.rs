@@ -104,6 +104,8 @@ pub(crate) struct Figures {
     pub(crate) syncs: u64,
     pub(crate) bytes: u64,
     pub(crate) entries: u64,
+    /// Uses that began in files which were not filled.
+    pub(crate) unfilled: u64,
 }
 
 /// The writing side.
@@ -355,6 +357,7 @@ impl Writer {
     /// Draws a new use and writes its header block.
     fn start_segment(&mut self, capacity: u64) -> io::Result<()> {
         let file = self.shared.take_file(capacity)?;
+        self.written.unfilled += u64::from(!file.is_filled());
         self.use_number += 1;
         sometimes!(self.use_number > 8, "segment-file-recycled-often");
         let header = SegmentHeader {
