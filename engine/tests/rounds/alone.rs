@@ -1,0 +1,182 @@
+//! One host without any other, driven by hand.
+
+use longboat_engine::{
+    EngineConfig, GroupShared, Host, HostParts, Notifiers, ReplicaConfig, Start, StartError, StartSpec, Worker,
+};
+use longboat_io::{Clock, Job, JobState, RealDisk, SharedDisk, Spawner};
+use longboat_logdb::{GroupState, KeyValue, SharedLog, SharedLogConfig};
+use longboat_raft::{GroupId, HostId, Member, Membership, ReplicaId, StoreId, Time};
+use longboat_rsm::machine::WitnessMachine;
+use longboat_rsm::snapshot::SnapshotStore;
+use longboat_rsm::{Machine, Pending, RequestError};
+use longboat_transport::{FrameSink, Lane, Sent, Transport, TransportStats};
+use parking_lot::Mutex;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+pub const GROUP: GroupId = GroupId(1);
+const HOST: HostId = HostId(1);
+pub const MILLI: u64 = 1_000_000;
+/// Rounds after which a worker that still has more to do at once is taken to spin.
+const ROUNDS_MAX: usize = 50;
+
+#[derive(Debug)]
+pub struct TestClock(pub AtomicU64);
+
+impl Clock for TestClock {
+    fn now(&self) -> Time {
+        Time(self.0.load(Ordering::Relaxed))
+    }
+}
+
+#[derive(Default)]
+pub struct Jobs(Mutex<Vec<Box<dyn Job>>>);
+
+impl Spawner for Jobs {
+    fn spawn(&self, job: Box<dyn Job>) {
+        self.0.lock().push(job);
+    }
+}
+
+/// Reaches nobody.
+struct Nowhere;
+
+impl Transport for Nowhere {
+    fn send(&self, _to: HostId, _lane: Lane, _parts: &[bytes::Bytes]) -> Sent {
+        Sent::Unreachable
+    }
+    fn poll(&self, _sink: &mut dyn FrameSink) -> usize {
+        0
+    }
+    fn wait(&self, _timeout: Duration) {}
+    fn wake(&self) {}
+    fn stats(&self) -> TransportStats {
+        TransportStats::default()
+    }
+    fn close(&self) {}
+}
+
+/// A host with one group, and nobody else.
+pub struct Alone {
+    pub host: Host<SharedLog>,
+    pub clock: Arc<TestClock>,
+    jobs: Arc<Jobs>,
+    pub found: Vec<GroupState>,
+}
+
+impl Alone {
+    pub fn open(dir: &Path) -> Self {
+        let disk: SharedDisk = Arc::new(RealDisk);
+        let config = SharedLogConfig {
+            segment_bytes: 4 << 20,
+            journal_bytes_max: 64 << 20,
+            key_value: KeyValue::Memory,
+            ..SharedLogConfig::new(dir, HOST)
+        };
+        let log = SharedLog::open(Arc::clone(&disk), config).expect("opens");
+        let found = log.groups.clone();
+        let config = EngineConfig {
+            host: HOST,
+            step_workers: 1,
+            apply_workers: 1,
+            payload_bytes_max: 1 << 20,
+            chunk_entries_max: 16,
+            queue_entries_max: 256,
+            queue_bytes_max: 4 << 20,
+            queue_reads_max: 256,
+            snapshot_sends_max: 1,
+            snapshot_receives_max: 1,
+            snapshot_send_bytes_per_s: 0,
+            snapshot_receive_bytes_per_s: 0,
+            log_cache_bytes_max: 1 << 20,
+            log_memory_bytes_max: 1 << 30,
+            seed: 1,
+            incarnation: 1,
+            suspect_after_nanos: 0,
+        };
+        let (clock, jobs) = (Arc::new(TestClock(AtomicU64::new(1000 * MILLI))), Arc::new(Jobs::default()));
+        let notifiers = Notifiers::separate(&config);
+        let parts = HostParts {
+            config,
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            log,
+            snapshots: SnapshotStore::new(disk, dir.join("snapshots")),
+            spawner: Arc::clone(&jobs) as Arc<dyn Spawner>,
+            transport: Arc::new(Nowhere),
+        };
+        Self { host: Host::new(parts, &notifiers), clock, jobs, found }
+    }
+
+    /// Starts a replica without a state machine of any use.
+    pub fn start(&self, replica: u64, start: Start) -> Result<Arc<GroupShared>, StartError> {
+        let (machine, machine_type) = (Box::new(WitnessMachine), std::any::TypeId::of::<WitnessMachine>());
+        let spec = StartSpec { start, config: Self::config(replica), machine, machine_type };
+        Ok(self.host.starter.start(vec![spec])?.remove(0))
+    }
+
+    /// Starts replica 1 with this state machine.
+    pub fn start_machine<S: Machine>(&self, config: ReplicaConfig, start: Start, machine: S) -> Arc<GroupShared> {
+        let spec = StartSpec { start, config, machine: machine.into_dyn(), machine_type: std::any::TypeId::of::<S>() };
+        self.host.starter.start(vec![spec]).expect("starts").remove(0)
+    }
+
+    pub fn config(replica: u64) -> ReplicaConfig {
+        ReplicaConfig {
+            group: GROUP,
+            replica: ReplicaId(replica),
+            election_timeout_nanos: 100 * MILLI,
+            heartbeat_interval_nanos: 25 * MILLI,
+            snapshot_entries: 0,
+            compaction_overhead: 0,
+            pre_vote: true,
+            check_quorum: true,
+            quiesce_after_nanos: 0,
+            unapplied_bytes_max: 64 << 20,
+            preferred: None,
+            witness: false,
+            sessions_max: 16,
+        }
+    }
+
+    /// Rounds of the step worker until it has nothing to do at once. Returns how many.
+    pub fn step(&mut self) -> usize {
+        let now = self.clock.now();
+        let again = |_: &usize| self.host.steps[0].run_round(now).again;
+        let rounds = (1..=ROUNDS_MAX).take_while(again).count() + 1;
+        assert!(rounds <= ROUNDS_MAX, "the worker finds something to do in each of {ROUNDS_MAX} rounds");
+        rounds
+    }
+
+    pub fn write(&mut self) {
+        while self.host.writer.run_round(self.clock.now()).again {}
+    }
+
+    pub fn run_jobs(&self) {
+        let mut jobs = std::mem::take(&mut *self.jobs.0.lock());
+        while !jobs.is_empty() {
+            jobs.retain_mut(|job| job.step(1 << 20) != JobState::Done);
+        }
+    }
+
+    /// Lets this much time pass, in steps that are short enough for every timer.
+    pub fn pass(&mut self, millis: u64) {
+        for _ in 0..millis {
+            self.clock.0.fetch_add(MILLI, Ordering::Relaxed);
+            self.step();
+            self.write();
+            self.step();
+            self.host.applies[0].run_round(self.clock.now());
+        }
+    }
+}
+
+pub fn voters(count: u64) -> Start {
+    let member = |i| (ReplicaId(i), Member { host: HostId(i), store: StoreId::ZERO });
+    Start::Bootstrap(Box::new(Membership::from_voters((1..=count).map(member))))
+}
+
+pub fn outcome<T: std::fmt::Debug + Send + 'static>(pending: Pending<T>) -> Result<T, RequestError> {
+    pending.wait_timeout(Duration::ZERO).expect("resolved")
+}

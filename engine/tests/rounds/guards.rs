@@ -1,0 +1,217 @@
+//! For each guard of a snapshot's life, a scenario that fails when the guard is gone.
+
+use crate::alone::{Alone, GROUP, outcome, voters};
+use crate::list::List;
+use longboat_engine::{GroupShared, ReplicaConfig, SnapshotOptions, SnapshotOutcome, Start};
+use longboat_io::{RealDisk, SharedDisk};
+use longboat_raft::{Index, ProposeOptions, ReplicaId};
+use longboat_rsm::snapshot::verify_export;
+use longboat_rsm::{Pending, RequestError, SnapshotRefusal};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tempfile::TempDir;
+
+pub const GUARDS: &[(&str, fn())] = &[
+    ("snapshot-slot-not-checked", a_second_request_is_busy_while_one_waits),
+    ("witness-saves", a_witness_is_asked_for_no_snapshot),
+    ("unchanged-state-saved", a_request_without_anything_new_is_ignored),
+    ("failed-save-counts", a_request_after_a_failed_save_is_not_ignored),
+    ("export-ignored", an_export_yields_a_file_though_nothing_is_new),
+    ("export-recorded", an_export_leaves_record_and_log_alone),
+    ("overhead-wraps", a_log_shorter_than_what_is_kept_stays_whole),
+    ("compaction-index-not-checked", the_log_goes_no_further_than_its_snapshot),
+    ("abort-not-seen", an_aborted_save_leaves_nothing),
+];
+
+/// A host with a group of one voter, which leads.
+pub struct Led {
+    pub dir: TempDir,
+    pub alone: Alone,
+    pub shared: Arc<GroupShared>,
+    pub fails: Arc<AtomicBool>,
+}
+
+impl Led {
+    pub fn new(change: impl FnOnce(&mut ReplicaConfig)) -> Self {
+        let dir = TempDir::new().unwrap();
+        let mut alone = Alone::open(dir.path());
+        let mut config = Alone::config(1);
+        change(&mut config);
+        let fails = Arc::<AtomicBool>::default();
+        let shared = alone.start_machine(config, voters(1), List { fails: Arc::clone(&fails), ..List::default() });
+        alone.pass(300);
+        assert_eq!(shared.leader().map(|l| l.1), Some(ReplicaId(1)));
+        Self { dir, alone, shared, fails }
+    }
+
+    /// Proposes these values, one entry each, and waits until they are applied.
+    pub fn put(&mut self, values: std::ops::Range<u64>) {
+        let deadline = self.alone.clock.0.load(Ordering::Relaxed) + 1_000_000_000;
+        let values: Vec<u64> = values.collect();
+        let options = ProposeOptions::default();
+        self.shared.enqueue::<List>(values.into_iter(), options, longboat_raft::Time(deadline)).unwrap();
+        self.alone.pass(5);
+    }
+
+    pub fn ask(&self, options: SnapshotOptions) -> Result<Pending<SnapshotOutcome>, RequestError> {
+        self.shared.enqueue_snapshot(options, longboat_raft::Time(u64::MAX))
+    }
+
+    /// Lets rounds and jobs go on until all is done.
+    pub fn settle(&mut self) {
+        for _ in 0..5 {
+            self.alone.pass(2);
+            self.alone.run_jobs();
+        }
+        self.alone.pass(2);
+    }
+
+    /// What a request comes to.
+    pub fn snapshot(&mut self, options: SnapshotOptions) -> Result<SnapshotOutcome, RequestError> {
+        let pending = self.ask(options)?;
+        self.settle();
+        outcome(pending)
+    }
+
+    pub fn saved(&mut self) -> Index {
+        match self.snapshot(SnapshotOptions::default()) {
+            Ok(SnapshotOutcome::Saved { index }) => index,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn applied(&self) -> Index {
+        Index(self.shared.published.applied.load(Ordering::Relaxed))
+    }
+
+    /// The place before the first entry that is kept.
+    pub fn start(&self) -> Index {
+        Index(self.shared.published.start.load(Ordering::Relaxed))
+    }
+
+    /// The indexes of the snapshots that have files.
+    pub fn files(&self) -> Vec<Index> {
+        self.alone.host.snapshots.store().list(GROUP, ReplicaId(1)).unwrap()
+    }
+
+    /// Closes the host as a kill would, and opens it again with the same group.
+    pub fn restart(self, change: impl FnOnce(&mut ReplicaConfig)) -> Self {
+        let Self { dir, alone, shared, fails } = self;
+        drop((alone, shared));
+        let mut alone = Alone::open(dir.path());
+        let mut config = Alone::config(1);
+        change(&mut config);
+        let list = List { fails: Arc::clone(&fails), ..List::default() };
+        let shared = alone.start_machine(config, Start::Restart, list);
+        alone.pass(2);
+        alone.run_jobs();
+        alone.pass(300);
+        Self { dir, alone, shared, fails }
+    }
+}
+
+fn a_second_request_is_busy_while_one_waits() {
+    let mut led = Led::new(|_| {});
+    led.put(0..3);
+    let first = led.ask(SnapshotOptions::default()).unwrap();
+    assert_eq!(led.ask(SnapshotOptions::default()).map(drop), Err(RequestError::Busy));
+    led.settle();
+    assert!(matches!(outcome(first), Ok(SnapshotOutcome::Saved { .. })), "the first one is carried out");
+}
+
+fn a_witness_is_asked_for_no_snapshot() {
+    let dir = TempDir::new().unwrap();
+    let alone = Alone::open(dir.path());
+    let config = ReplicaConfig { witness: true, ..Alone::config(2) };
+    let shared = alone.start_machine(config, Start::Join, List::default());
+    let refused = shared.enqueue_snapshot(SnapshotOptions::default(), longboat_raft::Time(u64::MAX)).map(drop);
+    assert_eq!(refused, Err(RequestError::SnapshotRefused(SnapshotRefusal::Witness)));
+}
+
+fn a_request_without_anything_new_is_ignored() {
+    let mut led = Led::new(|_| {});
+    led.put(0..3);
+    led.saved();
+    assert_eq!(led.snapshot(SnapshotOptions::default()), Ok(SnapshotOutcome::Ignored));
+    led.put(3..4);
+    led.saved();
+}
+
+fn a_request_after_a_failed_save_is_not_ignored() {
+    let mut led = Led::new(|_| {});
+    led.put(0..3);
+    led.fails.store(true, Ordering::Relaxed);
+    let failed = led.snapshot(SnapshotOptions::default());
+    assert!(matches!(&failed, Err(RequestError::Snapshot(text)) if text.contains("told to fail")), "{failed:?}");
+    assert!(led.saved() >= Index(3));
+}
+
+fn an_export_yields_a_file_though_nothing_is_new() {
+    let mut led = Led::new(|_| {});
+    led.put(0..3);
+    let index = led.saved();
+    let target = TempDir::new().unwrap();
+    match led.snapshot(SnapshotOptions::export_to(target.path())) {
+        Ok(SnapshotOutcome::Exported { index: of, dir }) => {
+            let disk: SharedDisk = Arc::new(RealDisk);
+            assert_eq!((of, verify_export(&disk, &dir).unwrap().meta.pos.index), (index, index));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn an_export_leaves_record_and_log_alone() {
+    let mut led = Led::new(|_| {});
+    led.put(0..3);
+    let target = TempDir::new().unwrap();
+    let exported = led.snapshot(SnapshotOptions::export_to(target.path()));
+    assert!(matches!(exported, Ok(SnapshotOutcome::Exported { .. })), "{exported:?}");
+    assert_eq!((led.start(), led.files()), (Index::ZERO, Vec::new()));
+    let index = led.saved();
+    assert_eq!((led.start(), led.files()), (index, vec![index]), "an own one has something new to save all the same");
+}
+
+fn a_log_shorter_than_what_is_kept_stays_whole() {
+    let mut led = Led::new(|config| config.compaction_overhead = 100);
+    led.put(0..3);
+    led.saved();
+    assert_eq!(led.start(), Index::ZERO);
+    led.put(3..200);
+    let index = led.saved();
+    assert_eq!(led.start(), Index(index.0 - 100));
+}
+
+fn the_log_goes_no_further_than_its_snapshot() {
+    let mut led = Led::new(|config| config.compaction_overhead = 100);
+    led.put(0..10);
+    let (asked, index) = (Index(1000), led.applied());
+    let refused = Err(RequestError::SnapshotRefused(SnapshotRefusal::CompactionIndex { asked, index }));
+    assert_eq!(led.snapshot(SnapshotOptions::default().with_compaction_index(asked)), refused);
+    let taken = led.snapshot(SnapshotOptions::default().with_compaction_index(Index(5)));
+    assert_eq!((taken, led.start()), (Ok(SnapshotOutcome::Saved { index }), Index(5)));
+    led.put(10..12);
+    let index = led.applied();
+    let taken = led.snapshot(SnapshotOptions::default().with_compaction_overhead(1));
+    assert_eq!((taken, led.start()), (Ok(SnapshotOutcome::Saved { index }), Index(index.0 - 1)));
+}
+
+fn an_aborted_save_leaves_nothing() {
+    let mut led = Led::new(|_| {});
+    led.put(0..3);
+    // In the queue, with the apply worker, and in the pool.
+    for rounds in [0, 1, 2] {
+        let pending = led.ask(SnapshotOptions::default()).unwrap();
+        if rounds > 0 {
+            led.alone.step();
+        }
+        if rounds > 1 {
+            led.alone.pass(2);
+        }
+        assert!(led.shared.abort_snapshots());
+        led.settle();
+        assert_eq!(outcome(pending), Err(RequestError::SnapshotAborted), "after {rounds} rounds");
+        assert_eq!((led.start(), led.files()), (Index::ZERO, Vec::new()));
+    }
+    assert!(!led.shared.abort_snapshots(), "none is left");
+    led.saved();
+}
