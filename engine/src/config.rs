@@ -75,6 +75,10 @@ pub struct ReplicaConfig {
     pub snapshot_entries: u64,
     /// Entries that are kept behind a snapshot, so that slow followers need no install.
     pub compaction_overhead: u64,
+    /// The log goes behind each snapshot by itself; else only when that is asked for.
+    pub auto_compaction: bool,
+    /// Snapshots that are kept, at least one. The log reaches back to the oldest of them.
+    pub snapshots_kept: u32,
     /// Ask for votes before campaigning (thesis section 9.6).
     pub pre_vote: bool,
     /// A leader that hears from no quorum steps down.

@@ -6,6 +6,7 @@
 
 use crate::apply::{ApplyItem, ApplyTask};
 use crate::events::{HostEvent, ReplicaEvent};
+use crate::log_access::LogRequest;
 use crate::remove::DeleteJob;
 use crate::replica::Replica;
 use crate::shared::{GroupShared, SlotRef};
@@ -25,6 +26,10 @@ pub(crate) enum Late {
     Saved(Box<SaveOutcome>),
     /// The store wants to let go of the segment that holds this group's newest words.
     Reseal,
+    /// Something was asked of the log.
+    Log(Box<LogRequest>),
+    /// Log that was held may go.
+    Truncate,
 }
 
 impl StepWorker {
@@ -43,6 +48,8 @@ impl StepWorker {
                 Late::Request(request) => w.queue_snapshot(at.slot, request),
                 Late::Saved(outcome) => w.snapshot_saved(at, *outcome),
                 Late::Reseal => w.reseal(at.slot),
+                Late::Log(request) => w.log_request(at, *request),
+                Late::Truncate => w.truncate_wanted(at),
             });
         }
     }

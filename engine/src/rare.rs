@@ -177,6 +177,7 @@ impl Replica {
                 state.changes.push(Change { change, stance: Stance::Waiting { again: now }, reply });
             }
             Rare::Replace(what, reply) => state.replaces.push(Replace::new(what, now, reply)),
+            Rare::Log(_) => unreachable!("the worker takes what concerns the log alone"),
             Rare::Prefer(replica, mut reply) => {
                 self.core.set_preferred(replica);
                 reply.resolve(Ok(()));

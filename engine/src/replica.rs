@@ -7,6 +7,7 @@ use crate::apply::ApplyItem;
 use crate::config::ReplicaConfig;
 use crate::events::ReplicaEvent;
 use crate::liveness::index::Silence;
+use crate::log_access::LogUse;
 use crate::queue::{Chunk, Inbox, ReadChunk};
 use crate::rare::{RareState, Refusal, forward_refusal_of, refusal_of};
 use crate::sending::Sending;
@@ -98,6 +99,12 @@ pub struct Replica {
     pub(crate) exporting: bool,
     /// A request that waits until they have ended.
     pub(crate) next_save: Option<SnapshotRequest>,
+    /// Through where the log goes with truncations that are durable or on their way.
+    pub(crate) truncating: Index,
+    /// Who reads the log.
+    pub(crate) log_use: Option<Box<LogUse>>,
+    /// Snapshots older than the newest one that are kept, ascending.
+    pub(crate) older: Vec<Index>,
     /// Through which snapshot the state machine has recovered, or which one it wrote itself.
     pub recovered: Index,
     /// The newest snapshot whose record is durable.
@@ -159,6 +166,9 @@ impl Replica {
             saves: 0,
             exporting: false,
             next_save: None,
+            truncating: Index::ZERO,
+            log_use: None,
+            older: Vec::new(),
             recovered: Index::ZERO,
             recorded: Index::ZERO,
             starved: false,
@@ -238,7 +248,8 @@ impl Replica {
         let reads = reads.chain(self.confirmed.iter().map(|r| r.1.deadlines.earliest())).min().unwrap_or(NEVER);
         let parked = self.parked.iter().map(|c| c.deadlines.earliest()).fold(self.queued_until, Time::min);
         let snapshots = self.snapshot_timeouts.iter().map(|t| t.deadline).min().unwrap_or(NEVER);
-        let parked = parked.min(snapshots).min(self.waits.deadline()).min(self.rare_deadline());
+        let parked =
+            parked.min(self.log_use_deadline()).min(snapshots).min(self.waits.deadline()).min(self.rare_deadline());
         self.core.deadline().min(self.tracker.deadline()).min(reads).min(parked).min(self.ask_again)
     }
 
@@ -360,6 +371,9 @@ impl Replica {
         }
         if self.ask_again <= now {
             self.ask_reads(now);
+        }
+        if self.expire_pins(now) {
+            self.shared.ready(reason::TRUNCATE);
         }
         if self.rare_deadline() <= now {
             self.rare_drive(now);

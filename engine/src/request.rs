@@ -3,6 +3,7 @@
 //! They go to the replica's worker as commands and not through the group's queue, so that a proposal pays nothing for them.
 //! Invariant: a [`Reply`] is resolved once: by who carries the request out, or, when nobody can any more, by being dropped.
 
+use crate::log_access::LogRequest;
 use longboat_raft::{ConfigChange, Index, Member, Membership, ReplicaId, Term, Time};
 use longboat_rsm::{Completion, Pending, RequestError, Stage};
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub enum Rare {
     Replace(Replacement, Reply<Changed>),
     /// Who is to lead when it can.
     Prefer(Option<ReplicaId>, Reply<()>),
+    /// Something about the log.
+    Log(LogRequest),
 }
 
 /// Which replica takes the place of which.

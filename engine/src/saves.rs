@@ -54,18 +54,20 @@ impl Replica {
     }
 
     /// The place through which the log goes behind a snapshot at `index`.
-    fn compaction_point(&self, index: Index, options: &SnapshotOptions) -> Option<LogPos> {
+    fn compaction_point(&mut self, index: Index, options: &SnapshotOptions) -> Option<LogPos> {
         let overhead = options.compaction_overhead.unwrap_or(self.config.compaction_overhead);
-        let to = match options.compaction_index {
+        let wanted = match options.compaction_index {
             Some(asked) => asked.min(index),
+            None if !self.config.auto_compaction && options.compaction_overhead.is_none() => return None,
             None if plant::is("overhead-wraps") && overhead >= index.0 => index,
             // A log that is no longer than what is kept stays whole.
             None => Index(index.0.checked_sub(overhead)?),
         };
-        let to = to.min(self.sending.floor().unwrap_or(to));
-        if to <= self.core.start().index {
+        let to = self.unheld(wanted);
+        if to <= self.core.start().index.max(self.truncating) {
             return None;
         }
+        self.truncating = to;
         self.core.term_at(to).map(|term| LogPos::new(term, to))
     }
 }

@@ -33,6 +33,8 @@ pub mod reason {
     pub const RESEAL: u32 = 4;
     /// The state machine failed: the replica must stop.
     pub const MACHINE_FAILED: u32 = 8;
+    /// Nobody holds log any more that was to go.
+    pub const TRUNCATE: u32 = 16;
 }
 
 /// A place in a worker's table of replicas. Slots are used again under a new generation.

@@ -14,8 +14,10 @@ pub use request::{
 
 use crate::apply::{ApplyItem, MachineJob};
 use crate::events::ReplicaEvent;
+use crate::log_access::Compacted;
 use crate::remove::Removal;
 use crate::replica::Replica;
+use crate::request::Reply;
 use crate::send::{SendTicket, Sends};
 use crate::shared::{Command, GroupShared, HostShared, reason};
 use crate::stream::Receives;
@@ -44,6 +46,13 @@ pub enum AfterDurable {
         compact_to: Option<LogPos>,
         /// Who asked.
         request: SnapshotRequest,
+    },
+    /// A truncation of its own.
+    Truncated {
+        /// Through where the log was truncated.
+        compact_to: Option<LogPos>,
+        /// Who asked.
+        reply: Option<Reply<Compacted>>,
     },
     /// A leader's snapshot.
     Installed {
@@ -98,7 +107,7 @@ pub struct SnapshotIo {
     pub(crate) store: SnapshotStore,
     pub(crate) spawner: Arc<dyn Spawner>,
     pub(crate) transport: Arc<dyn Transport>,
-    reader: Arc<dyn LogReader>,
+    pub(crate) reader: Arc<dyn LogReader>,
     pub(crate) sends: Sends,
     pub(crate) receives: Receives,
     /// Sizes of received files whose record is not made yet.
@@ -230,16 +239,17 @@ impl SnapshotIo {
     /// A record is durable (step 5): the core lets go of the truncated log, older files go, the request completes.
     pub fn after_durable(&self, replica: &mut Replica, after: AfterDurable) {
         let (group, id) = (replica.config.group, replica.config.replica);
-        let published = &replica.shared.published;
         match after {
+            AfterDurable::Truncated { compact_to, reply } => {
+                self.truncated(replica, compact_to, reply);
+                replica.publish();
+            }
             AfterDurable::Saved { meta, compact_to, request } => {
                 let index = meta.pos.index;
                 if let Some(to) = compact_to {
-                    let before = replica.core.start().index;
-                    replica.core.compact(to.index);
-                    let after = replica.core.start().index;
-                    published.counters.truncated.fetch_add(after.0.saturating_sub(before.0), Ordering::Relaxed);
+                    self.let_go(replica, to.index);
                 }
+                let published = &replica.shared.published;
                 published.counters.saved.fetch_add(1, Ordering::Relaxed);
                 published.snapshot.fetch_max(index.0, Ordering::Relaxed);
                 tracing::debug!(%group, replica = %id, %index, "snapshot saved");
@@ -253,6 +263,7 @@ impl SnapshotIo {
             }
             AfterDurable::Installed { meta, .. } => {
                 let index = meta.pos.index;
+                let published = &replica.shared.published;
                 published.counters.installed.fetch_add(1, Ordering::Relaxed);
                 published.snapshot.fetch_max(index.0, Ordering::Relaxed);
                 let shared = &replica.shared;
@@ -267,6 +278,16 @@ impl SnapshotIo {
             }
             AfterDurable::Stopped(_) | AfterDurable::Buried(..) => unreachable!("these concern no running replica"),
         }
+    }
+
+    /// The core lets go of log whose truncation is durable.
+    pub(crate) fn let_go(&self, replica: &mut Replica, to: Index) {
+        let before = replica.core.start().index;
+        replica.core.compact(to);
+        let after = replica.core.start().index;
+        let gone = after.0.saturating_sub(before.0);
+        replica.shared.published.counters.truncated.fetch_add(gone, Ordering::Relaxed);
+        tracing::debug!(group = %replica.config.group, replica = %replica.config.replica, index = %after, gone, "log truncated");
     }
 
     /// Removes the snapshots that a newer one has replaced: its record is durable, and the state machine needs no older one

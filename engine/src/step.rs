@@ -18,6 +18,7 @@ use crate::memory::Holders;
 use crate::outbox::Outbox;
 use crate::remove::Removal;
 use crate::replica::Replica;
+use crate::request::Rare;
 use crate::shared::{Command, GroupShared, HostShared, InFrame, SlotRef, WorkerInbox, reason};
 use crate::snapshot::{AfterDurable, SnapshotIo, SnapshotRequest};
 use crate::wheel::TimingWheel;
@@ -205,7 +206,10 @@ impl StepWorker {
                 Command::RemoveData(group, reply) => self.remove_data(group, reply),
                 Command::Request(shared, rare) => {
                     shared.rare_waiting.fetch_sub(1, Ordering::Relaxed);
-                    self.with(&shared, |w, slot| w.replica(slot).rare_request(now, rare));
+                    self.with(&shared, |w, slot| match rare {
+                        Rare::Log(request) => w.log_later(slot, request),
+                        rare => w.replica(slot).rare_request(now, rare),
+                    });
                 }
                 Command::SnapshotSaved(shared, outcome) => {
                     self.with(&shared, |w, slot| {
@@ -423,6 +427,9 @@ impl StepWorker {
         }
         if reasons & reason::RESEAL != 0 {
             self.late.push((at, Late::Reseal));
+        }
+        if reasons & reason::TRUNCATE != 0 {
+            self.late.push((at, Late::Truncate));
         }
         self.activate(at.slot);
     }

@@ -258,6 +258,12 @@ pub trait LogDb: Send + 'static {
 pub trait LogReader: Send + Sync + 'static {
     /// Contiguous runs that start exactly at `lo` and end at or before `hi`, of about `bytes_max` bytes but at least one entry.
     fn entries(&self, group: GroupId, lo: Index, hi: Index, bytes_max: usize) -> Result<Vec<Run>, ReadError>;
+
+    /// Frees the space of what a durable truncation left of a group's log beyond the journal's segments, which go in turn.
+    /// False when other housekeeping is in the way: ask again a little later.
+    fn reclaim(&self, _group: GroupId) -> Result<bool, ReadError> {
+        Ok(true)
+    }
 }
 
 /// A store just opened: its identity and all that it knows.

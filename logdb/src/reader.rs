@@ -10,6 +10,7 @@ use crate::index::{Place, Span};
 use crate::kv::{Reference, Table, log_key, take_log_key, take_log_row};
 use crate::segment::Segment;
 use crate::shared::Shared;
+use crate::upkeep;
 use crate::{LogReader, ReadError};
 use longboat_raft::{GroupId, Index, Run};
 use std::sync::Arc;
@@ -52,6 +53,10 @@ impl LogReader for SharedReader {
             }
         }
         Ok(out.runs)
+    }
+
+    fn reclaim(&self, group: GroupId) -> Result<bool, ReadError> {
+        upkeep::reclaim(&self.shared, group).map_err(|e| ReadError::Failed(e.to_string()))
     }
 }
 

@@ -46,6 +46,12 @@ const LOOKS_UNTIL_UPKEEP: u32 = 16;
 #[derive(Debug)]
 pub(crate) struct Failed(String);
 
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl From<KvError> for Failed {
     fn from(e: KvError) -> Self {
         Self(e.0)

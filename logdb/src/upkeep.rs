@@ -5,6 +5,7 @@
 //! that record is settled: a replay comes past it in any case, and nobody asks for what is before it. Each batch
 //! leaves the key-value store consistent, so a crash between two of them loses nothing and leaves nothing behind.
 
+use crate::LogError;
 use crate::archive::{Changes, free_dead};
 use crate::codec::{Rows, group_row};
 use crate::format::{FOOTER_ITEM_BYTES, FooterGroup, FrameAt};
@@ -17,6 +18,7 @@ use crate::shared::Shared;
 use bytes::Bytes;
 use longboat_raft::{GroupId, Index, plant};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Groups whose rows are looked at in one batch.
 const GROUPS_PER_BATCH: usize = 64;
@@ -123,7 +125,12 @@ impl Upkeep {
     /// Deletes rows of some groups that lost entries. Whether there were any.
     fn dead_rows(&mut self, shared: &Shared) -> Result<bool, Failed> {
         let groups = shared.index.write().take_dead_rows(GROUPS_PER_BATCH);
-        for id in &groups {
+        self.dead_rows_of(shared, &groups)?;
+        Ok(!groups.is_empty())
+    }
+
+    fn dead_rows_of(&mut self, shared: &Shared, groups: &[GroupId]) -> Result<(), Failed> {
+        for id in groups {
             let mut folded = load(shared, *id)?;
             let before = folded.rows;
             let kept_after = match shared.index.read().group(*id) {
@@ -140,7 +147,7 @@ impl Upkeep {
         if !groups.is_empty() {
             self.changes.write(shared)?;
         }
-        Ok(!groups.is_empty())
+        Ok(())
     }
 
     /// Turns the next entries of one group, if the segment still has any that are kept, into a row. In one batch the row
@@ -188,6 +195,20 @@ impl Upkeep {
         self.changes.write(shared)?;
         Ok(Moved::Some { bytes: bytes.max(1), next: part.next })
     }
+}
+
+/// Deletes what is not needed any more of one group. False while a job is running: there is one at a time.
+pub(crate) fn reclaim(shared: &Shared, group: GroupId) -> Result<bool, Failed> {
+    if shared.is_closed() || shared.job_running.swap(true, Ordering::AcqRel) {
+        return Ok(false);
+    }
+    let done = Upkeep::new().dead_rows_of(shared, &[group]).and_then(|()| Ok(free_dead(shared)?));
+    shared.job_running.store(false, Ordering::Release);
+    // What a batch may have left half done is for nobody to go on from.
+    if let Err(failed) = &done {
+        shared.fail(LogError::KeyValue(failed.to_string()));
+    }
+    done.map(|()| true)
 }
 
 enum Moved {

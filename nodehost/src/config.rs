@@ -216,6 +216,11 @@ pub struct GroupConfig {
     pub snapshot_entries: u64,
     /// Entries that are kept in the log behind a snapshot, so that slow followers need no install.
     pub compaction_overhead: u64,
+    /// Snapshots let the log go only on request: with [`crate::Replica::request_compaction`], or by what one request for a
+    /// snapshot says.
+    pub disable_auto_compaction: bool,
+    /// Snapshots that are kept, so that a damaged one can be done without. The log reaches back to the oldest of them.
+    pub snapshots_kept: u32,
     /// Ask whether votes would be given before campaigning (thesis section 9.6), so that a replica that was cut off does not disturb its group.
     pub pre_vote: bool,
     /// A leader that does not hear from a quorum steps down (thesis section 6.2).
@@ -240,6 +245,8 @@ impl Default for GroupConfig {
             unapplied_bytes_max: 64 << 20,
             snapshot_entries: 0,
             compaction_overhead: 1_000,
+            disable_auto_compaction: false,
+            snapshots_kept: 1,
             pre_vote: true,
             check_quorum: true,
             quiesce_after_ms: 5_000,
@@ -258,6 +265,7 @@ impl GroupConfig {
         check(!self.group.is_zero(), "group", 0, "must not be zero")?;
         check(!self.replica.is_zero(), "replica", 0, "must not be zero")?;
         within("unapplied_bytes_max", self.unapplied_bytes_max as u64, 1 << 16, 1 << 40)?;
+        within("snapshots_kept", self.snapshots_kept.into(), 1, 64)?;
         within("heartbeat_interval_ms", self.heartbeat_interval_ms, 1, 60_000)?;
         let above = format!("must be above heartbeat_interval_ms, {}", self.heartbeat_interval_ms);
         check(
@@ -285,6 +293,8 @@ impl GroupConfig {
             unapplied_bytes_max: self.unapplied_bytes_max,
             snapshot_entries: self.snapshot_entries,
             compaction_overhead: self.compaction_overhead,
+            auto_compaction: !self.disable_auto_compaction,
+            snapshots_kept: self.snapshots_kept,
             pre_vote: self.pre_vote,
             check_quorum: self.check_quorum,
             quiesce_after_nanos: self.quiesce_after_ms * 1_000_000,

@@ -5,6 +5,7 @@ mod events;
 mod group;
 mod host;
 mod ids_serde;
+mod log;
 mod members;
 mod replica;
 mod retrying;
@@ -15,12 +16,13 @@ pub use events::{LeaderChange, Listeners, MembershipChange, RaftEventListener, S
 pub use group::Group;
 pub use host::{HostInfo, NodeHost, OpenError, ReplicaSpec};
 pub use longboat_engine::{
-    Changed, CloseError, HostEvent, ReplicaEvent, SnapshotOptions, SnapshotOutcome, StartError, Transferred,
+    Changed, CloseError, Compacted, EntryLimits, HostEvent, LogEntries, LogEntry, LogHold, LogInfo, LogPin,
+    ReplicaEvent, SnapshotOptions, SnapshotOutcome, StartError, Transferred,
 };
 pub use longboat_logdb::LogStats;
 pub use longboat_raft::{
-    ChangeError, GroupEpoch, GroupId, HostId, Index, Membership, ProposeOptions, ReplicaId, ReplicaKind, SessionId,
-    StoreId, Term,
+    ChangeError, EntryKind, GroupEpoch, GroupId, HostId, Index, Membership, ProposeOptions, ReplicaId, ReplicaKind,
+    SessionId, StoreId, Term,
 };
 pub use longboat_rsm::retry::{ClientSession, Series};
 pub use longboat_rsm::{

@@ -113,6 +113,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("export-recorded", "an export is recorded as the group's own snapshot, and the log goes"),
     ("overhead-wraps", "a log that is shorter than what is to be kept is truncated"),
     ("compaction-index-not-checked", "a request may let the log go past its snapshot"),
+    ("pin-ignored", "log goes that a reader has pinned"),
     ("abort-not-seen", "a save goes on although it was aborted"),
     ("export-directory-made", "an export makes the directory that it is given"),
     ("export-metadata-not-compared", "an export is taken for good with another one's metadata"),

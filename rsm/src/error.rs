@@ -15,6 +15,8 @@ pub enum Stage {
     Quorum,
     /// Waiting for the state machine.
     Apply,
+    /// Waiting for the disk.
+    Disk,
 }
 
 impl std::fmt::Display for Stage {
@@ -24,6 +26,7 @@ impl std::fmt::Display for Stage {
             Self::NoLeader => "waiting for a leader",
             Self::Quorum => "waiting for a quorum",
             Self::Apply => "waiting for the state machine",
+            Self::Disk => "waiting for the disk",
         })
     }
 }
@@ -224,6 +227,25 @@ pub enum RequestError {
     /// The command was applied by an earlier attempt, and its kept result can't be decoded.
     #[error("the command was applied before, its kept result can't be read: {0}")]
     ResultUnreadable(String),
+    /// The log does not have what was asked for.
+    #[error("the log has entries from {first} through {last} here")]
+    LogRange {
+        /// The first entry that it has.
+        first: Index,
+        /// The last committed one.
+        last: Index,
+    },
+    /// Entries of the log can't be read, or their space can't be freed.
+    #[error("log of group {group}: {reason}")]
+    LogUnreadable {
+        /// The group.
+        group: GroupId,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The lease of a log pin has ended: what it held may be gone.
+    #[error("the lease of the log pin has ended")]
+    PinExpired,
     /// A snapshot request failed.
     #[error("snapshot failed: {0}")]
     Snapshot(String),

@@ -250,6 +250,8 @@ impl Swarm {
             unapplied_bytes_max: 64 << 20,
             snapshot_entries: self.snapshot_entries,
             compaction_overhead: self.compaction_overhead,
+            auto_compaction: true,
+            snapshots_kept: 1,
             pre_vote: self.pre_vote,
             check_quorum: self.check_quorum,
             quiesce_after_nanos: self.quiesce_after_nanos,

@@ -130,6 +130,8 @@ impl Alone {
             heartbeat_interval_nanos: 25 * MILLI,
             snapshot_entries: 0,
             compaction_overhead: 0,
+            auto_compaction: true,
+            snapshots_kept: 1,
             pre_vote: true,
             check_quorum: true,
             quiesce_after_nanos: 0,

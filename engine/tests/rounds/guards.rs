@@ -1,9 +1,12 @@
 //! For each guard of a snapshot's life, a scenario that fails when the guard is gone.
 
-use crate::alone::{Alone, GROUP, outcome, voters};
+use crate::alone::{Alone, GROUP, MILLI, outcome, voters};
 use crate::list::List;
-use longboat_engine::{GroupShared, ReplicaConfig, SnapshotOptions, SnapshotOutcome, Start};
-use longboat_io::{RealDisk, SharedDisk};
+use longboat_engine::{
+    EntryLimits, GroupShared, LogHold, LogPin, LogRequest, Rare, ReplicaConfig, Reply, SnapshotOptions,
+    SnapshotOutcome, Start,
+};
+use longboat_io::{Clock, RealDisk, SharedDisk};
 use longboat_raft::{Index, ProposeOptions, ReplicaId};
 use longboat_rsm::snapshot::verify_export;
 use longboat_rsm::{Pending, RequestError, SnapshotRefusal};
@@ -20,6 +23,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("export-recorded", an_export_leaves_record_and_log_alone),
     ("overhead-wraps", a_log_shorter_than_what_is_kept_stays_whole),
     ("compaction-index-not-checked", the_log_goes_no_further_than_its_snapshot),
+    ("pin-ignored", pinned_log_stays_until_its_lease_ends),
     ("abort-not-seen", an_aborted_save_leaves_nothing),
 ];
 
@@ -69,6 +73,17 @@ impl Led {
     /// What a request comes to.
     pub fn snapshot(&mut self, options: SnapshotOptions) -> Result<SnapshotOutcome, RequestError> {
         let pending = self.ask(options)?;
+        self.settle();
+        outcome(pending)
+    }
+
+    /// What a request of the log comes to.
+    pub fn log<T: std::fmt::Debug + Send + 'static>(
+        &mut self,
+        make: impl FnOnce(Reply<T>) -> LogRequest,
+    ) -> Result<T, RequestError> {
+        let deadline = self.alone.clock.now().plus_nanos(10_000 * MILLI);
+        let pending = self.shared.request(deadline, |reply| Rare::Log(make(reply)))?;
         self.settle();
         outcome(pending)
     }
@@ -193,6 +208,27 @@ fn the_log_goes_no_further_than_its_snapshot() {
     let index = led.applied();
     let taken = led.snapshot(SnapshotOptions::default().with_compaction_overhead(1));
     assert_eq!((taken, led.start()), (Ok(SnapshotOutcome::Saved { index }), Index(index.0 - 1)));
+}
+
+fn pinned_log_stays_until_its_lease_ends() {
+    let mut led = Led::new(|_| {});
+    led.put(0..20);
+    let lease = led.alone.clock.now().plus_nanos(1_000 * MILLI);
+    let pin: LogPin = led.log(|reply| LogRequest::Pin(Index(7), lease, reply)).unwrap();
+    let index = led.saved();
+    assert_eq!(led.start(), Index(6), "what is pinned is kept");
+    let read = led.log(|reply| LogRequest::Query(Index(7)..Index(10), EntryLimits::default(), reply)).unwrap();
+    assert_eq!(read.entries.iter().map(|e| e.index.0).collect::<Vec<_>>(), [7, 8, 9]);
+    let info = led.log(LogRequest::Info).unwrap();
+    assert_eq!((info.held_by, info.pins[0].0), (LogHold::Pinned { index: Index(7) }, Index(7)));
+    let done = led.log(|reply| LogRequest::Compact(None, reply)).unwrap();
+    assert_eq!((done.through, done.held_by), (Index(6), LogHold::Pinned { index: Index(7) }));
+    // What it held goes with it.
+    led.alone.pass(1_100);
+    assert_eq!(led.start(), index);
+    let gone = led.log(|reply| LogRequest::Pin(Index(7), lease, reply)).map(drop);
+    assert_eq!(gone, Err(RequestError::LogRange { first: index.next(), last: index }));
+    drop(pin);
 }
 
 fn an_aborted_save_leaves_nothing() {

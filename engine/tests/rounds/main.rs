@@ -5,6 +5,7 @@
 mod alone;
 mod guards;
 mod list;
+mod log;
 
 use alone::{Alone, GROUP, MILLI, outcome, voters};
 use longboat_engine::{Changed, Rare, Start, StartError};
