@@ -72,6 +72,9 @@ impl GroupShared {
         if self.host.log_memory.refuses_proposals() {
             return Err(RequestError::Busy);
         }
+        if let Some(error) = self.host.space.refuses_commands() {
+            return Err(error);
+        }
         let mut parts = Vec::with_capacity(1);
         {
             let mut slot = self.inbox.lock();

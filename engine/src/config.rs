@@ -49,6 +49,8 @@ pub struct EngineConfig {
     pub log_cache_bytes_max: usize,
     /// Bytes of log that all replicas of the host may hold in memory; beyond it proposals are refused.
     pub log_memory_bytes_max: u64,
+    /// Bytes on the disk that clients' commands must leave free; 0 for none.
+    pub disk_reserve_bytes: u64,
     /// The seed of election deadlines and random start numbers.
     pub seed: u64,
     /// Greater with every start of this host.

@@ -9,6 +9,7 @@ use crate::notify::Notifier;
 use crate::poller::Poller;
 use crate::shared::{HostCounters, HostShared, WorkerInbox};
 use crate::snapshot::SnapshotIo;
+use crate::space::DiskSpace;
 use crate::start::Starter;
 use crate::step::StepWorker;
 use crate::transfers::Transfers;
@@ -98,6 +99,7 @@ impl<L: LogDb> Host<L> {
         let apply = notifiers.apply.iter().map(|n| ApplyInbox::new(Arc::clone(n))).collect();
         let shared = Arc::new(HostShared {
             log_memory: LogMemory::new(config.log_memory_bytes_max),
+            space: DiskSpace::new(config.disk_reserve_bytes),
             config,
             clock,
             workers,

@@ -31,6 +31,7 @@ mod sending;
 mod sessions;
 pub mod shared;
 pub mod snapshot;
+mod space;
 pub mod start;
 pub mod step;
 pub mod stream;

@@ -10,6 +10,7 @@ use crate::notify::Notifier;
 use crate::outbox::OutFrame;
 use crate::reseal::ResealJob;
 use crate::shared::{HostShared, reason};
+use crate::space;
 use crate::worker::{Work, Worker};
 use longboat_io::Spawner;
 use longboat_logdb::{LogDb, LogError, LogStats, Seq, Update};
@@ -90,6 +91,7 @@ pub struct LogWriter<L: LogDb> {
     last_submit: Time,
     stated: bool,
     next_housekeeping: Time,
+    next_look: Time,
     failed: bool,
     touched: Vec<bool>,
 }
@@ -116,6 +118,7 @@ impl<L: LogDb> LogWriter<L> {
             last_submit: Time::ZERO,
             stated: true,
             next_housekeeping: Time::ZERO,
+            next_look: Time::ZERO,
             failed: false,
             touched,
         }
@@ -209,11 +212,21 @@ impl<L: LogDb> LogWriter<L> {
         Ok(())
     }
 
+    fn look_for_room(&mut self, now: Time) {
+        if now >= self.next_look {
+            self.next_look = now.plus_nanos(space::LOOK_NANOS);
+            if let Some(free) = self.log.free_bytes() {
+                self.host.note_free_bytes(free);
+            }
+        }
+    }
+
     fn round(&mut self, now: Time) -> Result<Work, LogError> {
         let any = self.submit(now);
         let progress = self.log.poll()?;
         self.release(progress.durable_through);
         self.housekeeping(now, progress.in_flight)?;
+        self.look_for_room(now);
         let next = if self.stated { now.plus_nanos(IDLE_NANOS * 10) } else { self.next_housekeeping };
         Ok(Work { did: any, again: progress.in_flight, next: Some(next) })
     }

@@ -10,6 +10,7 @@
 //! its host is overloaded is told when it is not any more.
 
 use crate::shared::SlotRef;
+use crate::space::Room;
 use crate::step::StepWorker;
 use longboat_raft::Time;
 use std::collections::VecDeque;
@@ -86,6 +87,7 @@ impl StepWorker {
     /// After a visit: what the replica holds is counted, and it learns whether the host has room.
     pub(crate) fn count_memory(&mut self, now: Time, at: SlotRef) {
         let refuses = self.host.log_memory.refuses_appends();
+        let no_room = self.room == Room::None;
         let Some(replica) = self.replica_at(at) else { return };
         let held = replica.core.cached_bytes();
         let delta = held as i64 - replica.held_bytes as i64;
@@ -93,7 +95,7 @@ impl StepWorker {
         (replica.held_bytes, replica.in_line) = (held, replica.in_line || joins);
         // Only who has committed entries to apply refuses more of them: these go without anybody's help. Uncommitted ones may
         // go only by what the leader sends: were that refused, hosts full of them would wait for each other for ever.
-        let refuses = refuses && replica.core.applied_index() < replica.core.commit();
+        let refuses = (refuses && replica.core.applied_index() < replica.core.commit()) || no_room;
         if refuses != replica.overloaded {
             replica.overloaded = refuses;
             replica.core.set_overloaded(now, refuses);
@@ -121,7 +123,8 @@ impl StepWorker {
         if self.host.log_memory.is_over() {
             self.relieve();
         }
-        if !self.holders.overloaded.is_empty() && !self.host.log_memory.refuses_appends() {
+        let has_room = !self.host.log_memory.refuses_appends() && self.room != Room::None;
+        if has_room && !self.holders.overloaded.is_empty() {
             for at in std::mem::take(&mut self.holders.overloaded) {
                 if let Some(replica) = self.replica_at(at).filter(|r| r.overloaded) {
                     replica.overloaded = false;

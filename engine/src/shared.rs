@@ -10,6 +10,7 @@ use crate::queue::Inbox;
 use crate::replica::Replica;
 use crate::request::{Rare, Reply};
 use crate::snapshot::SnapshotCounters;
+use crate::space::DiskSpace;
 use crate::transfers::Transfers;
 use ahash::{AHashMap, AHashSet};
 use bytes::Bytes;
@@ -481,6 +482,8 @@ pub struct HostShared {
     pub unsynced_bytes: AtomicU64,
     /// Bytes of log in memory.
     pub log_memory: LogMemory,
+    /// Room on the disk.
+    pub space: DiskSpace,
     /// The journal is far beyond its bound.
     pub log_overfull: AtomicBool,
     /// Set when the log store failed: nothing is released any more.

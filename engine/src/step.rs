@@ -21,6 +21,7 @@ use crate::replica::Replica;
 use crate::request::Rare;
 use crate::shared::{Command, GroupShared, HostShared, InFrame, SlotRef, WorkerInbox, reason};
 use crate::snapshot::{AfterDurable, SnapshotIo, SnapshotRequest};
+use crate::space::Room;
 use crate::wheel::TimingWheel;
 use crate::worker::{Work, Worker};
 use ahash::AHashMap;
@@ -119,6 +120,8 @@ pub struct StepWorker {
     pub(crate) holders: Holders,
     /// Stopped replicas whose state machine's storage is still in use.
     pub(crate) closing: Vec<(Arc<GroupShared>, Box<GroupState>)>,
+    /// What its replicas know of the room on the disk.
+    pub(crate) room: Room,
     /// Who waits until a group is unloaded, to remove its data.
     pub(crate) removals: Vec<Removal>,
     failed: bool,
@@ -163,6 +166,7 @@ impl StepWorker {
             waking: Waking::default(),
             holders: Holders::default(),
             closing: Vec::new(),
+            room: Room::default(),
             removals: Vec::new(),
             failed: false,
         }
@@ -275,6 +279,10 @@ impl StepWorker {
         SlotRef { slot, generation: self.slots[slot as usize].generation }
     }
 
+    pub(crate) fn slots_len(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
     pub(crate) fn is_active(&self, slot: u32) -> bool {
         self.slots[slot as usize].active
     }
@@ -304,6 +312,8 @@ impl StepWorker {
         shared.moved_in(at);
         tracing::debug!(group = %shared.group, replica = %shared.replica, "replica started");
         shared.tell(|| ReplicaEvent::Started);
+        let full = self.room != Room::Enough;
+        self.replica(slot).core.set_full(now, full);
         self.replica(slot).advance(now);
         self.activate(slot);
     }
@@ -648,6 +658,7 @@ impl Worker for StepWorker {
             return Work::idle();
         }
         self.take_commands(now);
+        self.heed_room(now);
         self.complete_durable();
         let more = self.take_frames(now);
         self.take_ready(now);

@@ -374,8 +374,8 @@ impl<S: Shards> EventLoop<S> {
 
 /// Whether the same request may well succeed a little later.
 fn is_passing(error: &RequestError) -> bool {
-    use RequestError::{Busy, Dropped, NoLeader, OutcomeUnknown, Timeout};
-    matches!(error, Busy | Dropped | NoLeader | OutcomeUnknown | Timeout { .. })
+    use RequestError::{Busy, DiskFull, Dropped, NoLeader, OutcomeUnknown, Timeout};
+    matches!(error, Busy | DiskFull { .. } | Dropped | NoLeader | OutcomeUnknown | Timeout { .. })
 }
 
 fn failure(error: &RequestError) -> Outcome {

@@ -184,6 +184,12 @@ impl SimDisk {
         self.state.lock().config.capacity_bytes = bytes;
     }
 
+    /// Lets all files together hold no more than they do now and `left` bytes.
+    pub fn fill_to(&self, left: u64) {
+        let mut state = self.state.lock();
+        state.config.capacity_bytes = state.used_bytes() + left;
+    }
+
     /// Calls that changed something, so far.
     pub fn changes(&self) -> u64 {
         self.state.lock().changes

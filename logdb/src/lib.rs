@@ -252,6 +252,11 @@ pub trait LogDb: Send + 'static {
 
     /// Figures so far.
     fn stats(&self) -> LogStats;
+
+    /// Bytes left on the disk that the store writes to; of several, the least. `None` where that has no meaning, or is not known.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Reads durable entries. May block on the disk.

@@ -33,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) index: RwLock<LogIndex>,
     pub(crate) kv: Box<dyn Kv>,
     pub(crate) disk: SharedDisk,
+    pub(crate) data_dir: PathBuf,
     pub(crate) journal_dir: PathBuf,
     pub(crate) segment_bytes: u64,
     pub(crate) journal_bytes_max: u64,

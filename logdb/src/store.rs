@@ -125,6 +125,11 @@ impl LogDb for SharedLog {
         Arc::new(SharedReader { shared: Arc::clone(&self.shared) })
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        let free = |dir| self.shared.disk.free_bytes(dir).ok();
+        Some(free(&self.shared.journal_dir)?.min(free(&self.shared.data_dir)?))
+    }
+
     fn stats(&self) -> LogStats {
         let (live, segments) = (self.shared.live_bytes(), self.shared.index.read().segments.len() as u64);
         let (written, archive) = (self.writer.written, self.shared.archive.figures());
@@ -344,6 +349,7 @@ fn share(
     Shared {
         index: RwLock::new(recovered.index),
         disk,
+        data_dir: config.data_dir.clone(),
         journal_dir: config.journal_dir(),
         segment_bytes: config.segment_bytes,
         journal_bytes_max: config.journal_bytes_max,

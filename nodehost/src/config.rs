@@ -84,6 +84,10 @@ pub struct NodeHostConfig {
     /// Bytes of log that all replicas of the host may hold in memory. Beyond it proposals are refused as busy, and beyond twice
     /// as much leaders on other hosts are told to send no more entries.
     pub log_memory_bytes_max: u64,
+    /// Bytes that must stay free on the disk of the log: with less, clients' commands are refused with
+    /// [`DiskFull`](crate::RequestError::DiskFull), and with less than half of it other leaders' entries too, while reads, snapshots and
+    /// membership changes go on. 0 for no reserve: then a full disk fails the host.
+    pub disk_reserve_bytes: u64,
     /// Snapshot streams to other hosts at once.
     pub snapshot_sends_max: usize,
     /// Snapshot streams from other hosts at once.
@@ -118,6 +122,7 @@ impl Default for NodeHostConfig {
             journal_bytes_max: 1 << 30,
             log_cache_bytes_max: 1 << 20,
             log_memory_bytes_max: 1 << 30,
+            disk_reserve_bytes: 256 << 20,
             snapshot_sends_max: 8,
             snapshot_receives_max: 8,
             snapshot_send_bytes_per_s: 0,
@@ -159,6 +164,7 @@ impl NodeHostConfig {
         within("queue_bytes_max", self.queue_bytes_max as u64, self.payload_bytes_max as u64, 1 << 40)?;
         within("queue_reads_max", self.queue_reads_max as u64, 1, 1 << 30)?;
         within("log_memory_bytes_max", self.log_memory_bytes_max, 1 << 20, 1 << 40)?;
+        within("disk_reserve_bytes", self.disk_reserve_bytes, 0, 1 << 50)?;
         within("snapshot_sends_max", self.snapshot_sends_max as u64, 1, 1024)?;
         within("snapshot_receives_max", self.snapshot_receives_max as u64, 1, 1024)?;
         within("suspect_after_ms", self.suspect_after_ms, 0, 600_000)
@@ -190,6 +196,7 @@ impl NodeHostConfig {
             snapshot_receive_bytes_per_s: self.snapshot_receive_bytes_per_s,
             log_cache_bytes_max: self.log_cache_bytes_max,
             log_memory_bytes_max: self.log_memory_bytes_max,
+            disk_reserve_bytes: self.disk_reserve_bytes,
             seed,
             incarnation,
             suspect_after_nanos: self.suspect_after_ms * 1_000_000,

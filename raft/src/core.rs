@@ -140,6 +140,8 @@ pub struct Core {
     pub(crate) catch_up_to: Index,
     /// This replica's host has no room for entries.
     pub(crate) overloaded: bool,
+    /// The host takes no commands of clients at present.
+    pub(crate) full: bool,
     /// The last index at which the log may hold a config entry that is not in effect.
     pub(crate) pending_change: Index,
     /// Since when the election timeout runs; for a leader, the start of its quorum check's interval.
@@ -218,6 +220,7 @@ impl Core {
             guard,
             catch_up_to: machine,
             overloaded: false,
+            full: false,
             membership,
             pending_change: Index::ZERO,
             election_base: now,
@@ -397,6 +400,13 @@ impl Core {
     pub fn set_overloaded(&mut self, now: Time, overloaded: bool) {
         self.tell(now);
         self.overloaded = overloaded;
+    }
+
+    /// Whether this replica's host is short of what entries need, and keeps what is left for membership changes: as a leader it
+    /// refuses commands as busy, its clients' own and forwarded ones. Another leader's entries it takes.
+    pub fn set_full(&mut self, now: Time, full: bool) {
+        self.tell(now);
+        self.full = full;
     }
 
     /// Takes its role from the membership in effect.

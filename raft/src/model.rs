@@ -36,6 +36,7 @@ impl Core {
             guard,
             catch_up_to,
             overloaded,
+            full,
             pending_change,
             election_base,
             election_timeout_nanos: _,
@@ -66,7 +67,7 @@ impl Core {
         durability.hash_without_numbers(state);
         (commit, handout, membership, is_voter, pending_change).hash(state);
         votes.hash(state);
-        (is_witness, guard, catch_up_to, overloaded).hash(state);
+        (is_witness, guard, catch_up_to, overloaded, full).hash(state);
         (farewell, first_peer, verified, leader_commit).hash(state);
         self.hash_handover(handover, state);
         self.hash_rounds(rounds, state);

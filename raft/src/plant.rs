@@ -115,6 +115,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("compaction-index-not-checked", "a request may let the log go past its snapshot"),
     ("pin-ignored", "log goes that a reader has pinned"),
     ("abort-not-seen", "a save goes on although it was aborted"),
+    ("commands-fill-the-disk", "clients' commands are taken whatever is left on the disk"),
     ("export-directory-made", "an export makes the directory that it is given"),
     ("export-metadata-not-compared", "an export is taken for good with another one's metadata"),
 ];

@@ -110,7 +110,7 @@ impl Core {
     /// Why this leader takes no entries at present.
     fn refuses_entries(&mut self) -> Option<RefusedWhy> {
         let change = self.refuses_change();
-        if change.is_some() || self.overloaded {
+        if change.is_some() || self.overloaded || self.full {
             return change.or(Some(RefusedWhy::Busy));
         }
         None

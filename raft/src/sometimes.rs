@@ -71,6 +71,8 @@ pub const ALL: &[(&str, &str)] = &[
     ("stream-replaced-by-a-newer", "a snapshot's transfer is given up for a newer one's"),
     ("snapshot-transfer-stalled", "a snapshot's transfer does not move"),
     ("store-failed-under-a-host", "a host's store fails and its groups stop"),
+    ("disk-has-little-room", "a host refuses clients' commands because its disk is nearly full"),
+    ("disk-has-no-room-for-entries", "a host refuses other leaders' entries because its disk is nearly full"),
     ("woken-by-a-digest", "two hosts find that they are silent differently"),
     ("leaders-host-started-anew", "a silent follower hears that its leader's host was started anew"),
     ("told-that-a-replica-is-gone", "a host tells that a replica does not run there"),

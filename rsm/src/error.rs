@@ -124,6 +124,17 @@ pub enum RequestError {
     /// A queue is full. Nothing was taken; try again a little later.
     #[error("the group's queue is full, try again later")]
     Busy,
+    /// The host's disk is nearly full. Nothing was taken; reads, snapshots and membership changes go on, and proposals are taken
+    /// again as soon as there is room.
+    #[error(
+        "the disk of this host has {free_bytes} bytes left, proposals need a reserve of {reserve_bytes}: make room"
+    )]
+    DiskFull {
+        /// Bytes left where the log is.
+        free_bytes: u64,
+        /// The configured reserve.
+        reserve_bytes: u64,
+    },
     /// The payload is larger than allowed.
     #[error("payload of {bytes} bytes is above the limit of {limit}")]
     PayloadTooLarge {

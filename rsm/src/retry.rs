@@ -139,6 +139,7 @@ fn is_transient(error: &RequestError) -> bool {
     matches!(
         error,
         RequestError::Busy
+            | RequestError::DiskFull { .. }
             | RequestError::NoLeader
             | RequestError::Dropped
             | RequestError::Timeout { .. }

@@ -13,6 +13,8 @@ const MILLI: u64 = 1_000_000;
 enum Later {
     Mend { from: HostId, to: HostId },
     PowerLoss { host: HostId },
+    Room { host: HostId },
+    Stop { host: HostId },
 }
 
 /// The faults of one simulation.
@@ -58,12 +60,19 @@ impl FaultPlan {
     /// No more faults.
     pub(crate) fn end(&mut self) {
         self.next = NEVER;
-        self.later.clear();
+        // Whose store failed is yet to be started again.
+        self.later.retain(|(_, what)| matches!(what, Later::Stop { .. }));
     }
 
     /// How long a process stays down, in nanoseconds.
     pub(crate) fn downtime_nanos(&mut self) -> u64 {
         self.rng.magnitude(20, 1500) * MILLI
+    }
+
+    /// The process is stopped within some milliseconds.
+    pub(crate) fn stop_later(&mut self, host: HostId, now: Time) {
+        let after = self.rng.magnitude(1, 50) * MILLI;
+        self.later.push((now.plus_nanos(after), Later::Stop { host }));
     }
 
     fn duration_nanos(&mut self) -> u64 {
@@ -80,6 +89,8 @@ impl World {
             match what {
                 Later::Mend { from, to } => self.around.network.set_cut(from, to, false),
                 Later::PowerLoss { host } => self.power_loss(host),
+                Later::Stop { host } => self.kill(host),
+                Later::Room { host } => self.hosts[host.0 as usize - 1].make_room(),
             }
         }
         if self.plan.next <= now {
@@ -142,6 +153,11 @@ impl World {
                 let cut = lasts / 2 + self.plan.rng.below(lasts / 2 + 1);
                 self.isolate(host, now.plus_nanos(cut));
             }
+            FaultKind::LittleRoom => {
+                let percent = self.plan.rng.between(20, 120);
+                self.fill_disk(host, percent, now.plus_nanos(lasts));
+            }
+            FaultKind::NoRoom => self.fill_disk(host, 0, now.plus_nanos(lasts)),
             FaultKind::Pause => {
                 let worker = self.plan.rng.next();
                 self.say(|_| format!("host {host}: a thread pauses for {} ms", lasts / MILLI));
@@ -203,6 +219,14 @@ impl World {
     fn fail_sync(&mut self, host: HostId) {
         self.say(|_| format!("host {host}: a sync will fail"));
         self.hosts[host.0 as usize - 1].fail_sync();
+    }
+
+    /// The disk has this much of the host's reserve left.
+    fn fill_disk(&mut self, host: HostId, percent: u64, until: Time) {
+        let left = self.around.swarm.disk_reserve_bytes() * percent / 100;
+        self.say(|w| format!("host {host}: {left} bytes of disk left, for {} ms", until.nanos_since(w.now()) / MILLI));
+        self.hosts[host.0 as usize - 1].fill_disk(left);
+        self.plan.later.push((until, Later::Room { host }));
     }
 
     fn stall(&mut self, host: HostId, until: Time) {

@@ -131,6 +131,10 @@ pub struct SimHost {
     seed: u64,
     /// The next sync fails.
     sync_fails: bool,
+    /// Its disk has a bound at present, which may be reached.
+    tight: bool,
+    /// Its store failed, and its process will be stopped.
+    pub is_failing: bool,
     /// Its process, while it runs.
     pub life: Option<Box<Life>>,
     /// When its process starts again, while it does not run.
@@ -143,7 +147,19 @@ impl SimHost {
         let disk = SimDisk::new(seed, around.swarm.disk());
         let here = around.swarm.groups.iter().filter(|(_, hosts)| hosts.contains(&id));
         let replicas = here.map(|(group, _)| (*group, Placed::first(ReplicaId(id.0)))).collect();
-        Self { id, disk, around, replicas, lives: 0, seed, sync_fails: false, life: None, restart_at: Some(Time::ZERO) }
+        Self {
+            id,
+            disk,
+            around,
+            replicas,
+            lives: 0,
+            seed,
+            sync_fails: false,
+            tight: false,
+            is_failing: false,
+            life: None,
+            restart_at: Some(Time::ZERO),
+        }
     }
 
     /// Starts the process: opens the store, starts all replicas.
@@ -157,10 +173,8 @@ impl SimHost {
         let opened = match SharedLog::open(Arc::clone(&disk), around.swarm.store(self.id, self.seed)) {
             Ok(opened) => opened,
             // The sync that was to fail was one of these: nothing was promised, the process is started again.
-            Err(OpenError::Io(_)) if self.sync_fails => {
-                let restart_at = around.clock.now().plus_nanos(REOPEN_NANOS);
-                return self.stop(false, restart_at);
-            }
+            Err(OpenError::Io(_)) if self.sync_fails => return self.try_again(),
+            Err(OpenError::Io(_) | OpenError::KeyValue(_)) if self.tight => return self.try_again(),
             Err(error) => return around.oracle.violate(format!("host {} can't open its store: {error}", self.id)),
         };
         around.oracle.recovered_store(self.id, &opened.groups);
@@ -196,6 +210,12 @@ impl SimHost {
         };
         let (disk, jobs) = (self.disk.clone(), Vec::new());
         self.life = Some(Box::new(Life { host, notifiers, spawner, transport, disk, wakes, jobs, groups }));
+    }
+
+    /// The process did not come up, through no fault of its own: it is started again.
+    fn try_again(&mut self) {
+        let restart_at = self.around.clock.now().plus_nanos(REOPEN_NANOS);
+        self.stop(false, restart_at);
     }
 
     fn specs(&self) -> Vec<StartSpec> {
@@ -279,6 +299,7 @@ impl SimHost {
             self.disk.kill()
         }
         self.clear_faults();
+        self.is_failing = false;
         self.around.network.leave(self.id);
         if let Some(life) = self.life.take() {
             // Whoever still holds a part of the former life can do nothing with it.
@@ -291,6 +312,18 @@ impl SimHost {
     pub fn clear_faults(&mut self) {
         self.disk.clear_faults();
         self.sync_fails = false;
+    }
+
+    /// Its disk holds no more than it does now and this much.
+    pub fn fill_disk(&mut self, left_bytes: u64) {
+        self.tight = true;
+        self.disk.fill_to(left_bytes);
+    }
+
+    /// Its disk has room again.
+    pub fn make_room(&mut self) {
+        self.tight = false;
+        self.disk.set_capacity(u64::MAX);
     }
 
     /// The next sync fails.

@@ -25,6 +25,7 @@ pub mod recorder;
 pub mod reduce;
 pub mod report;
 pub mod rng;
+pub mod room;
 mod sessions;
 pub mod shadow;
 pub mod silence;

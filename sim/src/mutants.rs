@@ -8,7 +8,7 @@
 //! Must not know: what a bug breaks.
 
 use crate::model::{self, Limits};
-use crate::{Trace, run_unattended, silence};
+use crate::{Trace, room, run_unattended, silence};
 use longboat_raft::plant;
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -119,9 +119,9 @@ fn by_models(row: &mut Row) {
 }
 
 fn by_scenarios(row: &mut Row) {
-    let mut guards = silence::GUARDS.iter().filter(|(name, _)| *name == row.name);
+    let mut guards = silence::GUARDS.iter().chain(room::GUARDS).filter(|(name, _)| *name == row.name);
     if row.by.is_none() && guards.any(|(_, scenario)| std::panic::catch_unwind(scenario).is_err()) {
-        row.by = Some("a scenario of silent groups".to_owned());
+        row.by = Some("a scenario of whole hosts".to_owned());
     }
 }
 

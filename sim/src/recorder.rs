@@ -65,4 +65,8 @@ impl<L: LogDb> LogDb for Recorder<L> {
         self.oracle.archived(stats.archived_segments);
         stats
     }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.inner.free_bytes()
+    }
 }

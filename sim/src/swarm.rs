@@ -38,11 +38,18 @@ pub enum FaultKind {
     StallLeader,
     /// A thread is not scheduled for a while.
     Pause,
+    /// A host's disk is nearly full for a while.
+    LittleRoom,
+    /// A host's disk is full for a while: what needs more of it fails.
+    NoRoom,
 }
 
 impl FaultKind {
+    /// So many kinds were there first: named seeds draw among them.
+    const FIRST: usize = 12;
+
     /// Every kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Cut,
         Self::Partition,
         Self::IsolateLeader,
@@ -55,6 +62,8 @@ impl FaultKind {
         Self::Stall,
         Self::StallLeader,
         Self::Pause,
+        Self::LittleRoom,
+        Self::NoRoom,
     ];
 }
 
@@ -125,7 +134,7 @@ impl Swarm {
         let heartbeat_interval_nanos = rng.between(10, 40) * MILLI;
         let segment_blocks = if large.0 > 0 { rng.between(256, 512) } else { *rng.pick(&[8, 12, 16, 64]) };
         let count = rng.between(2, 6);
-        let mut faults: Vec<FaultKind> = (0..count).map(|_| *rng.pick(&FaultKind::ALL)).collect();
+        let mut faults: Vec<FaultKind> = (0..count).map(|_| *rng.pick(&FaultKind::ALL[..FaultKind::FIRST])).collect();
         faults.sort_unstable();
         let mut swarm = Self {
             hosts,
@@ -182,6 +191,13 @@ impl Swarm {
         }
     }
 
+    /// In some worlds disks are filled, too.
+    pub fn draw_room(&mut self, rng: &mut Rng) {
+        if rng.chance(300) {
+            self.faults.extend([*rng.pick(&[FaultKind::LittleRoom, FaultKind::LittleRoom, FaultKind::NoRoom])]);
+        }
+    }
+
     /// A quiet world of three hosts for scenarios: no faults but those that the scenario makes.
     pub fn quiet(rng: &mut Rng, groups: u64) -> Self {
         let hosts: Vec<HostId> = (1..=3).map(HostId).collect();
@@ -234,6 +250,7 @@ impl Swarm {
             snapshot_receive_bytes_per_s: 0,
             log_cache_bytes_max: self.log_cache_bytes_max,
             log_memory_bytes_max: self.log_memory_bytes_max,
+            disk_reserve_bytes: self.disk_reserve_bytes(),
             seed,
             incarnation,
             suspect_after_nanos: 0,
@@ -273,6 +290,12 @@ impl Swarm {
             seed: Some(seed),
             ..SharedLogConfig::new("/data", host)
         }
+    }
+
+    /// What clients must leave free on a host's disk, in bytes.
+    pub fn disk_reserve_bytes(&self) -> u64 {
+        // The simulated rows are one file, of which there are two while it is written.
+        (8 << 20) + 4 * self.segment_bytes
     }
 
     /// How the hosts' disks behave.

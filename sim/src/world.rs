@@ -93,6 +93,7 @@ impl World {
         if attended {
             // A generator of its own: worlds without operators are as if there were none anywhere.
             swarm.draw_operations(&mut Rng::new(!seed));
+            swarm.draw_room(&mut Rng::new(!seed.rotate_left(17)));
         }
         swarm.sessions = seed.rotate_left(32) ^ SESSIONS;
         (rng, swarm)
@@ -205,6 +206,7 @@ impl World {
         let now = self.now();
         for host in &mut self.hosts {
             host.clear_faults();
+            host.make_room();
             host.restart_at = host.restart_at.map(|_| now);
         }
         self.busy = false;
@@ -406,11 +408,17 @@ impl World {
         if let Some(complaint) = host.complaint() {
             self.around.oracle.violate(complaint);
         }
-        if host.has_failed() {
+        if host.has_failed() && !host.is_failing {
             let id = host.id;
-            let after = self.plan.downtime_nanos();
             self.say(|_| format!("host {id}: its log store failed"));
-            self.stop(id, false, after);
+            if self.around.swarm.operations.is_on() {
+                // Whoever runs it may take a while to see that.
+                self.hosts[at].is_failing = true;
+                self.plan.stop_later(id, self.around.clock.now());
+            } else {
+                let after = self.plan.downtime_nanos();
+                self.stop(id, false, after);
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 
 use longboat_raft::plant;
 use longboat_sim::model::{self, Limits};
-use longboat_sim::{Trace, run_unattended, silence};
+use longboat_sim::{Trace, room, run_unattended, silence};
 use std::sync::Mutex;
 
 /// Held by the test that plants.
@@ -36,11 +36,12 @@ fn every_planted_bug_is_caught_within_a_hundred_worlds() {
 }
 
 #[test]
-fn every_planted_bug_of_silence_is_caught_by_its_scenario() {
+fn every_planted_bug_of_silence_and_of_full_disks_is_caught_by_its_scenario() {
     let _alone = PLANTING.lock();
     std::panic::set_hook(Box::new(|_| {}));
     let missed: Vec<&str> = silence::GUARDS
         .iter()
+        .chain(room::GUARDS)
         .filter(|(name, scenario)| {
             plant::set(Some(name));
             std::panic::catch_unwind(scenario).is_ok()

@@ -5,7 +5,7 @@
 use longboat_raft::{HostId, Time};
 use longboat_sim::rng::Rng;
 use longboat_sim::swarm::Swarm;
-use longboat_sim::{Report, Totals, Trace, World, run, run_unattended, silence};
+use longboat_sim::{Report, Totals, Trace, World, room, run, run_unattended, silence};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -135,6 +135,16 @@ fn a_published_snapshot_is_there_after_a_power_loss() {
 #[test]
 fn the_rules_of_silence_that_planted_bugs_break_hold() {
     silence::GUARDS.iter().for_each(|(_, scenario)| scenario());
+}
+
+#[test]
+fn a_host_whose_disk_is_nearly_full_refuses_commands_and_nothing_else() {
+    room::a_host_whose_disk_is_nearly_full_refuses_commands_and_nothing_else();
+}
+
+#[test]
+fn a_follower_whose_disk_is_full_holds_nobody_up_and_catches_up() {
+    room::a_follower_whose_disk_is_full_holds_nobody_up_and_catches_up();
 }
 
 #[test]

@@ -92,6 +92,7 @@ impl Alone {
             snapshot_receive_bytes_per_s: 0,
             log_cache_bytes_max: 1 << 20,
             log_memory_bytes_max: 1 << 30,
+            disk_reserve_bytes: 0,
             seed: 1,
             incarnation: 1,
             suspect_after_nanos: 0,
