@@ -107,6 +107,7 @@ impl<L: LogDb> Host<L> {
             groups: RwLock::new(AHashMap::new()),
             quarantined: Mutex::new(AHashSet::new()),
             stopped: Mutex::new(AHashMap::new()),
+            pool: crate::pool::Pool::default(),
             burying: Mutex::new(AHashSet::new()),
             unsynced_bytes: AtomicU64::new(0),
             log_overfull: AtomicBool::new(false),

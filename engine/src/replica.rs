@@ -8,19 +8,21 @@ use crate::config::ReplicaConfig;
 use crate::events::ReplicaEvent;
 use crate::liveness::index::Silence;
 use crate::log_access::LogUse;
-use crate::queue::{Chunk, Inbox, ReadChunk};
+use crate::queue::{Chunk, Inbox};
 use crate::rare::{RareState, Refusal, forward_refusal_of, refusal_of};
 use crate::sending::Sending;
 use crate::shared::{GroupShared, reason};
-use crate::snapshot::{SnapshotRequest, SnapshotTimeout};
+use crate::snapshot::SnapshotRequest;
 use crate::tracker::{Ticket, Tracker};
-use crate::waits::Waits;
+use crate::waiting::{Asked, Waiting};
 use longboat_logdb::{Bootstrap, GroupState, SnapshotRecord, Update};
+use longboat_raft::spare::Spare;
 use longboat_raft::{
-    Core, Event, GroupEpoch, Guard, HostId, Index, Origin, Output, Proposed, ReplicaId, SnapshotMeta, Term, Time,
+    Core, Event, GroupEpoch, Guard, HostId, Index, Membership, Origin, Output, Proposed, ReplicaId, SnapshotMeta, Term,
+    Time,
 };
-use longboat_rsm::{RequestError, Stage};
-use std::collections::VecDeque;
+use longboat_rsm::RequestError;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -29,13 +31,6 @@ const NEVER: Time = Time(u64::MAX);
 const ROUTES_MAX: usize = 256;
 /// Heartbeats after which a read whose answer has not come asks again: the question or the answer was lost.
 const READ_PATIENCE: u64 = 2;
-
-/// Reads that wait for an index.
-struct Asked {
-    context: u64,
-    since: Time,
-    chunk: ReadChunk,
-}
 
 /// What others were last told, so that telling them again costs no look at memory that all threads share.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,34 +60,27 @@ pub struct Replica {
     pub tracker: Tracker,
     /// This replica's name as a proposer.
     pub origin: Origin,
-    /// Chunks that wait for a leader.
-    parked: VecDeque<Chunk>,
+    /// Requests outside of the core.
+    pub(crate) waiting: Spare<Waiting>,
     /// The earliest deadline of the chunks that were left in the queue; never when none were.
     queued_until: Time,
-    /// Reads that wait for the leader's word, by context.
-    asked: VecDeque<Asked>,
-    /// Reads whose index is known and not yet handed to apply.
-    confirmed: Vec<(Index, ReadChunk)>,
-    /// Reads that must ask again.
-    unasked: Vec<ReadChunk>,
     /// Leader transfers and membership changes under way.
     pub(crate) rare: Option<Box<RareState>>,
     /// The core was given something outside of a visit's beginning: it is visited once more.
     pub(crate) stirred: bool,
     /// The membership change by which the replica is gone for good, once it was told so.
     pub(crate) removed: Option<Index>,
-    /// Who waits for an index to be applied.
-    waits: Waits,
     next_context: u64,
     /// When to ask again.
     ask_again: Time,
     /// The newest snapshot whose record is durable or on its way.
-    pub snapshot: Option<SnapshotRecord>,
-    /// How the replica came to be on this host.
-    bootstrap: Bootstrap,
+    pub snapshot: Option<Box<SnapshotRecord>>,
+    /// The membership that the replica began with on this host.
+    first_membership: Arc<Membership>,
+    /// Replicas of the group that were removed from this host before.
+    gone: BTreeSet<ReplicaId>,
     /// The applied index of the last snapshot request.
     pub last_request: Index,
-    pub(crate) snapshot_timeouts: Vec<SnapshotTimeout>,
     /// Saves that are queued or under way.
     pub(crate) saves: u32,
     /// The newest of them is an export.
@@ -123,7 +111,7 @@ pub struct Replica {
     /// A received snapshot that the core was just told of.
     pub delivered: Option<Index>,
     /// Restored from a snapshot that the state machine must recover from first.
-    pub recover_first: Option<SnapshotMeta>,
+    pub recover_first: Option<Box<SnapshotMeta>>,
     /// The snapshot that the log was just reset to, until its record is durable. Only then the state machine recovers from it:
     /// a crash must not leave it ahead of a log that never heard of the snapshot. Until then nothing may be read, saved or applied.
     pub(crate) installing: Option<Index>,
@@ -139,6 +127,10 @@ impl Replica {
     /// A replica about to move in with its worker.
     pub fn new(shared: Arc<GroupShared>, core: Core, config: ReplicaConfig, bootstrap: Bootstrap, start: u64) -> Self {
         let origin = Origin { replica: config.replica, start };
+        let first_membership = match core.shared_membership() {
+            now if **now == bootstrap.membership => Arc::clone(now),
+            _ => Arc::new(bootstrap.membership),
+        };
         let mut replica = Self {
             epoch: shared.epoch,
             told: None,
@@ -147,22 +139,18 @@ impl Replica {
             config,
             tracker: Tracker::default(),
             origin,
-            parked: VecDeque::new(),
+            waiting: Spare::default(),
             queued_until: NEVER,
-            asked: VecDeque::new(),
-            confirmed: Vec::new(),
-            unasked: Vec::new(),
             rare: None,
             stirred: false,
             removed: None,
-            waits: Waits::default(),
             // Contexts are unique over restarts: an answer to a request of an earlier life must not match.
             next_context: start | 1,
             ask_again: NEVER,
             snapshot: None,
-            bootstrap,
+            first_membership,
+            gone: bootstrap.gone,
             last_request: Index::ZERO,
-            snapshot_timeouts: Vec::new(),
             saves: 0,
             exporting: false,
             next_save: None,
@@ -203,11 +191,7 @@ impl Replica {
     /// Lets go of room that only requests under way need: the group has fallen silent.
     pub(crate) fn shed(&mut self) {
         self.tracker.shed();
-        self.parked.shrink_to_fit();
-        self.asked.shrink_to_fit();
-        self.confirmed.shrink_to_fit();
-        self.unasked.shrink_to_fit();
-        self.snapshot_timeouts.shrink_to_fit();
+        self.waiting.shed();
         self.routes.shrink_to_fit();
     }
 
@@ -240,31 +224,25 @@ impl Replica {
 
     /// The moment at which this replica wants a visit.
     pub fn deadline(&self) -> Time {
-        let reads = self
-            .asked
-            .iter()
-            .map(|r| r.chunk.deadlines.earliest().min(self.patience(r.since)))
-            .chain(self.unasked.iter().map(|r| r.deadlines.earliest()));
-        let reads = reads.chain(self.confirmed.iter().map(|r| r.1.deadlines.earliest())).min().unwrap_or(NEVER);
-        let parked = self.parked.iter().map(|c| c.deadlines.earliest()).fold(self.queued_until, Time::min);
-        let snapshots = self.snapshot_timeouts.iter().map(|t| t.deadline).min().unwrap_or(NEVER);
-        let parked =
-            parked.min(self.log_use_deadline()).min(snapshots).min(self.waits.deadline()).min(self.rare_deadline());
-        self.core.deadline().min(self.tracker.deadline()).min(reads).min(parked).min(self.ask_again)
+        let waiting = self.waiting.deadline(self.patience_nanos()).min(self.queued_until).min(self.rare_deadline());
+        let waiting = waiting.min(self.log_use_deadline()).min(self.ask_again);
+        self.core.deadline().min(self.tracker.deadline()).min(waiting)
     }
 
     /// Takes what the clients left and gives it to the core. `take_proposals` is false while the host has too much unsynced.
     pub fn drain_queue(&mut self, now: Time, take_proposals: bool) -> Option<SnapshotRequest> {
         let mut inbox = self.shared.inbox.lock().take()?;
         let extras = inbox.extras.take().map(|e| *e).unwrap_or_default();
-        self.waits.add(extras.waits);
+        if !extras.waits.is_empty() {
+            self.waiting.waits.add(extras.waits);
+        }
         if inbox.reads.is_some() || extras.index_reads.is_some() {
-            self.unasked.extend(inbox.reads.take().into_iter().chain(extras.index_reads));
+            self.waiting.unasked.extend(inbox.reads.take().into_iter().chain(extras.index_reads));
             self.ask_reads(now);
         }
         let snapshot = inbox.snapshot.take();
         self.queued_until = NEVER;
-        if !take_proposals || !self.parked.is_empty() {
+        if !take_proposals || !self.waiting.parked.is_empty() {
             inbox.expire(now);
             self.put_back(inbox);
             return snapshot;
@@ -297,8 +275,8 @@ impl Replica {
         if chunk.builder.is_empty() {
             return;
         }
-        if !self.parked.is_empty() {
-            self.parked.push_back(chunk);
+        if !self.waiting.parked.is_empty() {
+            self.waiting.parked.push_back(chunk);
             return;
         }
         let Chunk { builder, completion, first_sequence, deadlines, options, closed } = chunk;
@@ -315,7 +293,7 @@ impl Replica {
                 let chunk = Chunk { builder: refused.chunk, completion, first_sequence, deadlines, options, closed };
                 match refusal_of(refused.reason, self.core.leader()) {
                     // A leader comes, or the transfer ends: then it may be proposed.
-                    Refusal::Later => self.parked.push_back(chunk),
+                    Refusal::Later => self.waiting.parked.push_back(chunk),
                     Refusal::Final(error) => chunk.fail(&error),
                 }
             }
@@ -332,23 +310,24 @@ impl Replica {
 
     /// Asks the leader, or the own quorum, for an index for all reads that have none: one context for all.
     fn ask_reads(&mut self, now: Time) {
-        for reads in std::mem::take(&mut self.unasked) {
+        for reads in std::mem::take(&mut self.waiting.unasked) {
             let context = self.ask_for_index(now);
-            self.asked.push_back(Asked { context, since: now, chunk: reads });
+            self.waiting.asked.push_back(Asked { context, since: now, chunk: reads });
         }
         self.ask_again = NEVER;
     }
 
-    /// When reads that asked at `since` ask again.
-    fn patience(&self, since: Time) -> Time {
-        since.plus_nanos(READ_PATIENCE * self.config.heartbeat_interval_nanos)
+    /// How long reads that have asked wait before they ask again.
+    fn patience_nanos(&self) -> u64 {
+        READ_PATIENCE * self.config.heartbeat_interval_nanos
     }
 
     /// Reads whose answer has not come for long ask again, under a new context: an answer to the old one counts no more.
     fn give_up_answers(&mut self, now: Time) {
-        while self.asked.front().is_some_and(|r| self.patience(r.since) <= now) {
-            let asked = self.asked.pop_front().expect("just seen");
-            self.unasked.push(asked.chunk);
+        let patience = self.patience_nanos();
+        while self.waiting.asked.front().is_some_and(|r| r.since.plus_nanos(patience) <= now) {
+            let asked = self.waiting.asked.pop_front().expect("just seen");
+            self.waiting.unasked.push(asked.chunk);
             self.ask_again = now;
         }
     }
@@ -358,17 +337,10 @@ impl Replica {
         self.core.advance(now);
         self.take_applied();
         self.tracker.expire(now);
-        let no_leader = RequestError::Timeout { stage: Stage::NoLeader, may_have_applied: false };
-        self.parked.retain_mut(|c| c.expire(now, &no_leader));
-        let late = RequestError::Timeout { stage: Stage::Quorum, may_have_applied: false };
-        self.asked.retain_mut(|r| r.chunk.expire(now, &late));
-        self.give_up_answers(now);
-        self.confirmed.retain_mut(|r| r.1.expire(now, &late));
-        self.unasked.retain_mut(|r| r.expire(now, &late));
-        self.waits.expire(now);
-        for timeout in self.snapshot_timeouts.extract_if(.., |t| t.deadline <= now) {
-            timeout.expire();
+        if let Some(waiting) = self.waiting.get_mut() {
+            waiting.expire(now);
         }
+        self.give_up_answers(now);
         if self.ask_again <= now {
             self.ask_reads(now);
         }
@@ -379,6 +351,12 @@ impl Replica {
             self.rare_drive(now);
         }
         self.unpark(now);
+    }
+
+    /// Whether a visit would find something to do after what was durable, or acknowledged, was told to the core: neither changes
+    /// anything else that a visit looks at.
+    pub fn wants_visit(&self) -> bool {
+        self.core.has_output() || self.core.is_quiet() || self.core.is_falling_quiet()
     }
 
     /// Learns how far the apply worker is, if anything is with it.
@@ -395,12 +373,13 @@ impl Replica {
     /// Proposes what waited for a leader, if there is one now. What was left in the queue behind it has its turn when
     /// nothing waits any more, or when its own clients give up.
     fn unpark(&mut self, now: Time) {
-        if self.core.leader().is_some() {
-            for chunk in std::mem::take(&mut self.parked) {
+        if self.core.leader().is_some() && !self.waiting.parked.is_empty() {
+            for chunk in std::mem::take(&mut self.waiting.parked) {
                 self.propose(now, chunk);
             }
+            self.waiting.shed();
         }
-        if self.queued_until != NEVER && (self.parked.is_empty() || self.queued_until <= now) {
+        if self.queued_until != NEVER && (self.waiting.parked.is_empty() || self.queued_until <= now) {
             self.queued_until = NEVER;
             self.shared.ready(reason::QUEUE);
         }
@@ -451,7 +430,9 @@ impl Replica {
                     self.routes_from_membership();
                     // The hosts of the new members are not known to be suspected or not.
                     self.suspicions = 0;
-                    let after = Arc::new(self.core.membership().clone());
+                    let after = self.shared.host.pool.membership(Arc::clone(self.core.shared_membership()));
+                    let config = Arc::clone(self.core.shared_config());
+                    self.core.share(&after, &config);
                     let before = std::mem::replace(&mut *self.shared.membership.lock(), Arc::clone(&after));
                     let host = &self.shared.host;
                     host.peers.members_changed(host.config.host, &before, &after);
@@ -467,7 +448,7 @@ impl Replica {
         if moved {
             tracing::debug!(group = %self.config.group, replica = %self.config.replica, term = %self.core.term(), leader = ?self.core.leader(), "leader changed");
             self.rare_leader_changed(now);
-            if !self.unasked.is_empty() {
+            if !self.waiting.unasked.is_empty() {
                 self.ask_reads(now);
             }
         }
@@ -481,14 +462,14 @@ impl Replica {
     }
 
     fn read_ready(&mut self, now: Time, context: u64, index: Option<Index>) {
-        let Some(at) = self.asked.iter().position(|r| r.context == context) else {
+        let Some(at) = self.waiting.asked.iter().position(|r| r.context == context) else {
             return self.rare_read_ready(context, index);
         };
-        let reads = self.asked.remove(at).expect("just found").chunk;
+        let reads = self.waiting.asked.remove(at).expect("just found").chunk;
         match index {
-            Some(index) => self.confirmed.push((index, reads)),
+            Some(index) => self.waiting.confirmed.push((index, reads)),
             None => {
-                self.unasked.push(reads);
+                self.waiting.unasked.push(reads);
                 self.ask_again = self.ask_again.min(now.plus_nanos(self.config.heartbeat_interval_nanos));
             }
         }
@@ -499,23 +480,14 @@ impl Replica {
         if self.installing.is_some() {
             return;
         }
+        let Some(waiting) = self.waiting.get_mut() else { return };
         let handed = self.core.handed();
-        for chunk in self.waits.reached(handed) {
+        let reached = waiting.waits.reached(handed);
+        let confirmed = waiting.confirmed.extract_if(.., |(index, _)| *index <= handed).map(|(_, chunk)| chunk);
+        for chunk in reached.into_iter().chain(confirmed) {
             let count = chunk.reads.len() as u32;
             self.tracker.handed_reads(chunk.reads.results(), count, handed, chunk.deadlines);
             items.push(ApplyItem::Reads(chunk.reads));
-        }
-        if self.confirmed.is_empty() {
-            return;
-        }
-        for (index, chunk) in std::mem::take(&mut self.confirmed) {
-            if index <= handed {
-                let count = chunk.reads.len() as u32;
-                self.tracker.handed_reads(chunk.reads.results(), count, handed, chunk.deadlines);
-                items.push(ApplyItem::Reads(chunk.reads));
-            } else {
-                self.confirmed.push((index, chunk));
-            }
         }
     }
 
@@ -528,9 +500,14 @@ impl Replica {
     pub fn stored_state(&self) -> GroupState {
         GroupState {
             group: self.config.group,
-            bootstrap: self.bootstrap.clone(),
+            bootstrap: Bootstrap {
+                replica: self.config.replica,
+                epoch: self.epoch,
+                membership: (*self.first_membership).clone(),
+                gone: self.gone.clone(),
+            },
             hard_state: self.core.hard_state(),
-            snapshot: self.snapshot.clone(),
+            snapshot: self.snapshot.as_deref().cloned(),
             start: self.core.start(),
             last: self.core.last(),
             terms: self.core.term_starts().to_vec(),
@@ -540,14 +517,13 @@ impl Replica {
 
     /// Publishes what clients may see without asking.
     pub fn publish(&mut self) {
-        let reads = self.asked.len() + self.unasked.len() + self.confirmed.len();
         let now = Told {
             term: self.core.term(),
             leader: self.core.leader().unwrap_or(ReplicaId::ZERO),
             commit: self.core.commit(),
             start: self.core.start().index,
             last: self.core.last().index,
-            under_way: self.tracker.under_way() + self.parked.len() + reads + self.rare_count(),
+            under_way: self.tracker.under_way() + self.waiting.count() + self.rare_count(),
             guarded: self.core.guard() != Guard::None,
         };
         if self.told.replace(now) == Some(now) {
@@ -568,7 +544,7 @@ impl Replica {
     /// by side and not one after the other.
     pub fn warm(&self) -> u64 {
         let core = self.core.warm() ^ self.told.map_or(0, |t| t.last.0) ^ self.queued_until.0 ^ self.origin.start;
-        core ^ self.tracker.under_way() as u64 ^ self.asked.len() as u64 ^ self.snapshot_timeouts.len() as u64
+        core ^ self.tracker.under_way() as u64
     }
 
     /// As [`Replica::warm`], for what is a pointer further.
@@ -578,8 +554,8 @@ impl Replica {
 
     /// Ends what was not given to the core yet: it was not applied and never will be.
     pub fn fail_queued(&mut self, error: &RequestError) {
-        for chunk in self.parked.drain(..) {
-            chunk.fail(error);
+        if let Some(waiting) = self.waiting.get_mut() {
+            waiting.fail_parked(error);
         }
         if let Some(inbox) = self.shared.inbox.lock().take() {
             inbox.fail(error);
@@ -590,15 +566,10 @@ impl Replica {
     pub fn fail_all(&mut self, queued: &RequestError, under_way: &RequestError) {
         self.fail_queued(queued);
         self.tracker.fail_all(under_way);
-        let reads = self.asked.drain(..).map(|r| r.chunk).chain(self.unasked.drain(..));
-        for r in reads.chain(self.confirmed.drain(..).map(|r| r.1)) {
-            r.reads.fail(queued);
+        if let Some(waiting) = self.waiting.get_mut() {
+            waiting.fail(queued);
         }
-        self.waits.fail(queued);
         self.rare_fail(queued, under_way);
-        for timeout in self.snapshot_timeouts.drain(..) {
-            timeout.fail(queued);
-        }
         self.shared.published.under_way.store(0, Ordering::Release);
         self.told = None;
     }

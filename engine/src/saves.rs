@@ -48,7 +48,7 @@ impl Replica {
             self.last_request = index;
         }
         tracing::debug!(%group, %replica, %index, export, "snapshot save queued");
-        self.snapshot_timeouts.extend(request.timeout());
+        self.waiting.snapshot_timeouts.extend(request.timeout());
         self.saves += 1;
         items.push(ApplyItem::Save(Box::new(SaveTask { meta, previous, request })));
     }
@@ -99,7 +99,7 @@ impl StepWorker {
             if replica.next_save.is_some() {
                 return request.complete(Err(RequestError::Busy));
             }
-            replica.snapshot_timeouts.extend(request.timeout());
+            replica.waiting.snapshot_timeouts.extend(request.timeout());
             replica.next_save = Some(request);
         } else {
             let mut items = Vec::new();
@@ -186,7 +186,7 @@ impl StepWorker {
         update.compact_to = compact_to;
         let record = record_of(saved, false);
         update.record = Some(Box::new(Record::Snapshot(record.clone())));
-        replica.snapshot = Some(record);
+        replica.snapshot = Some(Box::new(record));
         tracing::debug!(%group, replica = %id, %index, ?compact_to, "snapshot record on its way");
         let after = AfterDurable::Saved { meta: Box::new(saved.meta.clone()), compact_to, request };
         self.push_update(update);

@@ -282,7 +282,7 @@ pub struct GroupParts {
     /// The incarnation of the group's history.
     pub epoch: GroupEpoch,
     /// The effective membership.
-    pub membership: Membership,
+    pub membership: Arc<Membership>,
     /// The state machine.
     pub machine: Box<dyn DynMachine>,
     /// The type of the state machine.
@@ -318,7 +318,7 @@ impl GroupShared {
             sequence: AtomicU64::new(parts.first_sequence),
             machine_type: parts.machine_type,
             published: Published::default(),
-            membership: Mutex::new(Arc::new(parts.membership)),
+            membership: Mutex::new(parts.membership),
             witness: parts.witness,
             kind: parts.machine.kind(),
             lookups: parts.machine.lookups(),
@@ -469,6 +469,8 @@ pub struct HostShared {
     pub workers: Vec<WorkerInbox>,
     /// Inboxes of the apply workers.
     pub apply: Vec<crate::apply::ApplyInbox>,
+    /// What replicas have in common.
+    pub pool: crate::pool::Pool,
     /// The groups on this host.
     pub groups: RwLock<AHashMap<GroupId, Arc<GroupShared>>>,
     /// Groups that were stopped because of a contradiction: they stay so while the host runs.

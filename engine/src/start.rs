@@ -318,11 +318,12 @@ impl Starter {
         let applied = snapshot.as_ref().map_or(Index::ZERO, |s| s.pos.index);
         let membership = snapshot.as_ref().map_or_else(|| state.bootstrap.membership.clone(), |s| s.membership.clone());
         check_kind(&config, &membership)?;
+        let membership = self.host.pool.membership(Arc::new(membership));
         let epoch = state.bootstrap.epoch;
         let beginning = Beginning::find(&mut opened, self.snapshots.store(), (group, id), state.snapshot.as_ref());
         let restored = Restored {
             hard_state: state.hard_state,
-            membership: membership.clone(),
+            membership: Arc::clone(&membership),
             start: state.start,
             last: state.last,
             terms: state.terms.clone(),
@@ -335,6 +336,8 @@ impl Starter {
         let core_config = self.core_config(&config, seed);
         let mut core = Core::new(core_config, restored, self.host.clock.now())
             .map_err(|source| StartError::Contradiction { group, source })?;
+        let shared_config = self.host.pool.config(core.shared_config());
+        core.share(&membership, &shared_config);
         core.start_early(mix(0, group.0, 0));
         let snapshot_entries = config.snapshot_entries;
         let life = mix(seed, self.host.clock.now().0, 1);
@@ -360,14 +363,14 @@ impl Starter {
             shared.published.applied.store(applied.0, Ordering::Release);
         }
         let mut replica = Replica::new(shared, core, config, state.bootstrap.clone(), life | 1);
-        replica.recover_first = beginning.recover;
+        replica.recover_first = beginning.recover.map(Box::new);
         replica.recovered = if beginning.stands { applied } else { Index::ZERO };
         if let Some(reason) = opened.failed {
             machine_failed(&replica.shared, reason);
         }
         replica.last_request = applied;
         replica.recorded = applied;
-        replica.snapshot = state.snapshot;
+        replica.snapshot = state.snapshot.map(Box::new);
         // Whoever looks at the replica before its worker does sees what it starts from.
         replica.publish();
         let update = new.then(|| Update {

@@ -301,7 +301,7 @@ impl StepWorker {
         let at = SlotRef { slot, generation: entry.generation };
         let shared = Arc::clone(&replica.shared);
         if let Some(meta) = replica.recover_first.take() {
-            let items = vec![crate::apply::ApplyItem::Recover(Box::new(meta))];
+            let items = vec![crate::apply::ApplyItem::Recover(meta)];
             self.apply[shared.apply_worker].push(ApplyTask { shared: Arc::clone(&shared), items });
         }
         replica.publish();
@@ -353,8 +353,11 @@ impl StepWorker {
                     continue;
                 }
                 self.guarded(at.slot, |w| {
-                    let stepped = w.replica(at.slot).core.persisted(token);
-                    w.after_step(at.slot, stepped);
+                    let replica = w.replica(at.slot);
+                    let stepped = replica.core.persisted(token);
+                    if stepped.is_err() || replica.wants_visit() {
+                        w.after_step(at.slot, stepped);
+                    }
                 });
             }
             for (at, after) in sealed.after {
@@ -511,7 +514,7 @@ impl StepWorker {
         }
         if let Some(update) = out.persist.take().map(|p| self.snapshots.update_of(group, p)) {
             if let Some(Record::Snapshot(record)) = update.record.as_deref() {
-                replica.snapshot = Some(record.clone());
+                replica.snapshot = Some(Box::new(record.clone()));
             }
             self.open.push(update);
         }
@@ -526,7 +529,7 @@ impl StepWorker {
             let record = self.snapshots.received_record(group, &meta);
             let mut update = replica.empty_update();
             update.record = Some(Box::new(Record::Snapshot(record.clone())));
-            replica.snapshot = Some(record);
+            replica.snapshot = Some(Box::new(record));
             self.open.push(update);
             self.open.after.push((at, AfterDurable::Installed { meta: Box::new(meta), resets_log: false }));
         }

@@ -22,11 +22,21 @@ pub(crate) struct Waits {
 
 impl Default for Waits {
     fn default() -> Self {
-        Self { by_index: BTreeMap::new(), count: 0, earliest: NEVER }
+        Self::new()
     }
 }
 
 impl Waits {
+    /// Nobody waits.
+    pub(crate) const fn new() -> Self {
+        Self { by_index: BTreeMap::new(), count: 0, earliest: NEVER }
+    }
+
+    /// Whether nobody waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_index.is_empty()
+    }
+
     /// Adds requests; they are refused when too many wait.
     pub(crate) fn add(&mut self, waits: Vec<(Index, ReadChunk)>) {
         for (index, chunk) in waits {

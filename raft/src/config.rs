@@ -5,7 +5,7 @@
 use crate::ids::ReplicaId;
 
 /// How one replica behaves.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CoreConfig {
     /// This replica.
     pub replica: ReplicaId,
@@ -85,7 +85,7 @@ impl Default for CoreConfig {
 
 /// What a leader asks of a membership change before it proposes it. What can't be made when it takes effect changes
 /// nothing then, on every replica alike; so an owner that orders its changes by itself may ask for less.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ChangeChecks {
     /// Every earlier change is in effect, the configuration allows it, and each of its steps makes sense.
     #[default]

@@ -23,8 +23,10 @@ use crate::quiesce::Quiet;
 use crate::read::Reads;
 use crate::rng::Rng;
 use crate::run::Run;
+use crate::spare::{Emptied, Spare};
 use crate::transfer::Handover;
 use smallvec::SmallVec;
+use std::sync::Arc;
 
 /// The highest term and index that a message may name. Beyond it counting up would overflow, and nobody gets there: it
 /// would take a billion elections a second for a century.
@@ -36,7 +38,7 @@ pub struct Restored {
     /// The last durable term, vote and commit.
     pub hard_state: HardState,
     /// The membership in effect at `applied`: the snapshot's, or the bootstrap's.
-    pub membership: Membership,
+    pub membership: Arc<Membership>,
     /// The place just before the first entry that is kept.
     pub start: LogPos,
     /// The last entry; `start` when there is none.
@@ -91,6 +93,12 @@ pub enum Role {
 pub(crate) struct Outbox {
     pub(crate) early: Vec<Message>,
     pub(crate) held: Vec<Message>,
+    pub(crate) rare: Spare<RareOutput>,
+}
+
+/// What few visits put out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RareOutput {
     pub(crate) reads: Vec<ReadReady>,
     pub(crate) refused: Vec<RefusedForward>,
     pub(crate) snapshots_wanted: Vec<ReplicaId>,
@@ -100,6 +108,22 @@ pub(crate) struct Outbox {
     pub(crate) install: Option<Box<SnapshotMeta>>,
     /// The snapshot that the state machine begins from again, with the log as it was.
     pub(crate) recover: Option<Box<SnapshotMeta>>,
+}
+
+impl Emptied for RareOutput {
+    const EMPTY: &'static Self = &Self {
+        reads: Vec::new(),
+        refused: Vec::new(),
+        snapshots_wanted: Vec::new(),
+        fetches: Vec::new(),
+        events: Vec::new(),
+        install: None,
+        recover: None,
+    };
+
+    fn is_emptied(&self) -> bool {
+        self == Self::EMPTY
+    }
 }
 
 /// Entries on the way to the state machine.
@@ -118,7 +142,9 @@ pub(crate) struct Handout {
 /// The protocol state of one replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Core {
-    pub(crate) config: CoreConfig,
+    /// Shared with cores of the same settings: which replica this is, and its seed, are not in it.
+    pub(crate) config: Arc<CoreConfig>,
+    pub(crate) id: ReplicaId,
     pub(crate) rng: Rng,
     /// The latest time that it was told.
     pub(crate) now: Time,
@@ -130,7 +156,7 @@ pub struct Core {
     pub(crate) durability: Durability,
     pub(crate) commit: Index,
     pub(crate) handout: Handout,
-    pub(crate) membership: Membership,
+    pub(crate) membership: Arc<Membership>,
     /// Whether this replica is a voter of `membership`, in either half.
     pub(crate) is_voter: bool,
     /// Whether it is a witness.
@@ -148,7 +174,7 @@ pub struct Core {
     pub(crate) election_base: Time,
     pub(crate) election_timeout_nanos: u64,
     pub(crate) heartbeat_base: Time,
-    pub(crate) votes: SmallVec<[(ReplicaId, bool); 4]>,
+    pub(crate) votes: Vec<(ReplicaId, bool)>,
     /// Follower: the last index at which the log is known to be the leader's, in this term.
     pub(crate) verified: Index,
     /// Follower: the leader's commit index, as far as it was told in this term.
@@ -163,14 +189,14 @@ pub struct Core {
     pub(crate) helps_out: bool,
     /// Leader: whom leadership is being handed to.
     pub(crate) transferee: Option<ReplicaId>,
-    pub(crate) handover: Handover,
-    pub(crate) farewell: Farewell,
+    pub(crate) handover: Spare<Handover>,
+    pub(crate) farewell: Spare<Farewell>,
     /// Leader: how non-voting members that are to become voters catch up.
     pub(crate) rounds: Vec<Round>,
     /// Leader: bytes of entries sent in this round, and the member that comes first in it.
     pub(crate) round_bytes: usize,
     pub(crate) first_peer: usize,
-    pub(crate) reads: Reads,
+    pub(crate) reads: Spare<Reads>,
     pub(crate) quiet: Quiet,
     pub(crate) last_ticket: u64,
     pub(crate) outbox: Outbox,
@@ -205,6 +231,7 @@ impl Core {
         let handout = Handout { handed: applied, applied, ..Handout::default() };
         let ballot = Ballot { term: hard_state.term, vote: hard_state.vote };
         let mut core = Self {
+            id: config.replica,
             rng: Rng::new(config.seed),
             now,
             role: Role::Follower,
@@ -226,7 +253,7 @@ impl Core {
             election_base: now,
             election_timeout_nanos: 0,
             heartbeat_base: now,
-            votes: SmallVec::new(),
+            votes: Vec::new(),
             verified: Index::ZERO,
             leader_commit: Index::ZERO,
             peers: Vec::new(),
@@ -234,18 +261,18 @@ impl Core {
             asked_to_help: false,
             helps_out: false,
             transferee: None,
-            handover: Handover::default(),
-            farewell: Farewell::default(),
+            handover: Spare::default(),
+            farewell: Spare::default(),
             rounds: Vec::new(),
             round_bytes: 0,
             first_peer: 0,
-            reads: Reads::default(),
+            reads: Spare::default(),
             quiet: Quiet::restored(hard_state.commit),
             last_ticket: 0,
             outbox: Outbox::default(),
             announced: (Role::Follower, None, hard_state.term),
             dropped: 0,
-            config,
+            config: Arc::new(CoreConfig { replica: ReplicaId::ZERO, seed: 0, ..config }),
         };
         core.election_timeout_nanos = core.rng.jittered(core.config.election_timeout_nanos);
         Ok(core)
@@ -302,7 +329,7 @@ impl Core {
             Body::ReadIndexResponse { context, index } => self.on_read_index_response(context, index),
             Body::Forward(run) => self.on_forward(from, &run),
             Body::ForwardRefused { first_sequence, count, reason } => {
-                self.outbox.refused.push(RefusedForward { first_sequence, count, reason });
+                self.outbox.rare.refused.push(RefusedForward { first_sequence, count, reason });
             }
             Body::TimeoutNow => self.on_timeout_now(from),
             Body::Transfer { .. } | Body::TransferAnswer { .. } => self.dropped += 1,
@@ -325,7 +352,7 @@ impl Core {
                 | Body::ForwardRefused { .. }
                 | Body::Removed { .. }
         );
-        let addressed = *to == self.config.replica && *from != *to && !from.is_zero();
+        let addressed = *to == self.id && *from != *to && !from.is_zero();
         let known = !termless
             || self.membership.contains(*from)
             || matches!(body, Body::ForwardRefused { .. } | Body::ReadIndexResponse { .. } | Body::Removed { .. });
@@ -345,8 +372,8 @@ impl Core {
         let ballot = self.durability.complete(&token);
         // A candidate counts its own vote only now. Had it counted it before, it could win, crash, forget that it voted
         // and help to elect another leader of the same term.
-        if self.role == Role::Candidate && ballot.term == self.term && ballot.vote == self.config.replica {
-            self.count_vote(self.config.replica, true);
+        if self.role == Role::Candidate && ballot.term == self.term && ballot.vote == self.id {
+            self.count_vote(self.id, true);
         }
         // Likewise a leader's own entries count towards the quorum once they are on its disk.
         if self.role == Role::Leader {
@@ -371,9 +398,9 @@ impl Core {
     /// Reads a word here and there of its own memory and returns their mix, which means nothing: an owner of thousands
     /// calls it for several cores in a row, so that their memory is fetched side by side before each is used.
     pub fn warm(&self) -> u64 {
-        let ids = self.config.replica.0 ^ self.term.0 ^ self.commit.0 ^ self.log.last().index.0 ^ self.last_ticket;
+        let ids = self.id.0 ^ self.term.0 ^ self.commit.0 ^ self.log.last().index.0 ^ self.last_ticket;
         let times = self.election_base.0 ^ self.heartbeat_base.0 ^ self.announced.2.0 ^ self.handout.handed.0;
-        let lens = self.outbox.early.len() ^ self.outbox.events.len() ^ self.votes.len() ^ self.log.cached_bytes();
+        let lens = self.outbox.early.len() ^ self.votes.len() ^ self.log.cached_bytes();
         ids ^ times ^ lens as u64 ^ self.durability.durable().0
     }
 
@@ -411,8 +438,8 @@ impl Core {
 
     /// Takes its role from the membership in effect.
     pub(crate) fn learn_own_role(&mut self) {
-        self.is_voter = self.membership.is_voter(self.config.replica);
-        self.is_witness = self.config.witness || self.membership.is_witness(self.config.replica);
+        self.is_voter = self.membership.is_voter(self.id);
+        self.is_witness = self.config.witness || self.membership.is_witness(self.id);
     }
 
     /// Whether this replica can't lead whatever the configuration says: a witness, or one that lost part of what it had.
@@ -431,11 +458,11 @@ impl Core {
     }
 
     pub(crate) fn send_early(&mut self, to: ReplicaId, term: Term, body: Body) {
-        self.outbox.early.push(Message { from: self.config.replica, to, term, body });
+        self.outbox.early.push(Message { from: self.id, to, term, body });
     }
 
     pub(crate) fn send_held(&mut self, to: ReplicaId, body: Body) {
-        self.outbox.held.push(Message { from: self.config.replica, to, term: self.term, body });
+        self.outbox.held.push(Message { from: self.id, to, term: self.term, body });
     }
 
     pub(crate) fn ballot(&self) -> Ballot {
@@ -455,7 +482,7 @@ impl Core {
 impl Core {
     /// This replica.
     pub fn replica(&self) -> ReplicaId {
-        self.config.replica
+        self.id
     }
 
     /// What it is at the moment.
@@ -526,6 +553,26 @@ impl Core {
     /// Term, vote and commit as they are now, durable or not.
     pub fn hard_state(&self) -> HardState {
         HardState { term: self.term, vote: self.vote, commit: self.commit }
+    }
+
+    /// The membership in effect, to be held by others too.
+    pub fn shared_membership(&self) -> &Arc<Membership> {
+        &self.membership
+    }
+
+    /// Its settings, without which replica it is and its seed, to be held by others too.
+    pub fn shared_config(&self) -> &Arc<CoreConfig> {
+        &self.config
+    }
+
+    /// Lets go of its own copies of what others hold as well. What is not equal to its own is not taken.
+    pub fn share(&mut self, membership: &Arc<Membership>, config: &Arc<CoreConfig>) {
+        if *self.membership == **membership {
+            self.membership = Arc::clone(membership);
+        }
+        if *self.config == **config {
+            self.config = Arc::clone(config);
+        }
     }
 
     /// What a leader knows of a member; `None` for others, and unless this replica leads.

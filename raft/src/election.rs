@@ -67,7 +67,7 @@ impl Core {
     /// voters take turns, so that they do not split the votes; `spread` decides who is the first: give all of a
     /// group's replicas the same number and every group another, and leaders are spread over the hosts.
     pub fn start_early(&mut self, spread: u64) {
-        let Some(at) = self.membership.voters.iter().position(|v| *v == self.config.replica) else {
+        let Some(at) = self.membership.voters.iter().position(|v| *v == self.id) else {
             return;
         };
         if self.config.pre_vote && self.config.check_quorum {
@@ -112,7 +112,7 @@ impl Core {
 
     /// Whether majorities answered since this was last asked.
     fn quorum_is_active(&mut self) -> bool {
-        let id = self.config.replica;
+        let id = self.id;
         let answered = |p: &Progress| Some(p.id == id || p.active);
         let result = quorum::joint_vote(
             self.peers.iter().filter(|p| p.incoming).map(answered),
@@ -161,8 +161,8 @@ impl Core {
         // A state machine that is ahead of the log was given committed entries that the log lacks.
         let behind = self.log.last().index < self.catch_up_to && !plant::is("campaign-behind-the-machine");
         sometimes!(waiting, "campaign-waits-for-a-change");
-        sometimes!(self.outbox.install.is_some(), "campaign-waits-for-an-install");
-        !self.farewell.told && !waiting && !behind && !self.is_barred() && self.outbox.install.is_none()
+        sometimes!(self.outbox.rare.install.is_some(), "campaign-waits-for-an-install");
+        !self.farewell.told && !waiting && !behind && !self.is_barred() && self.outbox.rare.install.is_none()
     }
 
     /// Whether silence concerns this replica.
@@ -183,23 +183,23 @@ impl Core {
         self.fail_reads();
         self.votes.clear();
         self.ask_for_votes(true, false);
-        self.count_vote(self.config.replica, true);
+        self.count_vote(self.id, true);
     }
 
     fn become_candidate(&mut self, transfer: bool) {
         self.transfer_is_decided(None);
         self.reset(self.term.next());
         self.role = Role::Candidate;
-        self.vote = self.config.replica;
+        self.vote = self.id;
         // The own vote is counted when it is durable, in `persisted`.
         self.ask_for_votes(false, transfer);
         if plant::is("own-vote-before-durable") {
-            self.count_vote(self.config.replica, true);
+            self.count_vote(self.id, true);
         }
     }
 
     pub(crate) fn ask_for_votes(&mut self, pre: bool, transfer: bool) {
-        let (id, last) = (self.config.replica, self.log.last());
+        let (id, last) = (self.id, self.log.last());
         let voters: Vec<ReplicaId> = self.membership.all_voters().filter(|v| *v != id).collect();
         for to in voters {
             let body = Body::RequestVote { pre, transfer, last };
@@ -235,10 +235,10 @@ impl Core {
 
     fn become_leader(&mut self) {
         assert_eq!(self.role, Role::Candidate, "only a candidate becomes leader");
-        assert_eq!(self.vote, self.config.replica, "a candidate votes for itself");
+        assert_eq!(self.vote, self.id, "a candidate votes for itself");
         self.reset(self.term);
         self.role = Role::Leader;
-        self.leader = Some(self.config.replica);
+        self.leader = Some(self.id);
         self.helps_out = !self.is_voter;
         sometimes!(self.helps_out, "elected-though-no-voter");
         sometimes!(self.membership.is_joint(), "elected-in-a-joint-configuration");
@@ -302,7 +302,7 @@ impl Core {
             peer.incoming = self.membership.voters.contains(&id);
             peer.outgoing = self.membership.outgoing.contains(&id);
             peer.witness = self.membership.is_witness(id);
-            if id == self.config.replica && peer.state == ProgressState::Probe {
+            if id == self.id && peer.state == ProgressState::Probe {
                 peer.become_replicate();
                 peer.active = true;
             }

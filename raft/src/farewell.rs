@@ -27,7 +27,7 @@ use crate::output::Event;
 use crate::plant;
 use crate::run::{EntryKind, Origin, Run, RunBuilder};
 use crate::sometimes;
-use smallvec::SmallVec;
+use crate::spare::Emptied;
 
 /// Removed replicas that are told without having asked; more have to ask.
 const LEAVING_MAX: usize = 64;
@@ -41,7 +41,7 @@ pub(crate) struct Farewell {
     /// Whoever was removed through this change may go.
     settled: Index,
     /// Removed while this replica looked, and being told.
-    leaving: SmallVec<[ReplicaId; 2]>,
+    leaving: Vec<ReplicaId>,
     /// Heartbeats since they were first told.
     beats: u32,
     /// Leader: the change id in its newest own empty entry.
@@ -50,12 +50,21 @@ pub(crate) struct Farewell {
     pub(crate) told: bool,
 }
 
+impl Emptied for Farewell {
+    const EMPTY: &'static Self =
+        &Self { settled: Index::ZERO, leaving: Vec::new(), beats: 0, vouched: Index::ZERO, told: false };
+
+    fn is_emptied(&self) -> bool {
+        self == Self::EMPTY
+    }
+}
+
 impl Core {
     /// A membership took effect: those who are gone from it are to be told, in time.
     pub(crate) fn note_leaving(&mut self, gone: &[ReplicaId]) {
-        if self.config.see_off_removed {
+        if self.config.see_off_removed && !gone.is_empty() {
             let room = LEAVING_MAX - self.farewell.leaving.len().min(LEAVING_MAX);
-            let others = gone.iter().filter(|r| **r != self.config.replica);
+            let others = gone.iter().filter(|r| **r != self.id);
             self.farewell.leaving.extend(others.take(room).copied());
         }
     }
@@ -127,10 +136,12 @@ impl Core {
     /// Appends an entry that means nothing to state machines and vouches for the membership in effect.
     pub(crate) fn append_empty(&mut self) {
         let change = self.membership.change_id;
-        self.farewell.vouched = change;
+        if self.farewell.vouched != change {
+            self.farewell.vouched = change;
+        }
         let mut empty = RunBuilder::new();
         empty.push(EntryKind::Empty, change.0, b"");
-        self.append_own(empty, Origin { replica: self.config.replica, start: 0 });
+        self.append_own(empty, Origin { replica: self.id, start: 0 });
     }
 
     /// A leader whose own removal took effect hands over, so that the others need not wait for an election timeout: to
@@ -149,7 +160,7 @@ impl Core {
 
     /// Whether this replica, hearing no leader, asks whether it was removed for good. Those who may campaign do it by that.
     pub(crate) fn may_ask_to_go(&self) -> bool {
-        let known = self.membership.voters.iter().any(|v| *v != self.config.replica);
+        let known = self.membership.voters.iter().any(|v| *v != self.id);
         self.config.see_off_removed && known && !self.farewell.told && (!self.is_voter || self.is_barred())
     }
 
@@ -158,7 +169,7 @@ impl Core {
     /// elect one of their own: a witness may have entries that this replica sent it before its removal took effect, and nobody
     /// else. So it leads once more, until they know what is committed.
     pub(crate) fn ask_to_go(&mut self) {
-        if self.membership.removed.contains(&self.config.replica) && self.could_campaign() {
+        if self.membership.removed.contains(&self.id) && self.could_campaign() {
             self.become_pre_candidate();
         } else {
             self.ask_for_votes(true, false);
@@ -167,7 +178,7 @@ impl Core {
 
     pub(crate) fn on_removed(&mut self, change: Index) {
         // Said of a membership that this replica knows, in which it is a member, it is not true.
-        if self.membership.contains(self.config.replica) && change <= self.membership.change_id {
+        if self.membership.contains(self.id) && change <= self.membership.change_id {
             self.dropped += 1;
             return;
         }
@@ -179,6 +190,6 @@ impl Core {
         }
         self.farewell.told = true;
         self.asked_to_help = false;
-        self.outbox.events.push(Event::Removed { change });
+        self.outbox.rare.events.push(Event::Removed { change });
     }
 }

@@ -12,13 +12,14 @@ use crate::message::{Body, SnapshotMeta};
 use crate::plant;
 use crate::run::Run;
 use crate::sometimes;
+use std::sync::Arc;
 
 impl Core {
     /// Somebody speaks as the leader of this term.
     pub(crate) fn hear_leader(&mut self, from: ReplicaId) -> Result<(), Violation> {
         let term = self.term;
         if self.role == Role::Leader {
-            return Err(Violation::TwoLeaders { first: self.config.replica, second: from, term });
+            return Err(Violation::TwoLeaders { first: self.id, second: from, term });
         }
         match self.leader {
             Some(leader) if leader == from => {
@@ -199,7 +200,7 @@ impl Core {
                 self.dropped += 1;
                 return Ok(());
             }
-            Guard::LostLog { .. } if meta.membership.contains(self.config.replica) => {
+            Guard::LostLog { .. } if meta.membership.contains(self.id) => {
                 self.restore(meta);
                 self.accept(from, pos.index);
                 return Ok(());
@@ -236,7 +237,7 @@ impl Core {
         }
         // A snapshot without this replica in it is meant for somebody else; and one can't make a voter non-voting, because
         // its vote may be what elected the leader.
-        let id = self.config.replica;
+        let id = self.id;
         let demoted = !plant::is("snapshot-demotes") && self.membership.is_voter(id) && !meta.membership.is_voter(id);
         if demoted || !meta.membership.contains(id) {
             self.accept(from, self.commit);
@@ -249,7 +250,7 @@ impl Core {
 
     /// Whether the snapshot's membership makes a witness of a replica with a state machine, or the other way round.
     fn is_of_other_kind(&self, meta: &SnapshotMeta) -> bool {
-        let kind = meta.membership.kind(self.config.replica);
+        let kind = meta.membership.kind(self.id);
         kind.is_some_and(|kind| (kind == ReplicaKind::Witness) != self.is_witness)
     }
 
@@ -259,7 +260,7 @@ impl Core {
         self.verified = self.verified.max(pos.index);
         self.commit_to(pos.index);
         self.hand_out_after(pos.index, &meta);
-        self.outbox.recover = Some(Box::new(meta));
+        self.outbox.rare.recover = Some(Box::new(meta));
     }
 
     /// What is handed out next is what comes after the snapshot.
@@ -268,9 +269,9 @@ impl Core {
         self.handout.handed = index;
         self.handout.ticket = None;
         self.handout.fetched.clear();
-        self.membership = meta.membership.clone();
+        self.membership = Arc::new(meta.membership.clone());
         self.learn_own_role();
-        self.outbox.events.push(crate::Event::MembershipChanged(self.membership.change_id));
+        self.outbox.rare.events.push(crate::Event::MembershipChanged(self.membership.change_id));
     }
 
     /// Replaces the log by a snapshot. The membership comes from it, never from entries that are gone.
@@ -290,8 +291,8 @@ impl Core {
         self.commit = pos.index;
         self.verified = pos.index;
         self.hand_out_after(pos.index, &meta);
-        (self.outbox.recover, self.catch_up_to) = (None, Index::ZERO);
-        self.outbox.install = Some(Box::new(meta));
+        (self.outbox.rare.recover, self.catch_up_to) = (None, Index::ZERO);
+        self.outbox.rare.install = Some(Box::new(meta));
     }
 }
 

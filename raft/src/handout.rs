@@ -5,7 +5,7 @@
 //! holds, or comes after, all that was accepted when it was made.
 
 use crate::changer::ConfigChange;
-use crate::core::{Core, Guard, Role};
+use crate::core::{Core, Guard, RareOutput, Role};
 use crate::ids::{HardState, Index, ReplicaId, Time};
 use crate::log::Slice;
 #[cfg(feature = "plant")]
@@ -14,7 +14,9 @@ use crate::output::{Event, Fetch, Output, Persist};
 use crate::plant;
 use crate::run::{EntryKind, Run};
 use crate::sometimes;
+use crate::spare::Emptied;
 use smallvec::SmallVec;
+use std::sync::Arc;
 
 /// About how many bytes one cold read for the state machine brings.
 const FETCH_BYTES_MAX: usize = 1 << 20;
@@ -34,31 +36,32 @@ impl Core {
         self.end_round();
         self.hand_out(&mut out.committed);
         self.announce();
-        let boxed = self.outbox.install.take();
-        self.seal(boxed.as_deref().cloned(), out);
-        out.install = boxed.map(|b| *b).or(out.install.take());
-        out.recover = self.outbox.recover.take().map(|b| *b).or(out.recover.take());
-        let outbox = &mut self.outbox;
-        out.early.append(&mut outbox.early);
-        out.reads.append(&mut outbox.reads);
-        out.refused.append(&mut outbox.refused);
-        out.snapshots_wanted.append(&mut outbox.snapshots_wanted);
-        out.fetches.append(&mut outbox.fetches);
-        out.events.append(&mut outbox.events);
+        let install = self.outbox.rare.get_mut().and_then(|rare| rare.install.take());
+        self.seal(install.as_deref().cloned(), out);
+        out.install = install.map(|b| *b).or(out.install.take());
+        out.early.append(&mut self.outbox.early);
+        if let Some(rare) = self.outbox.rare.get_mut() {
+            out.recover = rare.recover.take().map(|b| *b).or(out.recover.take());
+            out.reads.append(&mut rare.reads);
+            out.refused.append(&mut rare.refused);
+            out.snapshots_wanted.append(&mut rare.snapshots_wanted);
+            out.fetches.append(&mut rare.fetches);
+            out.events.append(&mut rare.events);
+            // Where reads come, the next ones come soon.
+            if rare.reads.capacity() == 0 {
+                self.outbox.rare.shed();
+            }
+        }
         self.settle_quiet();
     }
 
-    fn has_output(&self) -> bool {
+    /// Whether [`Core::take_output`] would do anything.
+    pub fn has_output(&self) -> bool {
         let o = &self.outbox;
         self.dirty
             || !o.early.is_empty()
             || !o.held.is_empty()
-            || !o.reads.is_empty()
-            || !o.refused.is_empty()
-            || !o.snapshots_wanted.is_empty()
-            || !o.fetches.is_empty()
-            || !o.events.is_empty()
-            || o.recover.is_some()
+            || *o.rare != *RareOutput::EMPTY
             || (self.handout.handed < self.may_hand_out() && self.handout.ticket.is_none())
             || self.durability.is_dirty(self.log.last().index, self.ballot())
             || self.quiet.save_commit
@@ -108,7 +111,7 @@ impl Core {
                 if self.handout.ticket.is_none() {
                     let ticket = self.next_ticket();
                     self.handout.ticket = Some(ticket);
-                    self.outbox.fetches.push(Fetch { ticket, lo, hi, bytes_max: FETCH_BYTES_MAX });
+                    self.outbox.rare.fetches.push(Fetch { ticket, lo, hi, bytes_max: FETCH_BYTES_MAX });
                 }
                 None
             }
@@ -138,10 +141,10 @@ impl Core {
     fn put_into_effect(&mut self, change: &ConfigChange, index: Index) {
         let next = self.membership.after(change, index);
         let gone: SmallVec<[ReplicaId; 4]> = self.membership.replicas().filter(|r| !next.contains(*r)).collect();
-        self.membership = next;
+        self.membership = Arc::new(next);
         self.learn_own_role();
         self.note_leaving(&gone);
-        self.outbox.events.push(Event::MembershipChanged(index));
+        self.outbox.rare.events.push(Event::MembershipChanged(index));
         if self.role != Role::Leader {
             return;
         }
@@ -162,10 +165,10 @@ impl Core {
         let (role, leader, term) = self.announced;
         self.announced = (self.role, self.leader, self.term);
         if self.role != role {
-            self.outbox.events.push(Event::RoleChanged { role: self.role, term: self.term });
+            self.outbox.rare.events.push(Event::RoleChanged { role: self.role, term: self.term });
         }
         if self.leader != leader || (self.term != term && self.leader.is_some()) {
-            self.outbox.events.push(Event::LeaderChanged { leader: self.leader, term: self.term });
+            self.outbox.rare.events.push(Event::LeaderChanged { leader: self.leader, term: self.term });
         }
     }
 

@@ -13,6 +13,7 @@ pub mod quorum;
 pub mod run;
 pub mod session;
 pub mod sometimes;
+pub mod spare;
 
 mod config;
 mod core;

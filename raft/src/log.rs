@@ -14,6 +14,9 @@ use crate::run::{EntryKind, Run};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 
+/// Runs that are looked at one by one, from the newest, before an index is searched for among all.
+const NEAR_RUNS: usize = 4;
+
 /// Entries read from the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Slice {
@@ -229,6 +232,16 @@ impl Log {
         self.runs.iter()
     }
 
+    /// Which of the runs in memory is the first that does not end before `lo`. Nearly always it is one of the newest.
+    fn run_of(&self, lo: Index) -> usize {
+        let oldest_near = self.runs.len().saturating_sub(NEAR_RUNS);
+        if let Some(back) = self.runs.iter().skip(oldest_near).rev().position(|r| r.first() <= lo) {
+            let at = self.runs.len() - 1 - back;
+            return if self.runs[at].last() < lo { at + 1 } else { at };
+        }
+        self.runs.partition_point(|r| r.last() < lo)
+    }
+
     /// Contiguous runs from `lo` through `hi` at most, of `bytes_max` bytes but at least one entry.
     pub(crate) fn entries(&self, lo: Index, hi: Index, bytes_max: usize) -> Slice {
         if lo <= self.start.index {
@@ -239,7 +252,7 @@ impl Log {
             return Slice::Cold { hi: hi.min(cached_from.prev()) };
         }
         let mut runs = SmallVec::new();
-        let (mut at, mut left) = (self.runs.partition_point(|r| r.last() < lo), bytes_max);
+        let (mut at, mut left) = (self.run_of(lo), bytes_max);
         let mut next = lo;
         while next <= hi && at < self.runs.len() {
             let Some(piece) = fitting(&self.runs[at], next, hi, left, runs.is_empty()) else {
@@ -273,7 +286,7 @@ impl Log {
         if lo < self.cached_from() {
             return true;
         }
-        let at = self.runs.partition_point(|r| r.last() < lo);
+        let at = self.run_of(lo);
         self.runs
             .iter()
             .skip(at)
@@ -361,6 +374,15 @@ mod tests {
         assert_eq!((terms(&log), log.start()), (vec![9], LogPos::new(Term(9), Index(7))));
         log.append(run(9, 8, 1));
         assert_eq!(log.term_end(Index(8)), Some((Term(9), Index(8))));
+    }
+
+    #[test]
+    fn every_index_is_found_in_its_run_near_the_end_and_far_from_it() {
+        let log = log(&[(1, 3); 9]);
+        for at in 1..=27 {
+            assert_eq!(log.run_of(Index(at)) as u64, (at - 1) / 3, "index {at}");
+        }
+        assert_eq!(log.run_of(Index(28)), 9, "what is not there yet comes after all runs");
     }
 
     #[test]

@@ -20,6 +20,7 @@ impl Core {
     pub fn hash_timeless<H: Hasher>(&self, state: &mut H) {
         let Self {
             config,
+            id: _,
             rng: _,
             now,
             role,

@@ -74,7 +74,7 @@ impl Core {
         let mut chunk = RunBuilder::new();
         chunk.push(EntryKind::Config, 0, &change.encode());
         sometimes!("learner-promoted-by-itself");
-        self.pending_change = self.append_own(chunk, Origin { replica: self.config.replica, start: 0 });
+        self.pending_change = self.append_own(chunk, Origin { replica: self.id, start: 0 });
         true
     }
 }

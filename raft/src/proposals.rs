@@ -124,7 +124,7 @@ impl Core {
             return Some(RefusedWhy::Transferring);
         }
         // Removed, it leads only until its followers have learned of that.
-        if !self.membership.contains(self.config.replica) {
+        if !self.membership.contains(self.id) {
             return Some(RefusedWhy::NoLeader);
         }
         let bytes_max = self.config.unapplied_bytes_max;
@@ -213,7 +213,7 @@ impl Core {
             if plant::is("leave-joint-twice") {
                 chunk.push(EntryKind::Config, 0, &ConfigChange::leave_joint().encode());
             }
-            let origin = Origin { replica: self.config.replica, start: 0 };
+            let origin = Origin { replica: self.id, start: 0 };
             self.pending_change = self.append_own(chunk, origin);
         }
     }

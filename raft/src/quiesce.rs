@@ -34,6 +34,7 @@ use crate::plant;
 use crate::progress::ProgressState;
 use crate::quorum::{self, VoteResult};
 use crate::sometimes;
+use crate::spare::{Emptied, Spare};
 
 /// How far a replica is on the way to silence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +59,28 @@ struct Mark {
     reads: u64,
 }
 
+/// Members in whatever way of concern. Of most replicas at most times there are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Lists {
+    /// Leader: whom it asked in this round, and whether they have agreed.
+    asked: Vec<(ReplicaId, bool)>,
+    /// Leader: members that were left out of this round.
+    lagging: Vec<ReplicaId>,
+    /// Members on suspected hosts.
+    suspected: Vec<ReplicaId>,
+    /// Members that have stopped, by what their hosts said.
+    gone: Vec<ReplicaId>,
+}
+
+impl Emptied for Lists {
+    const EMPTY: &'static Self =
+        &Self { asked: Vec::new(), lagging: Vec::new(), suspected: Vec::new(), gone: Vec::new() };
+
+    fn is_emptied(&self) -> bool {
+        self == Self::EMPTY
+    }
+}
+
 /// One replica's part in its group's silence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Quiet {
@@ -67,14 +90,7 @@ pub(crate) struct Quiet {
     mark: Mark,
     /// Leader: since when the mark is what it is.
     idle_since: Time,
-    /// Leader: whom it asked in this round, and whether they have agreed.
-    asked: Vec<(ReplicaId, bool)>,
-    /// Leader: members that were left out of this round.
-    lagging: Vec<ReplicaId>,
-    /// Members on suspected hosts.
-    suspected: Vec<ReplicaId>,
-    /// Members that have stopped, by what their hosts said.
-    gone: Vec<ReplicaId>,
+    lists: Spare<Lists>,
     /// The commit index of the newest sealed hard state.
     sealed_commit: Index,
     /// The commit index is to be made durable, even if nothing else is.
@@ -96,15 +112,22 @@ impl Quiet {
     pub(crate) fn reset(&mut self, new_term: bool, now: Time) {
         self.phase = Phase::Awake;
         self.idle_since = now;
-        self.asked = Vec::new();
-        self.lagging = Vec::new();
+        self.end_round();
         if new_term {
             self.round = 0;
         }
     }
 
+    /// The leader's round is over, or of no use any more.
+    fn end_round(&mut self) {
+        if let Some(lists) = self.lists.get_mut() {
+            (lists.asked, lists.lagging) = (Vec::new(), Vec::new());
+            self.lists.shed();
+        }
+    }
+
     fn is_absent(&self, replica: ReplicaId) -> bool {
-        self.suspected.contains(&replica) || self.gone.contains(&replica)
+        self.lists.suspected.contains(&replica) || self.lists.gone.contains(&replica)
     }
 }
 
@@ -122,12 +145,12 @@ impl Core {
 
     /// Of a silent leader, the members that were left out, because their hosts were suspected or they had stopped.
     pub fn lagging(&self) -> &[ReplicaId] {
-        &self.quiet.lagging
+        &self.quiet.lists.lagging
     }
 
     /// Whether this member has stopped, by what its host said, and was not heard of since.
     pub fn is_gone(&self, replica: ReplicaId) -> bool {
-        self.quiet.gone.contains(&replica)
+        self.quiet.lists.gone.contains(&replica)
     }
 
     /// Wakes it, if it is silent: a leader heartbeats at once, a follower arms its election deadline.
@@ -158,12 +181,12 @@ impl Core {
     /// leader that has left one out wakes when its host is back.
     pub fn set_suspected(&mut self, now: Time, replica: ReplicaId, suspected: bool) {
         self.tell(now);
-        let at = self.quiet.suspected.iter().position(|r| *r == replica);
+        let at = self.quiet.lists.suspected.iter().position(|r| *r == replica);
         match (at, suspected) {
-            (None, true) => self.quiet.suspected.push(replica),
+            (None, true) => self.quiet.lists.suspected.push(replica),
             (Some(at), false) => {
-                self.quiet.suspected.remove(at);
-                if self.quiet.lagging.contains(&replica) {
+                self.quiet.lists.suspected.remove(at);
+                if self.quiet.lists.lagging.contains(&replica) {
                     sometimes!("one-left-behind-is-back");
                     self.stir();
                 }
@@ -175,13 +198,13 @@ impl Core {
     /// A member has stopped although its host lives, or so its host says: until it is heard of again the group does without it.
     pub fn replica_gone(&mut self, now: Time, replica: ReplicaId) {
         self.tell(now);
-        if replica == self.config.replica || !self.membership.contains(replica) {
+        if replica == self.id || !self.membership.contains(replica) {
             return;
         }
-        if !self.quiet.gone.contains(&replica) {
+        if !self.quiet.lists.gone.contains(&replica) {
             let members = &self.membership;
-            self.quiet.gone.retain(|r| members.contains(*r));
-            self.quiet.gone.push(replica);
+            self.quiet.lists.gone.retain(|r| members.contains(*r));
+            self.quiet.lists.gone.push(replica);
         }
         match self.role {
             Role::Leader => self.stir(),
@@ -201,8 +224,7 @@ impl Core {
         sometimes!(before == Phase::Silent, "woken-from-silence");
         sometimes!(before != Phase::Silent, "woken-while-falling-silent");
         self.quiet.idle_since = self.now;
-        self.quiet.asked = Vec::new();
-        self.quiet.lagging = Vec::new();
+        self.quiet.end_round();
         if self.role != Role::Leader {
             // It has heard nothing for long, and that was agreed on: the timeout starts now.
             self.election_base = self.now;
@@ -213,7 +235,7 @@ impl Core {
             // Nobody was asked for a sign of life meanwhile: whether a majority still follows is known an election timeout
             // from now, by answers that are yet to come.
             self.election_base = self.now;
-            let id = self.config.replica;
+            let id = self.id;
             self.peers.iter_mut().for_each(|p| p.active = p.id == id);
         }
         // Those that have agreed are silent until they hear of this.
@@ -226,8 +248,8 @@ impl Core {
 
     /// A message came that makes sense.
     pub(crate) fn heard(&mut self, from: ReplicaId, body: &Body) {
-        if !self.quiet.gone.is_empty() {
-            self.quiet.gone.retain(|r| *r != from);
+        if !self.quiet.lists.gone.is_empty() {
+            self.quiet.lists.gone.retain(|r| *r != from);
         }
         // Answers to what was asked before the silence may be late, and ask for nothing. Who sent them is either silent too, or
         // will say something else. What belongs to the falling silent itself decides on its own whether it wakes.
@@ -291,7 +313,7 @@ impl Core {
     fn is_settled(&self) -> bool {
         let last = self.log.last();
         self.role == Role::Leader
-            && self.membership.is_voter(self.config.replica)
+            && self.membership.is_voter(self.id)
             && !self.membership.is_joint()
             && !self.helps_out
             && self.transferee.is_none()
@@ -310,7 +332,7 @@ impl Core {
     /// Whether it is to promote a learner or to hand leadership over, and those whom that concerns are here.
     fn has_plans(&self) -> bool {
         let here = |replica: &ReplicaId| !self.quiet.is_absent(*replica);
-        let (id, members) = (self.config.replica, &self.membership);
+        let (id, members) = (self.id, &self.membership);
         let may_lead = |p: &ReplicaId| members.voters.contains(p) && !members.witnesses.contains(p);
         let other = self.config.preferred.filter(|p| *p != id && may_lead(p));
         self.membership.promotions.keys().any(here) || other.as_ref().is_some_and(here)
@@ -318,7 +340,7 @@ impl Core {
 
     /// Begins a round, if every member either has all of the log or is absent, and those that are here are a majority.
     fn ask_to_quiesce(&mut self) -> bool {
-        let (id, last, commit) = (self.config.replica, self.log.last(), self.commit);
+        let (id, last, commit) = (self.id, self.log.last(), self.commit);
         let (mut asked, mut lagging) = (Vec::new(), Vec::new());
         for peer in self.peers.iter().filter(|p| p.id != id) {
             let complete = peer.matched == last.index && peer.state == ProgressState::Replicate;
@@ -343,8 +365,8 @@ impl Core {
             // Held: it leaves once the commit index is durable here.
             self.send_held(*to, Body::Quiesce { round, last, commit });
         }
-        self.quiet.asked = asked;
-        self.quiet.lagging = lagging;
+        self.quiet.lists.asked = asked;
+        self.quiet.lists.lagging = lagging;
         // Alone, or with all others absent, it waits for nobody.
         self.settle_quiet();
         true
@@ -372,9 +394,9 @@ impl Core {
         let matches = (last == self.log.last() && commit == self.commit) || plant::is("quiesce-without-match");
         // Reads whose question or answer was lost are no reason to stay awake: whoever waits for one asks again, and wakes it.
         let settled = self.handout.handed == self.commit
-            && self.outbox.install.is_none()
+            && self.outbox.rare.install.is_none()
             && !self.asked_to_help
-            && self.membership.contains(self.config.replica);
+            && self.membership.contains(self.id);
         let agreed = matches && settled && self.config.quiesce_after_nanos > 0;
         if !agreed {
             self.stir();
@@ -400,7 +422,7 @@ impl Core {
             // It does not match after all, or has a reason of its own: the next heartbeats help it along.
             return self.stir();
         }
-        if let Some(asked) = self.quiet.asked.iter_mut().find(|a| a.0 == from) {
+        if let Some(asked) = self.quiet.lists.asked.iter_mut().find(|a| a.0 == from) {
             asked.1 = true;
             self.settle_quiet();
         }
@@ -409,14 +431,16 @@ impl Core {
     /// Falls silent if all that it waited for has come.
     pub(crate) fn settle_quiet(&mut self) {
         let ready = match self.quiet.phase {
-            Phase::Asking { .. } => self.quiet.asked.iter().all(|a| a.1) && self.is_settled(),
+            Phase::Asking { .. } => self.quiet.lists.asked.iter().all(|a| a.1) && self.is_settled(),
             Phase::Agreeing => self.outbox.held.is_empty(),
             Phase::Awake | Phase::Silent => false,
         };
         let saved = self.quiet.sealed_commit == self.commit && !self.quiet.save_commit && !self.durability.in_flight();
         if ready && (saved || plant::is("quiesce-before-commit-durable")) {
             self.quiet.phase = Phase::Silent;
-            self.quiet.asked = Vec::new();
+            if let Some(lists) = self.quiet.lists.get_mut() {
+                lists.asked = Vec::new();
+            }
             self.shed();
         }
     }
@@ -427,17 +451,20 @@ impl Core {
         self.log.evict(limit, 0);
         self.log.shed();
         self.durability.shed();
+        if let Some(reads) = self.reads.get_mut() {
+            reads.shed();
+        }
         self.reads.shed();
+        self.handover.shed();
+        self.farewell.shed();
+        self.votes = Vec::new();
         self.peers.iter_mut().for_each(crate::Progress::shed);
         self.peers.shrink_to_fit();
         let outbox = &mut self.outbox;
         outbox.early.shrink_to_fit();
         outbox.held.shrink_to_fit();
-        outbox.reads.shrink_to_fit();
-        outbox.refused.shrink_to_fit();
-        outbox.events.shrink_to_fit();
-        outbox.fetches.shrink_to_fit();
-        self.quiet.suspected.shrink_to_fit();
+        outbox.rare.shed();
+        self.quiet.lists.shed();
     }
 }
 
@@ -446,14 +473,13 @@ impl Core {
     /// As [`Core::hash_timeless`] says: of times only what has passed.
     pub(crate) fn hash_quiet<H: std::hash::Hasher>(&self, quiet: &Quiet, state: &mut H) {
         use std::hash::Hash as _;
-        let Quiet { phase, round, mark, idle_since, asked, lagging, suspected, gone, sealed_commit, save_commit } =
-            quiet;
+        let Quiet { phase, round, mark, idle_since, lists, sealed_commit, save_commit } = quiet;
         let asking_for = match phase {
             Phase::Asking { since } => Some(self.now.nanos_since(*since) >= self.patience()),
             _ => None,
         };
         let idle = self.now.nanos_since(*idle_since) >= self.config.quiesce_after_nanos;
         (std::mem::discriminant(phase), asking_for, idle, round, mark).hash(state);
-        (asked, lagging, suspected, gone, sealed_commit, save_commit).hash(state);
+        (lists, sealed_commit, save_commit).hash(state);
     }
 }

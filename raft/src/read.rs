@@ -15,6 +15,7 @@ use crate::output::ReadReady;
 use crate::plant;
 use crate::quorum;
 use crate::sometimes;
+use crate::spare::Emptied;
 use std::collections::VecDeque;
 
 /// Reads that a leader gathers or confirms at once, and a follower waits for; more are answered "ask again".
@@ -47,6 +48,14 @@ pub(crate) struct Reads {
     sent: Vec<u64>,
 }
 
+impl Emptied for Reads {
+    const EMPTY: &'static Self = &Self { gathered: Vec::new(), rounds: VecDeque::new(), newest: 0, sent: Vec::new() };
+
+    fn is_emptied(&self) -> bool {
+        self == Self::EMPTY
+    }
+}
+
 impl Reads {
     pub(crate) fn is_idle(&self) -> bool {
         self.gathered.is_empty() && self.rounds.is_empty() && self.sent.is_empty()
@@ -77,7 +86,7 @@ impl Core {
         self.wake(now);
         // A witness serves nobody, and neither does a replica that has no state to read.
         if self.is_barred() {
-            return self.outbox.reads.push(ReadReady { context, index: None });
+            return self.outbox.rare.reads.push(ReadReady { context, index: None });
         }
         match (self.role, self.leader) {
             (Role::Leader, _) => self.gather_read(Asked { by: None, context }),
@@ -85,7 +94,7 @@ impl Core {
                 self.reads.sent.push(context);
                 self.send_early(leader, Term::ZERO, Body::ReadIndex { context });
             }
-            _ => self.outbox.reads.push(ReadReady { context, index: None }),
+            _ => self.outbox.rare.reads.push(ReadReady { context, index: None }),
         }
     }
 
@@ -101,7 +110,7 @@ impl Core {
         // An answer that nothing here waits for was given up when the leader changed.
         if let Some(at) = self.reads.sent.iter().position(|c| *c == context || plant::is("any-answer-answers-a-read")) {
             self.reads.sent.swap_remove(at);
-            self.outbox.reads.push(ReadReady { context, index });
+            self.outbox.rare.reads.push(ReadReady { context, index });
         } else {
             self.dropped += 1;
         }
@@ -126,9 +135,10 @@ impl Core {
         if self.reads.gathered.is_empty() {
             return;
         }
-        let reads = std::mem::take(&mut self.reads.gathered);
-        self.reads.newest += 1;
-        self.reads.rounds.push_back(Round { number: self.reads.newest, index: self.commit, reads });
+        let index = self.commit;
+        let Reads { gathered, rounds, newest, .. } = &mut *self.reads;
+        *newest += 1;
+        rounds.push_back(Round { number: *newest, index, reads: std::mem::take(gathered) });
         for at in 0..self.peers.len() {
             if self.peers[at].incoming || self.peers[at].outgoing {
                 self.send_heartbeat(at);
@@ -155,7 +165,7 @@ impl Core {
         if self.reads.rounds.is_empty() {
             return;
         }
-        let id = self.config.replica;
+        let id = self.id;
         let reached = |p: &crate::Progress| Index(if p.id == id { u64::MAX } else { p.read_round });
         let confirmed = quorum::joint_index(
             self.peers.iter().filter(|p| p.incoming).map(reached),
@@ -171,7 +181,7 @@ impl Core {
 
     fn answer_read(&mut self, read: Asked, index: Option<Index>) {
         match read.by {
-            None => self.outbox.reads.push(ReadReady { context: read.context, index }),
+            None => self.outbox.rare.reads.push(ReadReady { context: read.context, index }),
             Some(by) => self.send_early(by, Term::ZERO, Body::ReadIndexResponse { context: read.context, index }),
         }
     }
@@ -179,17 +189,17 @@ impl Core {
     /// Whatever was asked will not be answered: the leader, here or elsewhere, is another one or none.
     pub(crate) fn fail_reads(&mut self) {
         if self.reads.is_idle() {
-            self.reads.newest = 0;
+            drop(self.reads.take());
             return;
         }
-        let Reads { gathered, rounds, sent, .. } = std::mem::take(&mut self.reads);
+        let Reads { gathered, rounds, sent, .. } = self.reads.take();
         sometimes!(!rounds.is_empty(), "read-round-cut-short");
         sometimes!(!sent.is_empty(), "forwarded-read-given-up");
         for read in rounds.into_iter().flat_map(|r| r.reads).chain(gathered) {
             self.answer_read(read, None);
         }
         for context in sent {
-            self.outbox.reads.push(ReadReady { context, index: None });
+            self.outbox.rare.reads.push(ReadReady { context, index: None });
         }
     }
 }

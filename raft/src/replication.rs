@@ -34,7 +34,7 @@ impl Core {
         let (members, first) = (self.peers.len(), self.first_peer);
         for i in 0..members {
             let at = (first + i) % members;
-            if self.peers[at].id != self.config.replica {
+            if self.peers[at].id != self.id {
                 self.send_due(at);
             }
         }
@@ -72,7 +72,7 @@ impl Core {
     pub fn report_unreachable(&mut self, replica: ReplicaId) {
         if let Some(at) = self.peer(replica)
             && self.peers[at].state == ProgressState::Replicate
-            && replica != self.config.replica
+            && replica != self.id
         {
             sometimes!("follower-reported-unreachable");
             self.peers[at].become_probe();
@@ -135,7 +135,7 @@ impl Core {
     pub(crate) fn count_own_log(&mut self) {
         let last = self.log.last().index;
         let durable = if plant::is("own-entry-before-durable") { last } else { self.durability.durable().min(last) };
-        if let Some(at) = self.peer(self.config.replica)
+        if let Some(at) = self.peer(self.id)
             && self.peers[at].acknowledged(durable)
         {
             // Witnesses get what is durable.
@@ -203,6 +203,13 @@ impl Core {
         }
     }
 
+    /// Whether [`Core::send_due`] might have something for this member.
+    fn is_due(&self, at: usize) -> bool {
+        let peer = &self.peers[at];
+        let (commit, last) = (self.commit, self.last_for(at));
+        peer.next <= last || peer.owes_empty || peer.commit_due(commit) || self.helps_out
+    }
+
     /// The last entry that the member may be sent. A witness gets only what is on this disk too. Else, with a leader that crashed
     /// and forgot it, the witness could hold entries that nobody has the payloads of: no log would be as new as its own, and
     /// without its vote maybe nobody could be elected any more.
@@ -239,7 +246,7 @@ impl Core {
                     let ticket = self.next_ticket();
                     self.peers[at].ticket = Some(ticket);
                     let fetch = Fetch { ticket, lo: next, hi, bytes_max: self.config.append_bytes_max };
-                    self.outbox.fetches.push(fetch);
+                    self.outbox.rare.fetches.push(fetch);
                     return false;
                 }
             }
@@ -285,7 +292,7 @@ impl Core {
         }
         if peer.active && !peer.snapshot_wanted {
             peer.snapshot_wanted = true;
-            self.outbox.snapshots_wanted.push(peer.id);
+            self.outbox.rare.snapshots_wanted.push(peer.id);
         }
     }
 
@@ -294,7 +301,7 @@ impl Core {
     fn send_witness_snapshot(&mut self, at: usize) {
         let index = self.handout.handed;
         let term = self.log.term_at(index).expect("what was handed out is in the log or just before it");
-        let membership = self.membership.clone();
+        let membership = (*self.membership).clone();
         let peer = &mut self.peers[at];
         peer.become_snapshot(index);
         peer.become_probe();
@@ -335,7 +342,7 @@ impl Core {
 
     pub(crate) fn send_heartbeat(&mut self, at: usize) {
         let peer = &self.peers[at];
-        if peer.id == self.config.replica {
+        if peer.id == self.id {
             return;
         }
         // Not more than it has acknowledged: its log may differ after that.
@@ -374,7 +381,7 @@ impl Core {
     pub(crate) fn on_accepted(&mut self, from: ReplicaId, matched: Index) {
         // An acknowledgement of what this leader never had is not of this leader's log.
         let at = match self.peer(from) {
-            Some(at) if matched <= self.log.last().index && from != self.config.replica => at,
+            Some(at) if matched <= self.log.last().index && from != self.id => at,
             _ => {
                 self.dropped += 1;
                 return;
@@ -389,8 +396,10 @@ impl Core {
         }
         peer.news_at = self.now;
         peer.settle(start);
-        self.dirty = true;
         self.maybe_commit();
+        // Room for more, or a commit index that it may be told of. With nothing due, as when others were faster to
+        // acknowledge and nothing came since, there is no reason for a visit.
+        self.dirty |= self.is_due(at);
         if self.transferee == Some(from) {
             self.hurry_transferee();
         }

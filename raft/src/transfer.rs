@@ -13,6 +13,7 @@ use crate::output::{Event, TransferOutcome, TransferRefused};
 use crate::plant;
 use crate::progress::{Progress, ProgressState};
 use crate::sometimes;
+use crate::spare::Emptied;
 
 /// A preferred replica is handed leadership when it lacks at most this many entries: what is missing is sent while
 /// proposals wait, so it must be little.
@@ -37,6 +38,21 @@ pub(crate) struct Handover {
     last_attempt: Time,
 }
 
+impl Emptied for Handover {
+    const EMPTY: &'static Self = &Self {
+        hurried: false,
+        by_preference: false,
+        awaited: None,
+        not_before: Time::ZERO,
+        attempts: 0,
+        last_attempt: Time::ZERO,
+    };
+
+    fn is_emptied(&self) -> bool {
+        self == Self::EMPTY
+    }
+}
+
 impl Core {
     /// Hands leadership to `to`, a voter, as soon as its log is complete. Proposals are refused meanwhile. Given up after
     /// one election timeout. [`Event::TransferEnded`] tells what became of it, once; asking again for the same target
@@ -49,7 +65,7 @@ impl Core {
         if self.role != Role::Leader {
             return Err(TransferRefused::NotLeader);
         }
-        if to == self.config.replica {
+        if to == self.id {
             return Err(TransferRefused::AlreadyLeader);
         }
         if !self.membership.is_voter(to) {
@@ -80,7 +96,7 @@ impl Core {
 
     /// Which replica is to lead when it can, from now on.
     pub fn set_preferred(&mut self, replica: Option<ReplicaId>) {
-        self.config.preferred = replica;
+        std::sync::Arc::make_mut(&mut self.config).preferred = replica;
         (self.handover.not_before, self.handover.attempts) = (self.now, 0);
         self.stir();
     }
@@ -121,7 +137,7 @@ impl Core {
     /// The transfer under way, if there is one, came to this.
     pub(crate) fn end_transfer(&mut self, outcome: TransferOutcome) {
         if let Some(to) = self.transferee.take() {
-            self.outbox.events.push(Event::TransferEnded { to, outcome });
+            self.outbox.rare.events.push(Event::TransferEnded { to, outcome });
         }
     }
 
@@ -136,20 +152,23 @@ impl Core {
 
     /// After stepping down: another replica leads, or none was heard of for an election timeout.
     pub(crate) fn transfer_is_decided(&mut self, leader: Option<ReplicaId>) {
-        if let Some(to) = self.handover.awaited.take() {
+        if let Some(to) = self.handover.get_mut().and_then(|handover| handover.awaited.take()) {
             let outcome = match leader {
                 Some(leader) if leader == to => TransferOutcome::Done,
                 Some(_) => TransferOutcome::LostLeadership,
                 None => TransferOutcome::TimedOut,
             };
-            self.outbox.events.push(Event::TransferEnded { to, outcome });
+            self.outbox.rare.events.push(Event::TransferEnded { to, outcome });
         }
     }
 
     /// A new leader gives itself, and a preferred replica that joins or restarts, time to settle.
     pub(crate) fn prefer_later(&mut self) {
-        let settle = self.now.plus_nanos(self.config.election_timeout_nanos);
-        self.handover.not_before = self.handover.not_before.max(settle);
+        // Without a preference there is nothing to put off, and one that is set later begins its own time.
+        if self.config.preferred.is_some() {
+            let settle = self.now.plus_nanos(self.config.election_timeout_nanos);
+            self.handover.not_before = self.handover.not_before.max(settle);
+        }
     }
 
     /// Whether the replica could lead at once.
@@ -165,13 +184,13 @@ impl Core {
 
     /// Whether leadership is to be handed to a preferred replica that only has to wait for its time.
     pub(crate) fn preference_waits(&self) -> bool {
-        self.config.preferred.is_some_and(|to| to != self.config.replica && self.can_take_over(to))
+        self.config.preferred.is_some_and(|to| to != self.id && self.can_take_over(to))
     }
 
     /// Hands leadership to the preferred replica if it can take it and nothing is under way that this would hurt. Looked at
     /// once per heartbeat.
     pub(crate) fn heed_preference(&mut self) {
-        let Some(to) = self.config.preferred.filter(|to| *to != self.config.replica) else {
+        let Some(to) = self.config.preferred.filter(|to| *to != self.id) else {
             return;
         };
         let quiet = self.transferee.is_none()

@@ -49,7 +49,8 @@ pub struct Node {
 
 impl Node {
     pub fn new(config: CoreConfig, start: LogPos, membership: Membership, asynchronous: bool) -> Result<Self, String> {
-        let restored = Restored { membership, start, last: start, applied: start.index, ..Restored::default() };
+        let restored =
+            Restored { membership: membership.into(), start, last: start, applied: start.index, ..Restored::default() };
         Ok(Self {
             core: Core::new(config, restored, Time::ZERO).map_err(|e| e.to_string())?,
             clock: Time::ZERO,

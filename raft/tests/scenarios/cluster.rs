@@ -63,7 +63,7 @@ impl Disk {
         let recovered = self.recovered.as_ref().filter(|r| r.pos.index > self.start.index);
         Restored {
             hard_state: self.hard_state,
-            membership: recovered.map_or_else(|| self.membership.clone(), |r| r.membership.clone()),
+            membership: recovered.map_or_else(|| self.membership.clone(), |r| r.membership.clone()).into(),
             start: self.start,
             last: self.last(),
             terms,

@@ -170,7 +170,7 @@ fn a_group_with_nothing_to_say_puts_nothing_out() {
 #[test]
 fn restored_state_that_contradicts_itself_is_refused() {
     let membership = voters(&[1]);
-    let good = Restored { membership, ..Restored::default() };
+    let good = Restored { membership: membership.into(), ..Restored::default() };
     let past = HardState { commit: Index(3), ..HardState::default() };
     let new = |restored: Restored| Core::new(config(1), restored, Time::ZERO);
     assert!(new(good.clone()).is_ok());

@@ -429,7 +429,7 @@ impl Disk {
         }
         Restored {
             hard_state: self.hard,
-            membership: self.base.membership.clone(),
+            membership: self.base.membership.clone().into(),
             start: self.start,
             last: self.last(),
             terms,
