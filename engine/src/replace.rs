@@ -143,6 +143,9 @@ impl Replace {
     pub(crate) fn drive(&mut self, replica: &mut Replica, now: Time, sequences: &mut u64) {
         match self.step {
             Step::Ask(from) | Step::Asked(_, from) if from <= now => {
+                if let Step::Asked(before, _) = self.step {
+                    replica.core.give_up_read(before);
+                }
                 replica.stirred = true;
                 let context = replica.ask_for_index(now);
                 self.step = Step::Asked(context, replica.patience_from(now));

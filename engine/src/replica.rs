@@ -327,6 +327,7 @@ impl Replica {
         let patience = self.patience_nanos();
         while self.waiting.asked.front().is_some_and(|r| r.since.plus_nanos(patience) <= now) {
             let asked = self.waiting.asked.pop_front().expect("just seen");
+            self.core.give_up_read(asked.context);
             self.waiting.unasked.push(asked.chunk);
             self.ask_again = now;
         }
@@ -338,7 +339,7 @@ impl Replica {
         self.take_applied();
         self.tracker.expire(now);
         if let Some(waiting) = self.waiting.get_mut() {
-            waiting.expire(now);
+            waiting.expire(now, &mut self.core);
         }
         self.give_up_answers(now);
         if self.ask_again <= now {

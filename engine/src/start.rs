@@ -19,6 +19,10 @@ use std::any::TypeId;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// Election timeouts for which a write may be under way before a leader takes its disk to hang. One would do for a disk that is as
+/// fast as the others'; where all are slow, a new leader would be no better.
+const DISK_PATIENCE: u64 = 2;
+
 /// How a replica comes to be on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
@@ -398,6 +402,7 @@ impl Starter {
             preferred: config.preferred,
             witness: config.witness,
             quiesce_after_nanos: config.quiesce_after_nanos,
+            disk_patience_nanos: DISK_PATIENCE * config.election_timeout_nanos,
             ..CoreConfig::default()
         }
     }

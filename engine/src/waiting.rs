@@ -7,7 +7,7 @@ use crate::queue::{Chunk, ReadChunk};
 use crate::snapshot::SnapshotTimeout;
 use crate::waits::Waits;
 use longboat_raft::spare::Emptied;
-use longboat_raft::{Index, Time};
+use longboat_raft::{Core, Index, Time};
 use longboat_rsm::{RequestError, Stage};
 use std::collections::VecDeque;
 
@@ -68,11 +68,17 @@ impl Waiting {
     }
 
     /// Fails those that have waited too long.
-    pub(crate) fn expire(&mut self, now: Time) {
+    pub(crate) fn expire(&mut self, now: Time, core: &mut Core) {
         let no_leader = RequestError::Timeout { stage: Stage::NoLeader, may_have_applied: false };
         self.parked.retain_mut(|c| c.expire(now, &no_leader));
         let late = RequestError::Timeout { stage: Stage::Quorum, may_have_applied: false };
-        self.asked.retain_mut(|r| r.chunk.expire(now, &late));
+        self.asked.retain_mut(|r| {
+            let waits = r.chunk.expire(now, &late);
+            if !waits {
+                core.give_up_read(r.context);
+            }
+            waits
+        });
         self.confirmed.retain_mut(|r| r.1.expire(now, &late));
         self.unasked.retain_mut(|r| r.expire(now, &late));
         self.waits.expire(now);

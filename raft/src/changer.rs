@@ -6,7 +6,7 @@
 //! who propose.
 //! Must not know: the log, the leader, where members live beyond passing it on.
 
-use crate::ids::{Index, ReplicaId};
+use crate::ids::{Index, ReplicaId, StoreId};
 use crate::membership::{DecodeError, Membership, member_of, member_record};
 use crate::message::Member;
 use crate::pb;
@@ -376,7 +376,9 @@ fn make(before: &Membership, next: &mut Membership, changes: &[Change]) -> Resul
                 next.learners_next.remove(&id);
                 next.promotions.remove(&id);
                 next.voters.insert(id);
-                next.hosts.insert(id, change.member);
+                // What the change does not say stays as it is recorded: whoever asked may know less of the member.
+                let known = next.hosts.get(&id).copied().filter(|_| !plant::is("promotion-forgets-the-store"));
+                next.hosts.insert(id, completed(change.member, known));
             }
             ChangeKind::AddLearner => {
                 remove(next, id);
@@ -411,6 +413,14 @@ fn make(before: &Membership, next: &mut Membership, changes: &[Change]) -> Resul
     }
     forget_hosts_of_the_gone(next);
     Ok(())
+}
+
+/// A member's record by what a change says of it and what was known before. A store belongs to one host.
+fn completed(said: Member, known: Option<Member>) -> Member {
+    match known {
+        Some(known) if said.host.is_zero() || (said.host == known.host && said.store == StoreId::ZERO) => known,
+        _ => said,
+    }
 }
 
 fn remove(next: &mut Membership, id: ReplicaId) {

@@ -34,6 +34,9 @@ pub struct CoreConfig {
     pub pre_vote: bool,
     /// A leader that no majority answers steps down; a follower that hears its leader helps nobody else.
     pub check_quorum: bool,
+    /// A leader whose oldest unfinished write has been under way for this long steps down if the others can elect one, and no
+    /// such replica campaigns; 0 for never. Nanoseconds.
+    pub disk_patience_nanos: u64,
     /// A leader that has had nothing to do for this long asks its group to fall silent; 0 for never. Nanoseconds.
     pub quiesce_after_nanos: u64,
     /// A leader steps down when a change that removes it, or makes it non-voting, takes effect.
@@ -71,6 +74,7 @@ impl Default for CoreConfig {
             log_cache_bytes_max: 1 << 20,
             pre_vote: true,
             check_quorum: true,
+            disk_patience_nanos: 0,
             quiesce_after_nanos: 0,
             step_down_on_removal: true,
             see_off_removed: true,

@@ -9,7 +9,7 @@
 //! but is not this log's any more. Terms are never compared, so it does not matter how often an index was overwritten.
 //! Must not know: messages, roles, votes' meaning.
 
-use crate::ids::{Index, ReplicaId, Term};
+use crate::ids::{Index, ReplicaId, Term, Time};
 use crate::plant;
 use crate::sometimes;
 use std::collections::VecDeque;
@@ -37,6 +37,7 @@ impl PersistToken {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Batch {
     sequence: u64,
+    sealed_at: Time,
     last: Index,
     cut: Option<Index>,
     ballot: Ballot,
@@ -101,6 +102,11 @@ impl Durability {
         !self.flying.is_empty()
     }
 
+    /// When the oldest batch under way was sealed.
+    pub(crate) fn oldest_sealed(&self) -> Option<Time> {
+        self.flying.front().map(|batch| batch.sealed_at)
+    }
+
     /// The entries from `from` on were removed from the log.
     pub(crate) fn cut_tail(&mut self, from: Index) {
         self.durable = self.durable.min(from.prev());
@@ -125,13 +131,13 @@ impl Durability {
     }
 
     /// Seals all that was accepted so far, which may be nothing, behind the batches under way.
-    pub(crate) fn seal(&mut self, last: Index, ballot: Ballot) -> (Unsealed, PersistToken) {
+    pub(crate) fn seal(&mut self, now: Time, last: Index, ballot: Ballot) -> (Unsealed, PersistToken) {
         assert!(last >= self.sealed_last, "log ends at {last}, before what was sealed, {}", self.sealed_last);
         let unsealed = Unsealed { cut_tail: self.cut, append_from: self.sealed_last.next() };
         self.sequence += 1;
         // A reset removes everything that was in the log before it.
         let cut = if self.reset { Some(Index(1)) } else { self.cut };
-        self.flying.push_back(Batch { sequence: self.sequence, last, cut, ballot });
+        self.flying.push_back(Batch { sequence: self.sequence, sealed_at: now, last, cut, ballot });
         self.sealed_last = last;
         self.sealed_ballot = ballot;
         self.cut = None;
@@ -165,12 +171,13 @@ impl Durability {
         self.flying.front().map(|b| PersistToken { sequence: b.sequence, last: b.last })
     }
 
-    /// All of it but the numbers of batches, which only tell that they complete in order.
+    /// All of it but the numbers of batches, which only tell that they complete in order, and the times of their sealing: no
+    /// model loses patience with a disk.
     pub(crate) fn hash_without_numbers<H: std::hash::Hasher>(&self, state: &mut H) {
         use std::hash::Hash as _;
         let Self { sequence: _, flying, durable, sealed_last, sealed_ballot, cut, reset } = self;
         state.write_usize(flying.len());
-        for Batch { sequence: _, last, cut, ballot } in flying {
+        for Batch { sequence: _, sealed_at: _, last, cut, ballot } in flying {
             (last, cut, ballot).hash(state);
         }
         (durable, sealed_last, sealed_ballot, cut, reset).hash(state);
@@ -189,7 +196,7 @@ mod tests {
     fn entries_are_durable_when_their_batch_is() {
         let mut d = start();
         assert!(!d.is_dirty(Index(10), Ballot::default()) && d.is_dirty(Index(12), Ballot::default()));
-        let (what, token) = d.seal(Index(12), Ballot::default());
+        let (what, token) = d.seal(Time::ZERO, Index(12), Ballot::default());
         assert_eq!(what, Unsealed { cut_tail: None, append_from: Index(11) });
         assert_eq!(d.durable(), Index(10));
         d.complete(&token);
@@ -199,12 +206,12 @@ mod tests {
     #[test]
     fn an_old_batch_does_not_make_overwritten_indexes_durable() {
         let mut d = start();
-        let (_, first) = d.seal(Index(12), Ballot::default());
+        let (_, first) = d.seal(Time::ZERO, Index(12), Ballot::default());
         d.cut_tail(Index(11));
-        let (what, second) = d.seal(Index(12), Ballot::default());
+        let (what, second) = d.seal(Time::ZERO, Index(12), Ballot::default());
         assert_eq!(what, Unsealed { cut_tail: Some(Index(11)), append_from: Index(11) });
         d.cut_tail(Index(12));
-        let (_, third) = d.seal(Index(13), Ballot::default());
+        let (_, third) = d.seal(Time::ZERO, Index(13), Ballot::default());
         d.complete(&first);
         assert_eq!(d.durable(), Index(10));
         d.complete(&second);
@@ -217,7 +224,7 @@ mod tests {
     fn a_cut_of_entries_that_no_batch_holds_is_not_written() {
         let mut d = start();
         d.cut_tail(Index(12));
-        let (what, token) = d.seal(Index(11), Ballot::default());
+        let (what, token) = d.seal(Time::ZERO, Index(11), Ballot::default());
         assert_eq!(what, Unsealed { cut_tail: None, append_from: Index(11) });
         d.complete(&token);
         assert_eq!(d.durable(), Index(11));
@@ -226,7 +233,7 @@ mod tests {
     #[test]
     fn a_cut_not_yet_sealed_counts_too() {
         let mut d = start();
-        let (_, first) = d.seal(Index(12), Ballot::default());
+        let (_, first) = d.seal(Time::ZERO, Index(12), Ballot::default());
         d.cut_tail(Index(11));
         d.complete(&first);
         assert_eq!(d.durable(), Index(10));
@@ -235,11 +242,11 @@ mod tests {
     #[test]
     fn a_reset_makes_nothing_durable_until_it_is() {
         let mut d = start();
-        let (_, first) = d.seal(Index(12), Ballot::default());
+        let (_, first) = d.seal(Time::ZERO, Index(12), Ballot::default());
         d.reset(Index(40));
         d.complete(&first);
         assert_eq!(d.durable(), Index::ZERO);
-        let (what, second) = d.seal(Index(41), Ballot::default());
+        let (what, second) = d.seal(Time::ZERO, Index(41), Ballot::default());
         assert_eq!(what, Unsealed { cut_tail: None, append_from: Index(41) });
         d.complete(&second);
         assert_eq!(d.durable(), Index(41));

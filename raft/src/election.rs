@@ -26,6 +26,12 @@ impl Core {
         } else if self.now >= self.election_deadline() {
             self.transfer_is_decided(None);
             if self.may_time_out() {
+                // Who leads was not heard of for an election timeout. One that can't campaign, or only asks whether it may go,
+                // stays a follower and begins another timeout: without forgetting it would hear that leader for ever, and refuse
+                // its vote to those who can.
+                if !plant::is("silent-leader-is-heard") {
+                    self.forget_leader();
+                }
                 self.election_base = self.now;
                 self.hup(false);
             }
@@ -92,9 +98,12 @@ impl Core {
     fn advance_leader(&mut self) {
         if self.now >= self.election_base.plus_nanos(self.config.election_timeout_nanos) {
             self.election_base = self.now;
+            let yields = self.yields();
             // One that only helps out and reaches nobody is needed no more, or must be asked again.
-            if (self.config.check_quorum || self.helps_out) && !self.quorum_is_active() {
-                sometimes!("leader-misses-its-quorum");
+            let reached = !(self.config.check_quorum || self.helps_out) || self.quorum_is_active();
+            sometimes!(!reached, "leader-misses-its-quorum");
+            sometimes!(yields, "leader-with-a-hung-disk-makes-way");
+            if yields || !reached {
                 return self.become_follower(self.term, None);
             }
             self.transfer_times_out();
@@ -108,6 +117,31 @@ impl Core {
                 self.broadcast_heartbeats();
             }
         }
+    }
+
+    /// Whether this replica's disk hangs: what it sealed has not become durable for so long that it can't be waited for.
+    fn disk_hangs(&self) -> bool {
+        let patience = self.config.disk_patience_nanos;
+        let since = self.durability.oldest_sealed();
+        patience > 0 && since.is_some_and(|since| self.now.nanos_since(since) >= patience)
+    }
+
+    /// Whether this leader steps down because its disk hangs. Its followers may go on committing without it, but it applies
+    /// nothing, so no change of members takes effect, nobody here is answered, and once its memory is full it refuses all
+    /// proposals. It can't hand over: to ask somebody to campaign must wait for the disk, too. It stays if the others, as far
+    /// as they answer, could elect nobody without its vote.
+    fn yields(&self) -> bool {
+        if !self.disk_hangs() || plant::is("leader-with-a-hung-disk-stays") {
+            return false;
+        }
+        let id = self.id;
+        let votes = |p: &Progress| Some(p.id != id && p.active);
+        let result = quorum::joint_vote(
+            self.peers.iter().filter(|p| p.incoming).map(votes),
+            self.peers.iter().filter(|p| p.outgoing).map(votes),
+        );
+        let heir = |p: &Progress| p.incoming && p.id != id && p.active && !p.witness;
+        result == VoteResult::Won && self.peers.iter().any(heir)
     }
 
     /// Whether majorities answered since this was last asked.
@@ -160,9 +194,11 @@ impl Core {
             && !plant::is("campaign-before-change-in-effect");
         // A state machine that is ahead of the log was given committed entries that the log lacks.
         let behind = self.log.last().index < self.catch_up_to && !plant::is("campaign-behind-the-machine");
+        // Its own vote would not become durable, and meanwhile others would wait for it.
+        let ready = !waiting && !behind && !self.disk_hangs();
         sometimes!(waiting, "campaign-waits-for-a-change");
         sometimes!(self.outbox.rare.install.is_some(), "campaign-waits-for-an-install");
-        !self.farewell.told && !waiting && !behind && !self.is_barred() && self.outbox.rare.install.is_none()
+        !self.farewell.told && ready && !self.is_barred() && self.outbox.rare.install.is_none()
     }
 
     /// Whether silence concerns this replica.

@@ -185,7 +185,7 @@ impl Core {
         if !dirty && self.outbox.held.is_empty() {
             return;
         }
-        let (unsealed, token) = self.durability.seal(last, ballot);
+        let (unsealed, token) = self.durability.seal(self.now, last, ballot);
         if dirty {
             let runs = self.log.tail_from(unsealed.append_from).expect("what is not durable stays in memory");
             let commit = if plant::is("commit-not-saved") { Index::ZERO } else { self.commit };

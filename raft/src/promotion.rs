@@ -61,8 +61,8 @@ impl Core {
     }
 
     fn promote(&mut self, learner: ReplicaId, replaces: Option<ReplicaId>) -> bool {
-        let member = self.membership.hosts.get(&learner).copied().unwrap_or_default();
-        let mut change = ConfigChange::add_voter(learner, member);
+        // Where it lives is not said: what is recorded when the change takes effect stays.
+        let mut change = ConfigChange::add_voter(learner, Default::default());
         // Whoever was to be replaced may be gone, or vote no more, by now.
         if let Some(old) = replaces.filter(|old| self.membership.voters.contains(old)) {
             let (kind, promotion) = (ChangeKind::Remove, Promotion::Never);

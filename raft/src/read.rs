@@ -21,6 +21,9 @@ use std::collections::VecDeque;
 /// Reads that a leader gathers or confirms at once, and a follower waits for; more are answered "ask again".
 const READS_MAX: usize = 64 * 1024;
 
+/// Rounds that a leader has under way at once. While no majority answers, what arrives is gathered for the next one.
+const ROUNDS_MAX: usize = 256;
+
 /// Who asked: this replica or another one, and under which number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Asked {
@@ -98,6 +101,26 @@ impl Core {
         }
     }
 
+    /// Nobody waits for the answer to this question any more: its owner has asked again, or lost patience.
+    pub fn give_up_read(&mut self, context: u64) {
+        if plant::is("given-up-reads-kept") {
+            return;
+        }
+        let Some(Reads { gathered, rounds, sent, .. }) = self.reads.get_mut() else { return };
+        sent.retain(|c| *c != context);
+        let others = |read: &Asked| read.by.is_some() || read.context != context;
+        gathered.retain(others);
+        rounds.iter_mut().for_each(|round| round.reads.retain(others));
+        // A round that confirms nothing is not waited for; those after it confirm the same majority.
+        rounds.retain(|round| !round.reads.is_empty());
+    }
+
+    /// Questions of this replica, and of others, that are not answered yet.
+    pub fn open_reads(&self) -> usize {
+        let Reads { gathered, rounds, sent, .. } = &*self.reads;
+        gathered.len() + sent.len() + rounds.iter().map(|round| round.reads.len()).sum::<usize>()
+    }
+
     pub(crate) fn on_read_index(&mut self, from: ReplicaId, context: u64) {
         if self.role == Role::Leader && !self.membership.is_witness(from) {
             self.gather_read(Asked { by: Some(from), context });
@@ -132,7 +155,7 @@ impl Core {
 
     /// Starts one round for all reads gathered since the last.
     pub(crate) fn start_read_round(&mut self) {
-        if self.reads.gathered.is_empty() {
+        if self.reads.gathered.is_empty() || self.reads.rounds.len() >= ROUNDS_MAX {
             return;
         }
         let index = self.commit;
@@ -176,6 +199,8 @@ impl Core {
             for read in round.reads {
                 self.answer_read(read, Some(round.index));
             }
+            // There is room for a round of what was gathered meanwhile.
+            self.dirty |= !self.reads.gathered.is_empty();
         }
     }
 

@@ -6,6 +6,7 @@
 
 /// Every point: its name, and what happens there.
 pub const ALL: &[(&str, &str)] = &[
+    ("leader-with-a-hung-disk-makes-way", "a leader whose disk hangs steps down for others who can elect"),
     ("leader-misses-its-quorum", "a leader finds that no majority answered for an election timeout"),
     ("campaign-waits-for-a-change", "a replica may not campaign: a committed membership change is not in effect here"),
     ("campaign-waits-for-an-install", "a replica may not campaign while a snapshot is being installed"),

@@ -20,6 +20,8 @@ mod flow;
 mod guards;
 #[path = "scenarios/members.rs"]
 mod members;
+#[path = "scenarios/patience.rs"]
+mod patience;
 #[path = "scenarios/persistence.rs"]
 mod persistence;
 #[path = "scenarios/proposing.rs"]

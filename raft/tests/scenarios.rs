@@ -23,6 +23,8 @@ mod house;
 mod members;
 #[path = "scenarios/oracle.rs"]
 mod oracle;
+#[path = "scenarios/patience.rs"]
+mod patience;
 #[path = "scenarios/persistence.rs"]
 mod persistence;
 #[path = "scenarios/proposing.rs"]

@@ -70,6 +70,13 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("change-id-of-snapshot", crate::bugs::a_snapshots_change_id_is_that_of_its_last_change),
     ("read-before-own-commit", crate::bugs::a_new_leader_serves_no_read_before_it_has_committed),
     ("read-joins-a-running-round", crate::reading::a_read_is_not_confirmed_by_a_round_that_began_before_it),
+    ("given-up-reads-kept", crate::patience::a_question_for_an_index_that_was_given_up_takes_no_room),
+    (
+        "silent-leader-is-heard",
+        crate::patience::a_leader_that_is_not_heard_is_not_waited_for_by_one_that_cannot_campaign,
+    ),
+    ("leader-with-a-hung-disk-stays", crate::patience::a_leader_whose_disk_hangs_makes_way),
+    ("promotion-forgets-the-store", crate::patience::a_promotion_leaves_what_is_recorded_of_the_member),
     ("any-answer-answers-a-read", crate::bugs::an_answer_to_a_read_given_up_answers_no_other),
 ];
 
