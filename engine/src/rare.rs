@@ -11,7 +11,7 @@ use crate::replica::Replica;
 use crate::request::{Changed, Rare, Reply, Transferred};
 use longboat_raft::{
     Body, ConfigChange, EntryKind, Index, Message, ProposeOptions, Proposed, RefusedForward, RefusedReason, RefusedWhy,
-    ReplicaId, Role, Run, Term, Time, TransferAnswer, TransferOutcome, TransferRefused,
+    ReplicaId, Role, Run, Term, Time, TransferAnswer, TransferOutcome, TransferRefused, plant,
 };
 use longboat_rsm::{RequestError, Stage};
 use std::sync::Arc;
@@ -32,8 +32,19 @@ struct Transfer {
     to: ReplicaId,
     /// This replica's core was asked.
     asked_here: bool,
+    /// The number of the question that another replica was asked. An answer to an earlier one, to another leader or of
+    /// another request for the same target, says nothing of this.
+    question: Option<u64>,
     again: Time,
     reply: Reply<Transferred>,
+}
+
+/// A follower that asked its leader to hand over: under which number, and to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asker {
+    pub(crate) replica: ReplicaId,
+    pub(crate) question: u64,
+    pub(crate) to: ReplicaId,
 }
 
 /// How far a change has come.
@@ -64,8 +75,8 @@ struct Change {
 #[derive(Debug, Default)]
 pub(crate) struct RareState {
     transfers: Vec<Transfer>,
-    /// Followers that asked this leader to hand over, and to whom.
-    askers: Vec<(ReplicaId, ReplicaId)>,
+    /// Followers that asked this leader to hand over.
+    askers: Vec<Asker>,
     changes: Vec<Change>,
     replaces: Vec<Replace>,
     sequences: u64,
@@ -171,7 +182,7 @@ impl Replica {
             Rare::Transfer(_, mut reply) if full => reply.resolve(Err(RequestError::Busy)),
             Rare::Change(_, mut reply) | Rare::Replace(_, mut reply) if full => reply.resolve(Err(RequestError::Busy)),
             Rare::Transfer(to, reply) => {
-                state.transfers.push(Transfer { to, asked_here: false, again: now, reply });
+                state.transfers.push(Transfer { to, asked_here: false, question: None, again: now, reply });
             }
             Rare::Change(change, reply) => {
                 state.changes.push(Change { change, stance: Stance::Waiting { again: now }, reply });
@@ -237,7 +248,9 @@ impl Replica {
             && transfer.again <= now
         {
             transfer.again = self.patience_from(now);
-            state.messages.push(self.message(leader, Body::Transfer { to }));
+            // Numbers that are unique over restarts, as those of questions for an index are.
+            let question = *transfer.question.get_or_insert_with(|| self.next_question());
+            state.messages.push(self.message(leader, Body::Transfer { to, question }));
         }
         let transfer = &mut state.transfers[at];
         let stage = if leader.is_none() { Stage::NoLeader } else { Stage::Quorum };
@@ -383,41 +396,44 @@ impl Replica {
                 failed => Err(RequestError::TransferFailed(failed.into())),
             });
         }
-        for (asker, _) in state.askers.extract_if(.., |(_, target)| *target == to) {
-            let body = Body::TransferAnswer { to, answer: TransferAnswer::Ended(outcome) };
-            state.messages.push(Message { from: own, to: asker, term: Term::ZERO, body });
+        for Asker { replica, question, .. } in state.askers.extract_if(.., |asker| asker.to == to) {
+            let body = Body::TransferAnswer { to, question, answer: TransferAnswer::Ended(outcome) };
+            state.messages.push(Message { from: own, to: replica, term: Term::ZERO, body });
         }
         state.try_changes();
         state.forget_resolved();
     }
 
     /// A follower asks this replica to hand leadership over.
-    pub(crate) fn asked_to_transfer(&mut self, now: Time, from: ReplicaId, to: ReplicaId) {
+    pub(crate) fn asked_to_transfer(&mut self, now: Time, asker: Asker) {
         self.core.wake(now);
         let mut state = self.rare.take().unwrap_or_default();
+        let Asker { replica, question, to } = asker;
         let answer = match self.core.transfer_leader(now, to) {
-            Ok(()) if state.askers.contains(&(from, to)) || state.askers.len() >= ASKERS_MAX => None,
+            Ok(()) if state.askers.contains(&asker) || state.askers.len() >= ASKERS_MAX => None,
             Ok(()) => {
-                state.askers.push((from, to));
+                state.askers.push(asker);
                 None
             }
             Err(TransferRefused::AlreadyLeader) => Some(TransferAnswer::Ended(TransferOutcome::Done)),
             Err(why) => Some(TransferAnswer::Refused(why)),
         };
         if let Some(answer) = answer {
-            state.messages.push(self.message(from, Body::TransferAnswer { to, answer }));
+            state.messages.push(self.message(replica, Body::TransferAnswer { to, question, answer }));
         }
         self.rare = Some(state);
     }
 
     /// The leader that was asked to hand over answers.
-    pub(crate) fn transfer_answered(&mut self, now: Time, from: ReplicaId, to: ReplicaId, answer: TransferAnswer) {
+    pub(crate) fn transfer_answered(&mut self, now: Time, from: ReplicaId, asker: Asker, answer: TransferAnswer) {
+        let Asker { question, to, .. } = asker;
         let term = self.core.term();
         let leader = self.core.leader();
         let still_leads = leader == Some(from);
         let patience = self.patience_from(now);
         let Some(state) = &mut self.rare else { return };
-        for t in state.transfers.iter_mut().filter(|t| t.to == to && !t.asked_here) {
+        let asked = |t: &&mut Transfer| t.question == Some(question) || plant::is("any-answer-answers-a-transfer");
+        for t in state.transfers.iter_mut().filter(|t| t.to == to && !t.asked_here).filter(asked) {
             match answer {
                 TransferAnswer::Ended(TransferOutcome::Done) if leader == Some(to) => {
                     t.reply.resolve(Ok(Transferred { leader: to, term }));
@@ -439,7 +455,7 @@ impl Replica {
     pub(crate) fn rare_leader_changed(&mut self, now: Time) {
         if let Some(state) = &mut self.rare {
             for t in state.transfers.iter_mut().filter(|t| !t.asked_here) {
-                t.again = now;
+                (t.again, t.question) = (now, None);
             }
             state.try_changes();
         }

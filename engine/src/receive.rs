@@ -4,6 +4,7 @@
 //! and the sender's host are what this replica knows them to be; a frame counts against the worker's bound until it is stepped.
 
 use crate::config::ROUND_NANOS_MAX;
+use crate::rare::Asker;
 use crate::shared::{InFrame, SlotRef};
 use crate::step::{StepWorker, WARM_AHEAD};
 use longboat_raft::{Body, GroupEpoch, HostId, Message, Time};
@@ -109,12 +110,12 @@ impl StepWorker {
         }
         match message.body {
             // Only members have a say in who leads.
-            Body::Transfer { to } if replica.core.membership().contains(message.from) => {
-                replica.asked_to_transfer(now, message.from, to);
+            Body::Transfer { to, question } if replica.core.membership().contains(message.from) => {
+                replica.asked_to_transfer(now, Asker { replica: message.from, question, to });
                 return self.activate(slot);
             }
-            Body::TransferAnswer { to, answer } => {
-                replica.transfer_answered(now, message.from, to, answer);
+            Body::TransferAnswer { to, question, answer } => {
+                replica.transfer_answered(now, message.from, Asker { replica: message.to, question, to }, answer);
                 return self.activate(slot);
             }
             _ => {}

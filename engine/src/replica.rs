@@ -302,10 +302,16 @@ impl Replica {
 
     /// Asks for an index for somebody who is told by [`Replica::rare_read_ready`]. Returns the question's number.
     pub(crate) fn ask_for_index(&mut self, now: Time) -> u64 {
-        let context = self.next_context;
-        self.next_context = self.next_context.wrapping_add(1);
+        let context = self.next_question();
         self.core.read_index(now, context);
         context
+    }
+
+    /// A number that no other question of this replica has, in this life or an earlier one.
+    pub(crate) fn next_question(&mut self) -> u64 {
+        let number = self.next_context;
+        self.next_context = self.next_context.wrapping_add(1);
+        number
     }
 
     /// Asks the leader, or the own quorum, for an index for all reads that have none: one context for all.

@@ -129,11 +129,15 @@ pub enum Body {
     Transfer {
         /// To whom.
         to: ReplicaId,
+        /// The number of the question: the asker's own, never used for another one.
+        question: u64,
     },
     /// What became of that. Between owners of cores, which never see it.
     TransferAnswer {
         /// To whom leadership was to go.
         to: ReplicaId,
+        /// The question that is answered.
+        question: u64,
         /// What the leader says of it.
         answer: TransferAnswer,
     },

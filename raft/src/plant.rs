@@ -25,6 +25,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("quiesce-before-commit-durable", "a replica falls silent before its commit index is durable"),
     ("beat-hash-ignored", "hosts do not compare who is silent between them"),
     ("gone-notice-dropped", "a replica that stops on a live host tells nobody"),
+    ("slow-rounds-suspect-nobody", "a host whose polling thread is always late suspects nobody"),
     ("suspected-leader-kept", "a follower whose leader's host is suspected goes on to believe in that leader"),
     ("pre-candidate-falls-silent", "a follower that agreed to fall silent does so although it campaigns meanwhile"),
     (
@@ -40,6 +41,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("promoted-before-caught-up", "a non-voting member becomes a voter although it lags"),
     ("expected-term-ignored", "a proposal is appended in another term than the one that it was meant for"),
     ("transfer-to-a-laggard", "the target of a transfer is told to campaign before its log is complete"),
+    ("any-answer-answers-a-transfer", "an answer to an earlier question for a transfer is taken for one to a later"),
     ("preferred-before-caught-up", "leadership is handed to the preferred replica although it lags"),
     ("preferred-without-back-off", "handing over to the preferred replica is tried again at once"),
     ("removed-told-too-early", "a removed replica is told to go before a majority knows that it was removed"),

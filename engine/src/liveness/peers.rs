@@ -80,6 +80,8 @@ pub struct PeerTable {
     peers: RwLock<BTreeMap<HostId, Arc<Peer>>>,
     /// How many replicas here have each smallest election timeout.
     timeouts: Mutex<BTreeMap<u64, usize>>,
+    /// The smallest of them, 0 without any: written under the lock of the table, read without.
+    shortest_nanos: AtomicU64,
     /// Replicas that were started in this life of the host.
     starts: AtomicU64,
     /// Grows with each change of a suspicion.
@@ -152,7 +154,10 @@ impl PeerTable {
     /// A replica moves in.
     pub(crate) fn replica_started(&self, own: HostId, membership: &Membership, election_timeout_nanos: u64) {
         self.starts.fetch_add(1, Ordering::Relaxed);
-        *self.timeouts.lock().entry(election_timeout_nanos).or_default() += 1;
+        let mut timeouts = self.timeouts.lock();
+        *timeouts.entry(election_timeout_nanos).or_default() += 1;
+        self.note_shortest(&timeouts);
+        drop(timeouts);
         hosts_of(own, membership).iter().for_each(|host| self.share(*host, 1));
     }
 
@@ -165,6 +170,8 @@ impl PeerTable {
                 timeouts.remove(&election_timeout_nanos);
             }
         }
+        self.note_shortest(&timeouts);
+        drop(timeouts);
         hosts_of(own, membership).iter().for_each(|host| self.share(*host, -1));
     }
 
@@ -179,9 +186,15 @@ impl PeerTable {
         self.peer(host).shares.fetch_add(more as u64, Ordering::Relaxed);
     }
 
+    fn note_shortest(&self, timeouts: &BTreeMap<u64, usize>) {
+        let shortest = timeouts.keys().next().copied().unwrap_or(0);
+        self.shortest_nanos.store(shortest, Ordering::Release);
+    }
+
     /// The smallest election timeout of the running replicas.
     pub fn shortest_timeout(&self) -> Option<u64> {
-        self.timeouts.lock().keys().next().copied()
+        let shortest = self.shortest_nanos.load(Ordering::Acquire);
+        (shortest > 0).then_some(shortest)
     }
 
     /// Replicas that were started in this life of the host.

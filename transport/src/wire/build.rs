@@ -188,13 +188,13 @@ impl FrameBuilder {
                 (kind::FORWARD_REFUSED, 0, 0)
             }
             Body::TimeoutNow => (kind::TIMEOUT_NOW, 0, 0),
-            Body::Transfer { to } => {
-                self.push_u64s([to.0]);
+            Body::Transfer { to, question } => {
+                self.push_u64s([to.0, *question]);
                 (kind::TRANSFER, 0, 0)
             }
-            Body::TransferAnswer { to, answer } => {
+            Body::TransferAnswer { to, question, answer } => {
                 let (number, a, b) = answer.to_parts();
-                self.push_u64s([to.0, u64::from(number), a, b]);
+                self.push_u64s([to.0, *question, u64::from(number), a, b]);
                 (kind::TRANSFER_ANSWER, 0, 0)
             }
             Body::Quiesce { round, last, commit } => {

@@ -263,13 +263,13 @@ impl<F: FnMut(GroupId) -> bool> Messages<F> {
                 Body::ForwardRefused { first_sequence, count, reason }
             }
             kind::TIMEOUT_NOW => Body::TimeoutNow,
-            kind::TRANSFER => Body::Transfer { to: ReplicaId(fields.u64()?) },
+            kind::TRANSFER => Body::Transfer { to: ReplicaId(fields.u64()?), question: fields.u64()? },
             kind::TRANSFER_ANSWER => {
-                let to = ReplicaId(fields.u64()?);
+                let (to, question) = (ReplicaId(fields.u64()?), fields.u64()?);
                 let number = u8::try_from(fields.u64()?).unwrap_or(0);
                 let answer = TransferAnswer::from_parts(number, fields.u64()?, fields.u64()?);
                 let answer = answer.ok_or(WireError::Malformed("answer to a request for a transfer"))?;
-                Body::TransferAnswer { to, answer }
+                Body::TransferAnswer { to, question, answer }
             }
             kind::QUIESCE => Body::Quiesce {
                 round: fields.u64()?,

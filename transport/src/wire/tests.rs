@@ -114,10 +114,10 @@ fn any_body() -> impl Strategy<Value = Body> {
             reason
         }),
         Just(Body::TimeoutNow),
-        any::<u64>().prop_map(|to| Body::Transfer { to: ReplicaId(to) }),
-        (any::<u64>(), 1..=10u8, any::<u64>(), any::<u64>()).prop_map(|(to, number, a, b)| {
+        (any::<u64>(), any::<u64>()).prop_map(|(to, question)| Body::Transfer { to: ReplicaId(to), question }),
+        (any::<[u64; 2]>(), 1..=10u8, any::<u64>(), any::<u64>()).prop_map(|([to, question], number, a, b)| {
             let answer = TransferAnswer::from_parts(number, a, b).expect("a number that is known");
-            Body::TransferAnswer { to: ReplicaId(to), answer }
+            Body::TransferAnswer { to: ReplicaId(to), question, answer }
         }),
         (any::<u64>(), any_pos(), index()).prop_map(|(round, last, commit)| Body::Quiesce { round, last, commit }),
         (any::<u64>(), any::<bool>()).prop_map(|(round, agreed)| Body::QuiesceResponse { round, agreed }),
