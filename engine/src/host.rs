@@ -108,7 +108,7 @@ impl<L: LogDb> Host<L> {
             quarantined: Mutex::new(AHashSet::new()),
             stopped: Mutex::new(AHashMap::new()),
             pool: crate::pool::Pool::default(),
-            burying: Mutex::new(AHashSet::new()),
+            burying: Mutex::new(AHashMap::new()),
             unsynced_bytes: AtomicU64::new(0),
             log_overfull: AtomicBool::new(false),
             failed: Mutex::new(None),

@@ -7,7 +7,7 @@ use crate::config::ROUND_NANOS_MAX;
 use crate::rare::Asker;
 use crate::shared::{InFrame, SlotRef};
 use crate::step::{StepWorker, WARM_AHEAD};
-use longboat_raft::{Body, GroupEpoch, HostId, Message, Time};
+use longboat_raft::{Body, GroupEpoch, HostId, Message, Time, plant};
 use longboat_transport::{Lane, wire};
 use std::sync::atomic::Ordering;
 
@@ -97,7 +97,7 @@ impl StepWorker {
 
     pub(crate) fn deliver(&mut self, now: Time, slot: u32, epoch: GroupEpoch, from: HostId, message: Message) {
         let replica = self.replica(slot);
-        if epoch != replica.epoch {
+        if epoch != replica.epoch && !plant::is("other-epoch-is-heard") {
             self.host.counters.dropped_epoch.fetch_add(1, Ordering::Relaxed);
             return;
         }

@@ -58,6 +58,10 @@ impl StepWorker {
         let group = removal.group;
         let replica = {
             let mut stopped = self.host.stopped.lock();
+            // Two were asked for while it was still loaded: the second waits for the first.
+            if let Some(waiting) = self.host.burying.lock().get_mut(&group) {
+                return waiting.push(removal.reply);
+            }
             let Some(state) = stopped.get_mut(&group).filter(|s| !s.removed) else {
                 // It was started again meanwhile, or somebody else has removed it.
                 let running = self.host.groups.read().contains_key(&group);
@@ -69,7 +73,7 @@ impl StepWorker {
             bootstrap.gone.insert(replica);
             bootstrap.membership = Default::default();
             // The tombstone leaves with this round's batch, and a start's bootstrap record leaves at once: it would be overtaken.
-            self.host.burying.lock().insert(group);
+            self.host.burying.lock().insert(group, Vec::new());
             // From here on nobody starts it, and nobody writes its words again.
             *state = GroupState { group, bootstrap, removed: true, ..GroupState::default() };
             replica
@@ -97,8 +101,9 @@ impl Job for DeleteJob {
             tracing::warn!(%group, %replica, %error, "files of a removed replica were not deleted");
         }
         // Before the answer: whoever has it may start the group under another id.
-        self.host.burying.lock().remove(&group);
+        let waiting = self.host.burying.lock().remove(&group).unwrap_or_default();
         self.removal.reply.resolve(Ok(()));
+        waiting.into_iter().for_each(|mut reply| reply.resolve(Ok(())));
         JobState::Done
     }
 }

@@ -19,7 +19,7 @@ use longboat_logdb::{Bootstrap, GroupState, SnapshotRecord, Update};
 use longboat_raft::spare::Spare;
 use longboat_raft::{
     Core, Event, GroupEpoch, Guard, HostId, Index, Membership, Origin, Output, Proposed, ReplicaId, SnapshotMeta, Term,
-    Time,
+    Time, plant,
 };
 use longboat_rsm::RequestError;
 use std::collections::BTreeSet;
@@ -213,7 +213,7 @@ impl Replica {
     /// know yet, any (a joining replica learns its leader's host this way; the handshake proved the host's id).
     pub fn accepts_from(&mut self, from: ReplicaId, host: HostId) -> bool {
         match self.host_of(from) {
-            Some(known) => known == host,
+            Some(known) => known == host || plant::is("sender-from-anywhere"),
             None if self.routes.len() < ROUTES_MAX => {
                 Self::set_route(&mut self.routes, from, host);
                 true

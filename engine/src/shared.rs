@@ -477,9 +477,9 @@ pub struct HostShared {
     pub quarantined: Mutex<AHashSet<GroupId>>,
     /// What the store holds of groups that are not running. Locked before `groups` where both are.
     pub stopped: Mutex<AHashMap<GroupId, GroupState>>,
-    /// Groups whose tombstone is not durable yet, or whose files are still going: none of them starts. Added to with `stopped`
-    /// locked.
-    pub burying: Mutex<AHashSet<GroupId>>,
+    /// Groups whose tombstone is not durable yet, or whose files are still going: none of them starts. With whoever asked for
+    /// that again. Added to with `stopped` locked.
+    pub burying: Mutex<AHashMap<GroupId, Vec<Reply<()>>>>,
     /// Bytes that were sealed and are not durable yet.
     pub unsynced_bytes: AtomicU64,
     /// Bytes of log in memory.

@@ -5,17 +5,22 @@
 mod alone;
 #[path = "rounds/guards.rs"]
 mod guards;
+#[path = "rounds/hosts.rs"]
+mod hosts;
 #[path = "rounds/list.rs"]
 mod list;
+#[path = "rounds/wire.rs"]
+mod wire;
 
 use longboat_raft::plant;
 
 fn main() {
-    for (_, scenario) in guards::GUARDS {
+    for (_, scenario) in guards::GUARDS.iter().chain(hosts::GUARDS) {
         scenario();
     }
     let missed: Vec<_> = guards::GUARDS
         .iter()
+        .chain(hosts::GUARDS)
         .filter(|(name, scenario)| {
             plant::set(Some(name));
             let outcome = std::panic::catch_unwind(scenario);

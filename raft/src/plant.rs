@@ -23,6 +23,18 @@ pub const ALL: &[(&str, &str)] = &[
         "a group falls silent although a follower's log or commit index differs from the leader's",
     ),
     ("quiesce-before-commit-durable", "a replica falls silent before its commit index is durable"),
+    ("started-before-a-tombstone", "a group's new replica starts while the data of the one before it is being removed"),
+    (
+        "gone-believed-of-anybody",
+        "a host's word that a replica has stopped counts although the replica lives elsewhere",
+    ),
+    ("beats-while-the-disk-hangs", "a host whose disk hangs goes on beating"),
+    (
+        "sender-from-anywhere",
+        "a message counts although its sender lives on another host than the one that it came from",
+    ),
+    ("other-epoch-is-heard", "a message of another history of its group counts"),
+    ("wakes-go-on-after-return", "groups that a suspected host led are woken although it is back before their turn"),
     ("beat-hash-ignored", "hosts do not compare who is silent between them"),
     ("gone-notice-dropped", "a replica that stops on a live host tells nobody"),
     ("slow-rounds-suspect-nobody", "a host whose polling thread is always late suspects nobody"),

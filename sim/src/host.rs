@@ -379,6 +379,11 @@ impl Life {
         replicas.find(|r| r.config.group == group).map(|r| &r.core)
     }
 
+    /// Whether this host takes another one to be dead.
+    pub fn suspects(&self, other: HostId) -> bool {
+        self.host.shared.peers.is_suspected(other)
+    }
+
     /// A group whose replica here is awake.
     pub fn awake(&self) -> Option<GroupId> {
         let mut replicas = self.host.steps.iter().flat_map(|s| s.replicas());

@@ -19,6 +19,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("gone-notice-dropped", followers_of_a_replica_that_stops_are_told_before_the_next_beat),
     ("beat-hash-ignored", a_lost_word_of_a_stopped_leader_is_found_by_the_beats),
     ("suspicion-missed-while-agreeing", followers_whose_disks_hang_while_their_leader_dies_elect_another),
+    ("wakes-go-on-after-return", a_host_that_is_back_before_its_groups_turn_came_goes_on_leading),
 ];
 
 fn pass(world: &mut World, nanos: u64) {
@@ -137,6 +138,32 @@ pub fn followers_whose_disks_hang_while_their_leader_dies_elect_another() {
         let found = |w: &World| led.iter().all(|g| leader_of(w, *g).is_some());
         until(&mut world, "its groups have leaders", 10 * SECOND, found);
     }
+}
+
+/// A host that nobody hears for a moment too long: its groups are told to wake, and it is back before most had their turn.
+pub fn a_host_that_is_back_before_its_groups_turn_came_goes_on_leading() {
+    let mut rng = Rng::new(7);
+    let mut swarm = Swarm::quiet(&mut rng, 900);
+    swarm.step_workers = 1;
+    let mut world = World::with(rng, swarm, Trace::default());
+    pass(&mut world, 2 * SECOND);
+    world.busy = false;
+    until(&mut world, "all groups are silent", 20 * SECOND, all_silent);
+    let led = |w: &World, host| (1..=900).map(GroupId).filter(|g| leader_of(w, *g) == Some(host)).collect::<Vec<_>>();
+    let paused = HostId(1);
+    let groups = led(&world, paused);
+    assert!(groups.len() > 200, "{} groups", groups.len());
+    others(paused).for_each(|other| world.around.network.set_cut(paused, other, true));
+    let by = |w: &World, h: HostId| w.hosts[h.0 as usize - 1].life.as_ref().is_some_and(|l| l.suspects(paused));
+    let suspects = |w: &World| others(paused).all(|h| by(w, h));
+    until(&mut world, "it is suspected", 2 * SECOND, suspects);
+    world.around.network.mend();
+    // What it sends for one group shows that it lives.
+    write(&mut world, groups[0], paused);
+    pass(&mut world, 2 * SECOND);
+    until(&mut world, "all are silent again", 20 * SECOND, all_silent);
+    let kept = led(&world, paused).iter().filter(|g| groups.contains(g)).count();
+    assert!(kept * 2 > groups.len(), "it leads {kept} of {} groups", groups.len());
 }
 
 /// A host dies; groups that others lead sleep on, and bring it up to date when it is back.

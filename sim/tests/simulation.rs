@@ -62,6 +62,17 @@ fn a_follower_that_asked_for_a_transfer_is_told_the_term_of_the_new_leader() {
 }
 
 #[test]
+fn a_witness_that_hears_no_leader_helps_to_elect_one() {
+    live_attended(112);
+}
+
+#[test]
+fn whoever_asks_again_for_a_removal_hears_of_its_end_and_not_before() {
+    live_attended(426);
+    live_attended(67);
+}
+
+#[test]
 fn two_runs_of_a_seed_are_the_same_run() {
     let mut hashes = Vec::new();
     for seed in 0..8 {

@@ -1,5 +1,6 @@
 //! One host without any other, driven by hand.
 
+use crate::wire::Wire;
 use longboat_engine::{
     EngineConfig, GroupShared, Host, HostParts, Notifiers, ReplicaConfig, Start, StartError, StartSpec, Worker,
 };
@@ -9,7 +10,7 @@ use longboat_raft::{GroupId, HostId, Member, Membership, ReplicaId, StoreId, Tim
 use longboat_rsm::machine::WitnessMachine;
 use longboat_rsm::snapshot::SnapshotStore;
 use longboat_rsm::{Machine, Pending, RequestError};
-use longboat_transport::{FrameSink, Lane, Sent, Transport, TransportStats};
+use longboat_transport::Transport;
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
@@ -40,28 +41,11 @@ impl Spawner for Jobs {
     }
 }
 
-/// Reaches nobody.
-struct Nowhere;
-
-impl Transport for Nowhere {
-    fn send(&self, _to: HostId, _lane: Lane, _parts: &[bytes::Bytes]) -> Sent {
-        Sent::Unreachable
-    }
-    fn poll(&self, _sink: &mut dyn FrameSink) -> usize {
-        0
-    }
-    fn wait(&self, _timeout: Duration) {}
-    fn wake(&self) {}
-    fn stats(&self) -> TransportStats {
-        TransportStats::default()
-    }
-    fn close(&self) {}
-}
-
 /// A host with one group, and nobody else.
 pub struct Alone {
     pub host: Host<SharedLog>,
     pub clock: Arc<TestClock>,
+    pub wire: Arc<Wire>,
     jobs: Arc<Jobs>,
     pub found: Vec<GroupState>,
 }
@@ -98,22 +82,27 @@ impl Alone {
             suspect_after_nanos: 0,
         };
         let (clock, jobs) = (Arc::new(TestClock(AtomicU64::new(1000 * MILLI))), Arc::new(Jobs::default()));
-        let notifiers = Notifiers::separate(&config);
+        let (wire, notifiers) = (Arc::new(Wire::default()), Notifiers::separate(&config));
         let parts = HostParts {
             config,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             log,
             snapshots: SnapshotStore::new(disk, dir.join("snapshots")),
             spawner: Arc::clone(&jobs) as Arc<dyn Spawner>,
-            transport: Arc::new(Nowhere),
+            transport: Arc::clone(&wire) as Arc<dyn Transport>,
         };
-        Self { host: Host::new(parts, &notifiers), clock, jobs, found }
+        Self { host: Host::new(parts, &notifiers), clock, wire, jobs, found }
     }
 
     /// Starts a replica without a state machine of any use.
     pub fn start(&self, replica: u64, start: Start) -> Result<Arc<GroupShared>, StartError> {
+        self.start_with(Self::config(replica), start)
+    }
+
+    /// As [`Alone::start`], with these settings.
+    pub fn start_with(&self, config: ReplicaConfig, start: Start) -> Result<Arc<GroupShared>, StartError> {
         let (machine, machine_type) = (Box::new(WitnessMachine), std::any::TypeId::of::<WitnessMachine>());
-        let spec = StartSpec { start, config: Self::config(replica), machine, machine_type };
+        let spec = StartSpec { start, config, machine, machine_type };
         Ok(self.host.starter.start(vec![spec])?.remove(0))
     }
 

@@ -1,21 +1,25 @@
-//! One host whose workers are driven round by round, on a clock that the test moves and with no other host to speak to: what
+//! One host whose workers are driven round by round, on a clock that the test moves and with other hosts that say only what the test puts on the wire: what
 //! a round leaves to be done at once, in which order a group's words reach the journal, and the life of a snapshot.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod alone;
 mod guards;
+mod hosts;
 mod list;
 mod log;
+mod wire;
 
 use alone::{Alone, GROUP, MILLI, outcome, voters};
-use longboat_engine::{Changed, Rare, Start, StartError};
+use longboat_engine::{Changed, Rare};
 use longboat_io::Clock;
 use longboat_raft::{ConfigChange, HostId, Member, ReplicaId, StoreId};
 use longboat_rsm::{Pending, RequestError, Stage};
+use std::sync::Arc;
+use std::time::Duration;
 
 #[test]
 fn every_guard_holds() {
-    for (name, scenario) in guards::GUARDS {
+    for (name, scenario) in guards::GUARDS.iter().chain(hosts::GUARDS) {
         eprintln!("the scenario for {name}");
         scenario();
     }
@@ -50,28 +54,25 @@ fn a_change_that_waited_is_made_as_soon_as_there_is_a_leader() {
     assert!(outcome(pending).expect("made").membership.learners.contains(&ReplicaId(4)));
 }
 
+/// Whoever asks a second time hears of the same end, and not before it: until the tombstone is durable a power loss brings
+/// the data back.
 #[test]
-fn a_group_does_not_come_back_before_the_tombstone_of_its_former_replica_is_written() {
+fn a_removal_that_is_asked_for_again_ends_when_the_first_one_does() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut alone = Alone::open(dir.path());
-    alone.start(1, voters(1)).expect("starts");
+    let shared = alone.start(1, voters(1)).expect("starts");
     alone.pass(300);
     assert!(alone.host.starter.stop(GROUP));
+    let before = alone.host.starter.remove_data(GROUP).expect("it is stopping");
+    let twice = alone.host.starter.remove_data(GROUP).expect("it is stopping");
     alone.pass(2);
-    let removed = alone.host.starter.remove_data(GROUP).expect("stopped");
-    // Not written yet.
     alone.step();
-    let error = alone.start(2, Start::Join).expect_err("the tombstone is on its way");
-    assert!(matches!(error, StartError::BeingRemoved(GROUP)), "{error}");
-    alone.pass(2);
-    let error = alone.start(2, Start::Join).expect_err("the files are not deleted");
-    assert!(matches!(error, StartError::BeingRemoved(GROUP)), "{error}");
+    let later = alone.host.starter.remove_data(GROUP).expect("its tombstone is on its way, or its files are");
+    let later = later.wait_timeout(Duration::ZERO).expect_err("the files are there");
     alone.run_jobs();
-    outcome(removed).expect("removed");
-    assert!(matches!(alone.start(1, voters(1)), Err(StartError::Removed { .. })));
-    alone.start(2, Start::Join).expect("under another id");
-    alone.pass(10);
-    drop(alone);
-    let found = Alone::open(dir.path()).found;
-    assert_eq!((found[0].removed, found[0].bootstrap.replica), (false, ReplicaId(2)));
+    for removal in [before, twice, later] {
+        outcome(removal).expect("removed");
+    }
+    assert!(matches!(alone.host.starter.remove_data(GROUP), Err(RequestError::NotHere(GROUP))));
+    assert_eq!(Arc::strong_count(&shared), 1, "nobody holds what is gone");
 }
