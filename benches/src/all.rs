@@ -35,6 +35,7 @@ const RUNS: &[(&str, &str)] = &[
     ("the log store, 48 x 16", "journal --groups 48 --per-group 16 --duration 4"),
     ("the log store, 1,000 x 1", "journal --groups 1000 --per-group 1 --duration 4"),
     ("killed under load", "kill --rounds 3"),
+    ("replicas replaced", "replace --groups 200"),
 ];
 
 /// Fields that the table shows, where a run has them, with what they are called there.
@@ -56,6 +57,8 @@ const COLUMNS: &[(&str, &str)] = &[
     ("reopen_s", "reopened in s"),
     ("rss_per_replica_kb", "KB per replica"),
     ("peak_rss_mb", "peak MB"),
+    ("replaced", "replaced"),
+    ("resumed", "resumed"),
     ("acknowledged", "acknowledged"),
     ("lost", "lost"),
     ("errors", "errors"),

@@ -5,6 +5,7 @@
 
 pub mod all;
 pub mod chain;
+pub mod children;
 pub mod client;
 pub mod cluster;
 pub mod contrast;
@@ -14,9 +15,11 @@ pub mod journal;
 pub mod kill;
 pub mod load;
 pub mod machine;
+pub mod obey;
 pub mod plot;
 pub mod probe;
 pub mod process;
+pub mod replace;
 pub mod report;
 pub mod restart;
 pub mod slow_link;

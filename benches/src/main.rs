@@ -6,9 +6,12 @@ use longboat_bench::create::CreateReport;
 use longboat_bench::idle::IdleReport;
 use longboat_bench::kill::KillReport;
 use longboat_bench::probe::Probe;
+use longboat_bench::replace::ReplaceReport;
 use longboat_bench::restart::RestartReport;
 use longboat_bench::transfer::TransferReport;
-use longboat_bench::{BoxError, all, contrast, create, idle, journal, kill, process, restart, throughput, transfer};
+use longboat_bench::{
+    BoxError, all, contrast, create, idle, journal, kill, process, replace, restart, throughput, transfer,
+};
 use longboat_io::RealDisk;
 use longboat_logdb::{SharedLog, SharedLogConfig};
 use longboat_raft::HostId;
@@ -58,6 +61,9 @@ enum Command {
     DeadFollower(contrast::Options),
     /// Leadership of all groups moved from one host to another under load: three hosts and a client, each in a process.
     Transfer(transfer::Options),
+    /// One replica of every group replaced under load, by a caller that is killed half-way and another that goes on: four hosts
+    /// and a client, each in a process.
+    Replace(replace::Options),
     /// Load in a process that is killed at random moments; what was acknowledged is looked for each time.
     Kill(kill::Options),
     /// What this machine allows: fdatasync, loopback round trip, sequential writes.
@@ -168,6 +174,11 @@ fn run(command: Command) -> Result<(), BoxError> {
             let Some(report) = transfer::run(&options, dir)? else { return Ok(()) };
             print(options.json, &report, TransferReport::table)?;
             if report.writes_failed == 0 { Ok(()) } else { Err("writes failed".into()) }
+        }),
+        Command::Replace(options) => in_dir(options.dir.clone(), |dir| {
+            let Some(report) = replace::run(&options, dir)? else { return Ok(()) };
+            print(options.json, &report, ReplaceReport::table)?;
+            if report.is_good() { Ok(()) } else { Err("not every replica was replaced, or writes were lost".into()) }
         }),
         Command::Probe { dir, json } => in_dir(dir, |dir| {
             let probe = Probe::run(dir)?;

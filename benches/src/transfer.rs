@@ -6,14 +6,13 @@
 
 mod child;
 
+use crate::children::Children;
 use crate::cluster::BoxError;
 use crate::report::rows;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 /// Hosts, each in a process.
@@ -112,13 +111,8 @@ pub fn run(options: &Options, dir: &Path) -> Result<Option<TransferReport>, BoxE
     }
     let mut driver = Driver::start(options, dir)?;
     let report = driver.drive();
-    driver.end()?;
+    driver.hosts.end()?;
     report.map(Some)
-}
-
-struct Host {
-    process: Child,
-    input: Option<ChildStdin>,
 }
 
 /// One group as the client sees it.
@@ -135,8 +129,7 @@ struct Lane {
 }
 
 struct Driver {
-    hosts: Vec<Host>,
-    heard: Receiver<(u64, String)>,
+    hosts: Children,
     lanes: Vec<Lane>,
     every: Duration,
     report: TransferReport,
@@ -146,25 +139,8 @@ struct Driver {
 
 impl Driver {
     fn start(options: &Options, dir: &Path) -> Result<Self, BoxError> {
-        let (lines, heard) = channel();
-        let mut hosts = Vec::new();
-        for id in 1..=HOSTS {
-            let mut process = Command::new(std::env::current_exe()?)
-                .args(["transfer", "--child", &id.to_string(), "--dir"])
-                .arg(dir)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()?;
-            let output = process.stdout.take().ok_or("a child without output")?;
-            let (input, lines) = (process.stdin.take(), lines.clone());
-            std::thread::spawn(move || {
-                for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    // The driver has ended.
-                    let _ = lines.send((id, line));
-                }
-            });
-            hosts.push(Host { process, input });
-        }
+        let mut hosts = Children::new("transfer", dir);
+        (1..=HOSTS).try_for_each(|id| hosts.spawn(id))?;
         let now = Instant::now();
         let lane = Lane { leader: FROM, since: None, sent: false, next: now, repeated: 0 };
         let report = TransferReport {
@@ -176,7 +152,6 @@ impl Driver {
         };
         Ok(Self {
             hosts,
-            heard,
             lanes: vec![lane; options.groups as usize],
             every: Duration::from_millis(options.every_ms),
             report,
@@ -185,34 +160,12 @@ impl Driver {
         })
     }
 
-    fn end(&mut self) -> Result<(), BoxError> {
-        // Without input they close in order.
-        self.hosts.iter_mut().for_each(|h| drop(h.input.take()));
-        for host in &mut self.hosts {
-            let status = host.process.wait()?;
-            if !status.success() {
-                return Err(format!("a host ended with {status}").into());
-            }
-        }
-        Ok(())
-    }
-
     fn tell(&mut self, host: u64, line: &str) -> Result<(), BoxError> {
-        let input = self.hosts[host as usize - 1].input.as_mut().ok_or("the host has ended")?;
-        Ok(writeln!(input, "{line}")?)
+        self.hosts.tell(host, line)
     }
 
-    /// Waits for a line of each host that begins like this.
-    fn await_all(&mut self, word: &str) -> Result<Vec<String>, BoxError> {
-        let mut said = vec![None; HOSTS as usize];
-        let begun = Instant::now();
-        while said.iter().any(Option::is_none) {
-            let (host, line) = self.heard.recv_timeout(PATIENCE.saturating_sub(begun.elapsed()))?;
-            if let Some(rest) = line.strip_prefix(word) {
-                said[host as usize - 1] = Some(rest.trim_start().to_owned());
-            }
-        }
-        Ok(said.into_iter().flatten().collect())
+    fn await_all(&self, word: &str) -> Result<Vec<String>, BoxError> {
+        self.hosts.await_each(&(1..=HOSTS).collect::<Vec<_>>(), word, PATIENCE)
     }
 
     fn drive(&mut self) -> Result<TransferReport, BoxError> {
@@ -291,7 +244,7 @@ impl Driver {
     /// Hears what the hosts say, without making any writes.
     fn hear(&mut self, until: impl Fn(&Self) -> bool) -> Result<(), BoxError> {
         while !until(self) {
-            let (host, line) = self.heard.recv_timeout(PATIENCE)?;
+            let (host, line) = self.hosts.hear(PATIENCE)?;
             self.take(host, &line)?;
         }
         Ok(())
@@ -313,12 +266,12 @@ impl Driver {
             for (host, lines) in (1..).zip(&lines).filter(|(_, lines)| !lines.is_empty()) {
                 self.tell(host, lines.trim_end())?;
             }
-            match self.heard.recv_timeout(Duration::from_millis(1)) {
+            match self.hosts.hear(Duration::from_millis(1)) {
                 Ok((host, line)) => self.take(host, &line)?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err("all hosts have ended".into()),
             }
-            while let Ok((host, line)) = self.heard.try_recv() {
+            while let Some((host, line)) = self.hosts.heard() {
                 self.take(host, &line)?;
             }
         }
@@ -363,17 +316,6 @@ impl Driver {
         } else {
             self.report.writes_failed += 1;
             eprintln!("a write of group {} failed: {why}", at + 1);
-        }
-    }
-}
-
-impl Drop for Driver {
-    /// However the run ends, its hosts end with it.
-    fn drop(&mut self) {
-        for host in &mut self.hosts {
-            drop(host.input.take());
-            let _ = host.process.kill();
-            let _ = host.process.wait();
         }
     }
 }
