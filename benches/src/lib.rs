@@ -4,6 +4,7 @@
 //! takes. `process` and `probe` look at the machine.
 
 pub mod all;
+pub mod bulk;
 pub mod chain;
 pub mod children;
 pub mod client;
@@ -11,6 +12,7 @@ pub mod cluster;
 pub mod contrast;
 pub mod create;
 pub mod idle;
+pub mod interference;
 pub mod journal;
 pub mod kill;
 pub mod load;
@@ -23,6 +25,7 @@ pub mod replace;
 pub mod report;
 pub mod restart;
 pub mod slow_link;
+pub mod snapshot;
 pub mod throughput;
 pub mod transfer;
 

@@ -4,13 +4,16 @@ use clap::{Parser, Subcommand};
 use longboat_bench::contrast::{ContrastReport, Scenario};
 use longboat_bench::create::CreateReport;
 use longboat_bench::idle::IdleReport;
+use longboat_bench::interference::InterferenceReport;
 use longboat_bench::kill::KillReport;
 use longboat_bench::probe::Probe;
 use longboat_bench::replace::ReplaceReport;
 use longboat_bench::restart::RestartReport;
+use longboat_bench::snapshot::SnapshotReport;
 use longboat_bench::transfer::TransferReport;
 use longboat_bench::{
-    BoxError, all, contrast, create, idle, journal, kill, process, replace, restart, throughput, transfer,
+    BoxError, all, contrast, create, idle, interference, journal, kill, process, replace, restart, snapshot,
+    throughput, transfer,
 };
 use longboat_io::RealDisk;
 use longboat_logdb::{SharedLog, SharedLogConfig};
@@ -66,6 +69,8 @@ enum Command {
     Replace(replace::Options),
     /// Load in a process that is killed at random moments; what was acknowledged is looked for each time.
     Kill(kill::Options),
+    /// Snapshots of many groups saved, sent and recovered from, against what this machine allows for the same bytes.
+    Snapshot(snapshot::Options),
     /// What this machine allows: fdatasync, loopback round trip, sequential writes.
     Probe {
         /// Where a file of 64 MiB is made and removed [default: a new directory in the present one]
@@ -179,6 +184,14 @@ fn run(command: Command) -> Result<(), BoxError> {
             let Some(report) = replace::run(&options, dir)? else { return Ok(()) };
             print(options.json, &report, ReplaceReport::table)?;
             if report.is_good() { Ok(()) } else { Err("not every replica was replaced, or writes were lost".into()) }
+        }),
+        Command::Snapshot(options) => in_dir(options.dir.clone(), |dir| {
+            if options.interference {
+                let report = interference::run(&options, dir)?;
+                return print(options.json, &report, InterferenceReport::table);
+            }
+            let report = snapshot::run(&options, dir)?;
+            print(options.json, &report, SnapshotReport::table)
         }),
         Command::Probe { dir, json } => in_dir(dir, |dir| {
             let probe = Probe::run(dir)?;

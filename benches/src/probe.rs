@@ -125,3 +125,91 @@ fn round_trips() -> io::Result<Quantiles> {
     echo.join().expect("the echo thread does not panic")?;
     Ok(Quantiles::of_nanos(nanos))
 }
+
+/// Bytes that are written, sent or read at once by the probes for snapshots.
+const SNAPSHOT_BLOCK_BYTES: usize = 256 << 10;
+
+/// What the machine allows for a step of a snapshot's life: so many bytes, in a directory; millions of bytes per second.
+pub type SnapshotProbe = fn(&Path, u64) -> io::Result<f64>;
+
+fn blocks(bytes: u64) -> impl Iterator<Item = (u64, usize)> {
+    let block = SNAPSHOT_BLOCK_BYTES as u64;
+    (0..bytes.div_ceil(block)).map(move |n| (n * block, block.min(bytes - n * block) as usize))
+}
+
+fn rate(bytes: u64, begun: Instant) -> f64 {
+    bytes as f64 / 1e6 / begun.elapsed().as_secs_f64()
+}
+
+/// Writes a new file and syncs it: what saving comes down to.
+///
+/// # Errors
+/// When the directory can't be used.
+pub fn write(dir: &Path, bytes: u64) -> io::Result<f64> {
+    let path = dir.join("longboat-probe.tmp");
+    let block = vec![7u8; SNAPSHOT_BLOCK_BYTES];
+    let begun = Instant::now();
+    let file = create(&path)?;
+    for (at, len) in blocks(bytes) {
+        file.write_all_at(&block[..len], at)?;
+    }
+    file.sync_data()?;
+    let rate = rate(bytes, begun);
+    std::fs::remove_file(&path)?;
+    Ok(rate)
+}
+
+/// Sends bytes over loopback TCP into a new file and syncs it: what a transfer comes down to.
+///
+/// # Errors
+/// When the directory or loopback can't be used.
+pub fn transfer(dir: &Path, bytes: u64) -> io::Result<f64> {
+    let path = dir.join("longboat-probe.tmp");
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let begun = Instant::now();
+    let sender = std::thread::spawn(move || -> io::Result<()> {
+        let mut socket = TcpStream::connect(address)?;
+        let block = vec![7u8; SNAPSHOT_BLOCK_BYTES];
+        blocks(bytes).try_for_each(|(_, len)| socket.write_all(&block[..len]))
+    });
+    let (mut socket, _) = listener.accept()?;
+    let file = create(&path)?;
+    let mut block = vec![0u8; SNAPSHOT_BLOCK_BYTES];
+    for (at, len) in blocks(bytes) {
+        socket.read_exact(&mut block[..len])?;
+        file.write_all_at(&block[..len], at)?;
+    }
+    file.sync_data()?;
+    let rate = rate(bytes, begun);
+    sender.join().expect("the sending thread does not panic")?;
+    std::fs::remove_file(&path)?;
+    Ok(rate)
+}
+
+/// Reads a file that was just written, checks it with CRC32C and copies it: what recovering comes down to.
+///
+/// # Errors
+/// When the directory can't be used.
+pub fn recover(dir: &Path, bytes: u64) -> io::Result<f64> {
+    let path = dir.join("longboat-probe.tmp");
+    let mut block = vec![7u8; SNAPSHOT_BLOCK_BYTES];
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+    for (at, len) in blocks(bytes) {
+        file.write_all_at(&block[..len], at)?;
+    }
+    file.sync_data()?;
+    let mut copy = vec![0u8; SNAPSHOT_BLOCK_BYTES];
+    let begun = Instant::now();
+    let mut sum = 0;
+    for (at, len) in blocks(bytes) {
+        file.read_exact_at(&mut block[..len], at)?;
+        sum = crc32c::crc32c_append(sum, &block[..len]);
+        copy[..len].copy_from_slice(&block[..len]);
+        std::hint::black_box(&copy);
+    }
+    std::hint::black_box(sum);
+    let rate = rate(bytes, begun);
+    std::fs::remove_file(&path)?;
+    Ok(rate)
+}

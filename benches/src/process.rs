@@ -32,6 +32,12 @@ pub fn memory() -> Memory {
     Memory { resident_kb: status_kb(&status, "VmRSS:"), peak_kb: status_kb(&status, "VmHWM:") }
 }
 
+/// The peak is counted anew from here on, where the kernel allows that.
+pub fn forget_peak() {
+    // 5 is the kernel's word for it, see proc(5); without it the peak stays that of the whole life.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
 fn status_kb(status: &str, key: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(key));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)

@@ -8,7 +8,7 @@
 use crate::apply::MachineJob;
 use crate::config::{SNAPSHOT_CHUNK_BYTES, SNAPSHOT_WINDOW_BYTES};
 use crate::replica::Replica;
-use crate::shared::{Command, GroupShared};
+use crate::shared::{Command, GroupShared, reason};
 use crate::snapshot::SnapshotIo;
 use crate::transfers::{Direction, Pace, TransferInfo, Underway};
 use ahash::AHashMap;
@@ -50,6 +50,8 @@ pub(crate) struct Sends {
     running: AtomicUsize,
     answers: Mutex<AHashMap<u64, Arc<Answers>>>,
     pace: Pace,
+    /// Groups with followers that wait until there is room.
+    line: Mutex<VecDeque<Arc<GroupShared>>>,
 }
 
 impl Sends {
@@ -59,6 +61,26 @@ impl Sends {
             running: AtomicUsize::new(0),
             answers: Mutex::default(),
             pace: Pace::new(bytes_per_s),
+            line: Mutex::default(),
+        }
+    }
+
+    /// Joins the line of those that wait until there is room.
+    pub(crate) fn join_line(&self, shared: &Arc<GroupShared>) {
+        self.line.lock().push_back(Arc::clone(shared));
+    }
+
+    /// Gives as many groups a turn as there is room for. Called when room was made, and by whoever had a turn and may have made
+    /// no use of it.
+    pub(crate) fn next_in_line(&self, max: usize) {
+        let room = max.saturating_sub(self.running.load(Ordering::Relaxed));
+        let mut line = self.line.lock();
+        line.retain(|shared| !shared.is_closed.load(Ordering::Relaxed));
+        let at = room.min(line.len());
+        let next: Vec<_> = line.drain(..at).collect();
+        drop(line);
+        for shared in next {
+            shared.ready(reason::MAY_SEND);
         }
     }
 
@@ -118,6 +140,7 @@ impl SendTicket {
             return;
         }
         self.io.sends.running.fetch_sub(1, Ordering::Relaxed);
+        self.io.sends.next_in_line(self.io.host.config.snapshot_sends_max);
         let (group, replica, index) = (self.shared.group, self.shared.replica, self.meta.pos.index);
         if ok {
             tracing::info!(%group, %replica, to = %self.to, %index, "snapshot transfer done");

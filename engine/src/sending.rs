@@ -24,9 +24,32 @@ pub(crate) struct Sending {
     list: Vec<One>,
     /// Bytes that the log has taken in this life.
     log_bytes: u64,
+    /// Followers that wait until the host has room for another transfer.
+    waiting: Vec<ReplicaId>,
+    /// The group is in the host's line.
+    in_line: bool,
+    has_turn: bool,
 }
 
 impl Sending {
+    /// The host has no room for another transfer. Returns whether the group is to join the host's line.
+    pub(crate) fn wait(&mut self, to: ReplicaId) -> bool {
+        if !self.waiting.contains(&to) {
+            self.waiting.push(to);
+        }
+        !std::mem::replace(&mut self.in_line, true)
+    }
+
+    /// The group was the next in line.
+    pub(crate) fn has_turn(&mut self) {
+        (self.in_line, self.has_turn) = (false, true);
+    }
+
+    /// The followers that waited, if it is their turn.
+    pub(crate) fn take_turn(&mut self) -> Option<Vec<ReplicaId>> {
+        std::mem::take(&mut self.has_turn).then(|| std::mem::take(&mut self.waiting))
+    }
+
     /// The log has taken so many bytes.
     pub(crate) fn logged(&mut self, bytes: u64) {
         self.log_bytes += bytes;

@@ -36,6 +36,8 @@ pub mod reason {
     pub const MACHINE_FAILED: u32 = 8;
     /// Nobody holds log any more that was to go.
     pub const TRUNCATE: u32 = 16;
+    /// The host has room for another transfer, and the group's followers are the next in line.
+    pub const MAY_SEND: u32 = 32;
 }
 
 /// A place in a worker's table of replicas. Slots are used again under a new generation.

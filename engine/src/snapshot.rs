@@ -24,7 +24,9 @@ use crate::stream::Receives;
 use ahash::AHashMap;
 use longboat_io::{Job, JobState, Spawner};
 use longboat_logdb::{GroupState, LogReader, Record, SnapshotRecord, Update};
-use longboat_raft::{Fetch, GroupId, Guard, Index, LogPos, Output, Persist, ReplicaId, SnapshotMeta, sometimes};
+use longboat_raft::{
+    Fetch, GroupId, Guard, Index, LogPos, Output, Persist, Progress, ReplicaId, SnapshotMeta, sometimes,
+};
 use longboat_rsm::snapshot::{
     Content, Prepared, RecoverJob, RecoverTask, SaveJob, SavedSnapshot, SnapshotError, SnapshotHeader, SnapshotStore,
 };
@@ -327,29 +329,19 @@ impl SnapshotIo {
     /// it will be then.
     pub fn serve(self: &Arc<Self>, replica: &mut Replica, out: &mut Output, items: &mut Vec<ApplyItem>) -> bool {
         let mut missing = false;
-        for to in out.snapshots_wanted.drain(..) {
-            if replica.shared.kind == MachineKind::OnDisk {
+        let turn = replica.sending.take_turn();
+        for to in out.snapshots_wanted.drain(..).chain(turn.iter().flatten().copied()) {
+            // Who waited for a turn may be gone, or be heard no more.
+            if !replica.core.progress(to).is_some_and(Progress::is_active) {
+                replica.core.snapshot_finished(to, false);
+            } else if replica.shared.kind == MachineKind::OnDisk {
                 self.stream(replica, to, items);
-                continue;
+            } else {
+                missing |= !self.send_newest(replica, to);
             }
-            // One from before it was a member, or from before what it still needs, would be of no use to it: a new one is saved.
-            let floor = replica.core.snapshot_floor(to);
-            let serves = |meta: &SnapshotMeta| meta.membership.contains(to) && meta.pos.index >= floor;
-            let newest = replica.snapshot.as_ref().filter(|s| serves(&s.meta)).cloned();
-            let host = replica.host_of(to);
-            missing |= newest.is_none();
-            let ticket = newest.zip(host).and_then(|(newest, host)| {
-                SendTicket::take(self, replica, to, host, (newest.meta, Some(newest.bytes)))
-            });
-            match ticket {
-                Some(ticket) => {
-                    replica.core.snapshot_sending(to, ticket.meta.pos);
-                    replica.sending.begins(to, ticket.meta.pos.index);
-                    ticket.send_file();
-                }
-                // Asked for again with the follower's next answer to a heartbeat.
-                None => replica.core.snapshot_finished(to, false),
-            }
+        }
+        if turn.is_some() {
+            self.sends.next_in_line(self.host.config.snapshot_sends_max);
         }
         for fetch in out.fetches.drain(..) {
             let job = FetchJob { reader: Arc::clone(&self.reader), shared: Arc::clone(&replica.shared), fetch };
@@ -358,17 +350,49 @@ impl SnapshotIo {
         missing
     }
 
+    /// A follower is to be sent the newest snapshot's file. Returns false when there is none that would be of use to it.
+    fn send_newest(self: &Arc<Self>, replica: &mut Replica, to: ReplicaId) -> bool {
+        // One from before it was a member, or from before what it still needs, would be of no use to it: a new one is saved.
+        let floor = replica.core.snapshot_floor(to);
+        let serves = |meta: &SnapshotMeta| meta.membership.contains(to) && meta.pos.index >= floor;
+        let newest = replica.snapshot.as_ref().filter(|s| serves(&s.meta)).cloned();
+        let has_one = newest.is_some();
+        let (Some(newest), Some(host)) = (newest, replica.host_of(to)) else {
+            // Asked for again with the follower's next answer to a heartbeat.
+            replica.core.snapshot_finished(to, false);
+            return has_one;
+        };
+        match SendTicket::take(self, replica, to, host, (newest.meta, Some(newest.bytes))) {
+            Some(ticket) => {
+                replica.core.snapshot_sending(to, ticket.meta.pos);
+                replica.sending.begins(to, ticket.meta.pos.index);
+                ticket.send_file();
+            }
+            None => self.wait_for_turn(replica, to),
+        }
+        true
+    }
+
+    /// The host sends as many snapshots as it may: the follower waits in line, and is sent nothing else meanwhile.
+    fn wait_for_turn(&self, replica: &mut Replica, to: ReplicaId) {
+        if replica.sending.wait(to) {
+            self.sends.join_line(&replica.shared);
+            // Room may have been made before it joined.
+            self.sends.next_in_line(self.host.config.snapshot_sends_max);
+        }
+    }
+
     /// A follower is to be sent the state as it is when all that was handed out is applied, without a file on this host.
     fn stream(self: &Arc<Self>, replica: &mut Replica, to: ReplicaId, items: &mut Vec<ApplyItem>) {
         let index = replica.core.handed();
         let serves = replica.core.membership().contains(to) && index >= replica.core.snapshot_floor(to);
         let ready = serves && replica.installing.is_none() && replica.core.guard() == Guard::None;
-        let ticket = replica.host_of(to).filter(|_| ready && !index.is_zero()).and_then(|host| {
-            let term = replica.core.term_at(index)?;
-            let meta = SnapshotMeta { pos: LogPos::new(term, index), membership: replica.core.membership().clone() };
-            SendTicket::take(self, replica, to, host, (meta, None))
-        });
-        let Some(ticket) = ticket else { return replica.core.snapshot_finished(to, false) };
+        let place = replica.host_of(to).zip(replica.core.term_at(index)).filter(|_| ready && !index.is_zero());
+        let Some((host, term)) = place else { return replica.core.snapshot_finished(to, false) };
+        let meta = SnapshotMeta { pos: LogPos::new(term, index), membership: replica.core.membership().clone() };
+        let Some(ticket) = SendTicket::take(self, replica, to, host, (meta, None)) else {
+            return self.wait_for_turn(replica, to);
+        };
         replica.core.snapshot_sending(to, ticket.meta.pos);
         replica.sending.begins(to, index);
         items.push(ApplyItem::Stream(Box::new(ticket)));

@@ -427,6 +427,9 @@ impl StepWorker {
             self.stop(now, at.slot, &RequestError::Stopped, &error);
             return;
         }
+        if reasons & reason::MAY_SEND != 0 {
+            replica.sending.has_turn();
+        }
         let mut request = replica.drain_queue(now, take_proposals);
         if reasons & reason::SNAPSHOT_DUE != 0 && request.is_none() {
             request = Some(SnapshotRequest::periodic(&replica.shared));
