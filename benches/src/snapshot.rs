@@ -116,7 +116,7 @@ impl SnapshotReport {
 /// # Errors
 /// When a host can't be opened, a snapshot fails, or a step takes too long.
 pub fn run(options: &Options, dir: &Path) -> Result<SnapshotReport, BoxError> {
-    let hosts = [open(dir, SAVER, &Default::default())?, open(dir, RECEIVER, &Default::default())?];
+    let hosts = [open(dir, SAVER)?, open(dir, RECEIVER)?];
     introduce(&hosts);
     let saver = start(&hosts[0], options, SAVER, ReplicaStart::bootstrap([(ReplicaId(SAVER), HostId(SAVER))]))?;
     let each = options.bytes / options.groups;
@@ -148,7 +148,7 @@ pub fn run(options: &Options, dir: &Path) -> Result<SnapshotReport, BoxError> {
     let [first, second] = hosts;
     second.close(PATIENCE)?;
     let recover_probe = probes.around(probe::recover, || {
-        let host = open(dir, RECEIVER, &Default::default())?;
+        let host = open(dir, RECEIVER)?;
         let begun = Instant::now();
         let groups = start(&host, options, RECEIVER, ReplicaStart::Restart)?;
         wait("recoveries", || groups.iter().all(|g| g.info().applied >= g.info().snapshot_index))?;
@@ -222,16 +222,24 @@ pub(crate) fn save_all(groups: &[Group<Bulk>]) -> Result<(), BoxError> {
     Ok(())
 }
 
-pub(crate) fn host_dir(dir: &Path, id: u64) -> PathBuf {
+fn host_dir(dir: &Path, id: u64) -> PathBuf {
     dir.join(format!("host-{id}"))
 }
 
-pub(crate) fn open(dir: &Path, id: u64, like: &NodeHostConfig) -> Result<NodeHost, BoxError> {
-    let config = NodeHostConfig { data_dir: host_dir(dir, id), host_id: HostId(id), deployment_id: 1, ..like.clone() };
-    Ok(NodeHost::open(config)?)
+/// A host without limits: what it can do is measured.
+fn open(dir: &Path, id: u64) -> Result<NodeHost, BoxError> {
+    Ok(NodeHost::open(NodeHostConfig {
+        data_dir: host_dir(dir, id),
+        host_id: HostId(id),
+        deployment_id: 1,
+        snapshot_save_bytes_per_s: 0,
+        snapshot_send_bytes_per_s: 0,
+        snapshot_receive_bytes_per_s: 0,
+        ..NodeHostConfig::default()
+    })?)
 }
 
-pub(crate) fn introduce(hosts: &[NodeHost]) {
+fn introduce(hosts: &[NodeHost]) {
     for a in hosts {
         for b in hosts {
             a.set_peer_address(b.info().host, b.local_address());
@@ -254,7 +262,7 @@ fn start(host: &NodeHost, options: &Options, replica: u64, start: ReplicaStart) 
     Ok(host.start_replicas((1..=options.groups).map(spec))?)
 }
 
-pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) -> Result<(), BoxError> {
+fn wait(what: &str, mut done: impl FnMut() -> bool) -> Result<(), BoxError> {
     let begun = Instant::now();
     while !done() {
         if begun.elapsed() > PATIENCE {

@@ -407,6 +407,9 @@ impl Replica {
             self.rare_skipped(meta.pos.index);
             self.last_request = meta.pos.index;
             self.installing = Some(meta.pos.index);
+            if plant::is("recover-before-record") {
+                items.push(ApplyItem::Recover(Box::new(meta)));
+            }
         }
         if let Some(meta) = out.recover.take() {
             self.tracker.skipped(meta.pos.index);

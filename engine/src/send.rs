@@ -14,7 +14,7 @@ use crate::transfers::{Direction, Pace, TransferInfo, Underway};
 use ahash::AHashMap;
 use bytes::Bytes;
 use longboat_io::{Job, JobState};
-use longboat_raft::{GroupId, HostId, ReplicaId, SnapshotMeta, Term, Time, sometimes};
+use longboat_raft::{GroupId, HostId, ReplicaId, SnapshotMeta, Term, Time, plant, sometimes};
 use longboat_rsm::snapshot::{Chunk as Piece, LiveSnapshot, OutgoingSnapshot, SnapshotError};
 use longboat_transport::wire::{Chunk, ChunkOutcome, ChunkStatus};
 use longboat_transport::{Lane, Sent};
@@ -146,6 +146,9 @@ impl SendTicket {
             tracing::info!(%group, %replica, to = %self.to, %index, "snapshot transfer done");
         } else {
             tracing::warn!(%group, %replica, to = %self.to, %index, "snapshot transfer failed");
+        }
+        if !ok && plant::is("failed-stream-unreported") {
+            return;
         }
         let command = Command::SnapshotSent { shared: Arc::clone(&self.shared), to: self.to, ok };
         self.io.host.workers[self.shared.worker()].command(command);

@@ -9,18 +9,25 @@ mod guards;
 mod hosts;
 #[path = "rounds/list.rs"]
 mod list;
+#[path = "rounds/shelf.rs"]
+mod shelf;
+#[path = "rounds/transfers.rs"]
+mod transfers;
+#[path = "rounds/trio.rs"]
+mod trio;
 #[path = "rounds/wire.rs"]
 mod wire;
 
 use longboat_raft::plant;
 
 fn main() {
-    for (_, scenario) in guards::GUARDS.iter().chain(hosts::GUARDS) {
+    for (_, scenario) in guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS) {
         scenario();
     }
     let missed: Vec<_> = guards::GUARDS
         .iter()
         .chain(hosts::GUARDS)
+        .chain(transfers::GUARDS)
         .filter(|(name, scenario)| {
             plant::set(Some(name));
             let outcome = std::panic::catch_unwind(scenario);

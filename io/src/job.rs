@@ -38,7 +38,14 @@ pub struct RayonSpawner {
     pool: Arc<rayon::ThreadPool>,
     /// Jobs that were spawned and are not done.
     running: Arc<AtomicUsize>,
+    /// Steps in a row that found their job waiting.
+    waiting: Arc<AtomicUsize>,
 }
+
+/// How much later than threads of the usual priority those of a pool have their turn: requests come before snapshots.
+const NICENESS: i32 = 5;
+/// How long a thread naps when all jobs wait.
+const NAP: Duration = Duration::from_micros(500);
 
 impl RayonSpawner {
     /// A pool of `threads` threads named `name`-0 and so on.
@@ -50,9 +57,13 @@ impl RayonSpawner {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads.max(1))
             .thread_name(move |i| format!("{name}-{i}"))
+            .start_handler(|_| {
+                // Of this thread alone, as Linux has it. Where it is refused, the pool has the usual priority.
+                let _ = rustix::process::setpriority_process(None, NICENESS);
+            })
             .build()
             .map_err(std::io::Error::other)?;
-        Ok(Self { pool: Arc::new(pool), running: Arc::default() })
+        Ok(Self { pool: Arc::new(pool), running: Arc::default(), waiting: Arc::default() })
     }
 
     /// Jobs that were spawned and are not done.
@@ -69,9 +80,15 @@ impl RayonSpawner {
                 self.running.fetch_sub(1, Ordering::AcqRel);
                 return;
             }
-            JobState::Again => {}
-            // The pool has few jobs and they wait for disks and sockets: a short nap is cheaper than a wake list.
-            JobState::Blocked => std::thread::sleep(Duration::from_micros(500)),
+            JobState::Again => self.waiting.store(0, Ordering::Relaxed),
+            JobState::Blocked => {
+                // Jobs wait for disks and sockets: when all of them do, a short nap is cheaper than a wake list.
+                let waiting = self.waiting.fetch_add(1, Ordering::Relaxed) + 1;
+                if waiting >= self.running() {
+                    self.waiting.store(0, Ordering::Relaxed);
+                    std::thread::sleep(NAP);
+                }
+            }
         }
         let pool = Arc::clone(&self.pool);
         pool.spawn_fifo(move || self.run(job));

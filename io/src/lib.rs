@@ -8,7 +8,9 @@ pub mod disk;
 pub mod job;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod throttle;
 
 pub use clock::{Clock, MonotonicClock};
 pub use disk::{Disk, DiskFile, DiskLock, RealDisk, SharedDisk};
 pub use job::{Job, JobState, RayonSpawner, Spawner};
+pub use throttle::Throttle;

@@ -92,6 +92,9 @@ pub struct NodeHostConfig {
     pub snapshot_sends_max: usize,
     /// Snapshot streams from other hosts at once.
     pub snapshot_receives_max: usize,
+    /// Bytes of snapshots that are written a second, saved and exported ones together; 0 for no limit. A state machine with
+    /// exclusive access applies nothing while it is saved.
+    pub snapshot_save_bytes_per_s: u64,
     /// Bytes of snapshots that are sent a second, by all streams together; 0 for no limit.
     pub snapshot_send_bytes_per_s: u64,
     /// Bytes of snapshots that are received a second, by all streams together; 0 for no limit.
@@ -125,12 +128,17 @@ impl Default for NodeHostConfig {
             disk_reserve_bytes: 256 << 20,
             snapshot_sends_max: 8,
             snapshot_receives_max: 8,
-            snapshot_send_bytes_per_s: 0,
-            snapshot_receive_bytes_per_s: 0,
+            snapshot_save_bytes_per_s: SNAPSHOT_BYTES_PER_S,
+            snapshot_send_bytes_per_s: SNAPSHOT_BYTES_PER_S,
+            snapshot_receive_bytes_per_s: SNAPSHOT_BYTES_PER_S,
             suspect_after_ms: 0,
         }
     }
 }
+
+/// The default limit of each of the things that are done with snapshots: a small part of what a disk and a processor can, so that
+/// requests hardly notice.
+const SNAPSHOT_BYTES_PER_S: u64 = 128 << 20;
 
 /// Workers that a host may have of one kind.
 const WORKERS_MAX: u64 = 256;

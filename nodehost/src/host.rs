@@ -102,6 +102,8 @@ pub struct NodeHost {
     inner: Arc<Inner>,
 }
 
+/// Threads that work on snapshots, unless configured: more than it takes to keep a processor busy, as they wait for disks and limits.
+const SNAPSHOT_THREADS: usize = 4;
 /// How long dropping the last handle waits for work under way.
 const DROP_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -150,13 +152,14 @@ impl NodeHost {
         let engine = config.engine(incarnation ^ config.host_id.0.rotate_left(48), incarnation);
         let layout = layout(&config);
         let notifiers = layout.notifiers(&engine);
-        let snapshot_threads = if config.snapshot_workers > 0 { config.snapshot_workers } else { 2 };
+        let snapshot_threads = if config.snapshot_workers > 0 { config.snapshot_workers } else { SNAPSHOT_THREADS };
         let spawner = RayonSpawner::new(&format!("lb{}-snap", config.host_id), snapshot_threads)?;
         let parts = HostParts {
             config: engine,
             clock,
             log,
-            snapshots: SnapshotStore::new(disk, config.data_dir.join("snapshots")),
+            snapshots: SnapshotStore::new(disk, config.data_dir.join("snapshots"))
+                .with_write_limit(config.snapshot_save_bytes_per_s),
             spawner: Arc::new(spawner.clone()),
             transport: transport.clone(),
         };

@@ -35,6 +35,28 @@ impl Clock for TestClock {
 #[derive(Default)]
 pub struct Jobs(Mutex<Vec<Box<dyn Job>>>);
 
+impl Jobs {
+    /// Each job takes a step.
+    pub fn step_all(&self) {
+        self.step_from(0);
+    }
+
+    /// Each job but the oldest takes a step.
+    pub fn step_all_but_the_oldest(&self) {
+        self.step_from(1);
+    }
+
+    fn step_from(&self, first: usize) {
+        let mut jobs = std::mem::take(&mut *self.0.lock());
+        let mut at = 0;
+        jobs.retain_mut(|job| {
+            at += 1;
+            at <= first || job.step(1 << 20) != JobState::Done
+        });
+        self.0.lock().splice(0..0, jobs);
+    }
+}
+
 impl Spawner for Jobs {
     fn spawn(&self, job: Box<dyn Job>) {
         self.0.lock().push(job);
@@ -61,7 +83,23 @@ impl Alone {
         };
         let log = SharedLog::open(Arc::clone(&disk), config).expect("opens");
         let found = log.groups.clone();
-        let config = EngineConfig {
+        let config = Self::engine();
+        let (clock, jobs) = (Arc::new(TestClock(AtomicU64::new(1000 * MILLI))), Arc::new(Jobs::default()));
+        let (wire, notifiers) = (Arc::new(Wire::default()), Notifiers::separate(&config));
+        let parts = HostParts {
+            config,
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            log,
+            snapshots: SnapshotStore::new(disk, dir.join("snapshots")),
+            spawner: Arc::clone(&jobs) as Arc<dyn Spawner>,
+            transport: Arc::clone(&wire) as Arc<dyn Transport>,
+        };
+        Self { host: Host::new(parts, &notifiers), clock, wire, jobs, found }
+    }
+
+    /// Settings of a host with one worker of each kind.
+    pub fn engine() -> EngineConfig {
+        EngineConfig {
             host: HOST,
             step_workers: 1,
             apply_workers: 1,
@@ -80,18 +118,7 @@ impl Alone {
             seed: 1,
             incarnation: 1,
             suspect_after_nanos: 0,
-        };
-        let (clock, jobs) = (Arc::new(TestClock(AtomicU64::new(1000 * MILLI))), Arc::new(Jobs::default()));
-        let (wire, notifiers) = (Arc::new(Wire::default()), Notifiers::separate(&config));
-        let parts = HostParts {
-            config,
-            clock: Arc::clone(&clock) as Arc<dyn Clock>,
-            log,
-            snapshots: SnapshotStore::new(disk, dir.join("snapshots")),
-            spawner: Arc::clone(&jobs) as Arc<dyn Spawner>,
-            transport: Arc::clone(&wire) as Arc<dyn Transport>,
-        };
-        Self { host: Host::new(parts, &notifiers), clock, wire, jobs, found }
+        }
     }
 
     /// Starts a replica without a state machine of any use.

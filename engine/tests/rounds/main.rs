@@ -7,6 +7,9 @@ mod guards;
 mod hosts;
 mod list;
 mod log;
+mod shelf;
+mod transfers;
+mod trio;
 mod wire;
 
 use alone::{Alone, GROUP, MILLI, outcome, voters};
@@ -19,8 +22,16 @@ use std::time::Duration;
 
 #[test]
 fn every_guard_holds() {
-    for (name, scenario) in guards::GUARDS.iter().chain(hosts::GUARDS) {
+    for (name, scenario) in guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS) {
         eprintln!("the scenario for {name}");
+        scenario();
+    }
+}
+
+#[test]
+fn transfers_come_to_their_end() {
+    for (name, scenario) in transfers::SCENARIOS {
+        eprintln!("{name}");
         scenario();
     }
 }

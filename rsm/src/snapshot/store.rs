@@ -7,8 +7,8 @@ use super::format::SnapshotHeader;
 use super::publish::{Place, TempDir};
 use super::reader::SnapshotReader;
 use super::writer::SnapshotWriter;
-use longboat_io::DiskFile;
 use longboat_io::disk::SharedDisk;
+use longboat_io::{DiskFile, Throttle};
 use longboat_raft::{GroupId, Index, ReplicaId, plant};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
@@ -31,12 +31,20 @@ pub struct SnapshotStore {
     attempts: Arc<AtomicU64>,
     /// Replicas whose directories were synced all the way up by this process.
     anchored: Arc<Mutex<BTreeSet<(GroupId, ReplicaId)>>>,
+    /// How fast saves and exports may write.
+    pub(crate) throttle: Option<Arc<Throttle>>,
 }
 
 impl SnapshotStore {
     /// The store under `root`. Makes no directory.
     pub fn new(disk: SharedDisk, root: PathBuf) -> Self {
-        Self { disk, root, attempts: Arc::default(), anchored: Arc::default() }
+        Self { disk, root, attempts: Arc::default(), anchored: Arc::default(), throttle: None }
+    }
+
+    /// The same store, whose saves and exports together write so many bytes a second; 0 for no limit.
+    #[must_use]
+    pub fn with_write_limit(self, bytes_per_s: u64) -> Self {
+        Self { throttle: (bytes_per_s > 0).then(|| Arc::new(Throttle::new(bytes_per_s))), ..self }
     }
 
     /// Begins a snapshot file. Once `stop` is set, its writes fail from the next block on.

@@ -4,8 +4,8 @@ use super::encoder::{BlockSink, Encoder};
 use super::error::SnapshotError;
 use super::format::{Section, SnapshotHeader};
 use super::publish::{Place, Publication, TempDir};
-use longboat_io::DiskFile;
 use longboat_io::disk::SharedDisk;
+use longboat_io::{DiskFile, Throttle};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,12 +34,16 @@ struct FileSink {
     file: Box<dyn DiskFile>,
     offset: u64,
     stop: Arc<AtomicBool>,
+    throttle: Option<Arc<Throttle>>,
 }
 
 impl BlockSink for FileSink {
     fn put(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
         if self.stop.load(Ordering::Relaxed) && !longboat_raft::plant::is("save-not-stopped") {
             return Err(SnapshotError::Stopped);
+        }
+        if let Some(throttle) = &self.throttle {
+            throttle.pay(bytes.len());
         }
         self.file.write_all_at(bytes, self.offset)?;
         self.offset += bytes.len() as u64;
@@ -55,7 +59,7 @@ impl SnapshotWriter {
         header: SnapshotHeader,
         stop: Arc<AtomicBool>,
     ) -> Result<Self, SnapshotError> {
-        let mut sink = FileSink { file, offset: 0, stop };
+        let mut sink = FileSink { file, offset: 0, stop, throttle: place.store.throttle.clone() };
         let encoder = Encoder::begin(&header, &mut sink)?;
         Ok(Self { place, temp, sink, header, encoder, failed: false, failure: None })
     }

@@ -1,0 +1,303 @@
+//! Several hosts driven by hand, whose frames pass through the test: it may drop, keep, change and replay them.
+
+use crate::alone::{Alone, GROUP, Jobs, MILLI, TestClock};
+use crate::shelf::{Shelf, Storage};
+use bytes::{Bytes, BytesMut};
+use longboat_engine::{
+    Changed, EngineConfig, GroupShared, Host, HostParts, Notifiers, Rare, ReplicaConfig, SnapshotOptions,
+    SnapshotOutcome, Start, StartSpec, Worker,
+};
+use longboat_io::{Clock, RealDisk, SharedDisk, Spawner};
+use longboat_logdb::{KeyValue, SharedLog, SharedLogConfig};
+use longboat_raft::{ConfigChange, HostId, Index, Member, Membership, ProposeOptions, ReplicaId, StoreId, Time};
+use longboat_rsm::snapshot::SnapshotStore;
+use longboat_rsm::{Machine, OnDisk, Pending, RequestError};
+use longboat_transport::{FrameSink, Lane, Sent, Transport, TransportStats};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// A frame on its way.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub from: HostId,
+    pub to: HostId,
+    pub lane: Lane,
+    pub bytes: Bytes,
+}
+
+/// What a test does with a frame: what it returns arrives.
+pub type Filter = Box<dyn FnMut(Frame) -> Option<Frame> + Send>;
+
+/// The network between the hosts.
+#[derive(Default)]
+pub struct Wires {
+    arrived: Mutex<Vec<VecDeque<Frame>>>,
+    filter: Mutex<Option<Filter>>,
+}
+
+impl Wires {
+    /// A frame arrives, whatever the filter says.
+    pub fn inject(&self, frame: Frame) {
+        let mut arrived = self.arrived.lock();
+        if let Some(queue) = arrived.get_mut(frame.to.0 as usize - 1) {
+            queue.push_back(frame);
+        }
+    }
+
+    /// From now on every frame goes through this.
+    pub fn filter(&self, filter: impl FnMut(Frame) -> Option<Frame> + Send + 'static) {
+        *self.filter.lock() = Some(Box::new(filter));
+    }
+
+    /// All frames arrive again.
+    pub fn open(&self) {
+        *self.filter.lock() = None;
+    }
+}
+
+struct Wire {
+    host: HostId,
+    wires: Arc<Wires>,
+}
+
+impl Transport for Wire {
+    fn send(&self, to: HostId, lane: Lane, parts: &[Bytes]) -> Sent {
+        let mut bytes = BytesMut::new();
+        parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        let frame = Frame { from: self.host, to, lane, bytes: bytes.freeze() };
+        let frame = match &mut *self.wires.filter.lock() {
+            Some(filter) => filter(frame),
+            None => Some(frame),
+        };
+        if let Some(frame) = frame {
+            self.wires.inject(frame);
+        }
+        Sent::Queued
+    }
+
+    fn poll(&self, sink: &mut dyn FrameSink) -> usize {
+        let taken = std::mem::take(&mut self.wires.arrived.lock()[self.host.0 as usize - 1]);
+        let count = taken.len();
+        for frame in taken {
+            sink.frame(frame.from, frame.lane, frame.bytes);
+        }
+        count
+    }
+
+    fn wait(&self, _timeout: Duration) {}
+    fn wake(&self) {}
+    fn stats(&self) -> TransportStats {
+        TransportStats::default()
+    }
+    fn close(&self) {}
+}
+
+/// One of the hosts.
+pub struct One {
+    pub host: Host<SharedLog>,
+    pub jobs: Arc<Jobs>,
+    pub dir: TempDir,
+    pub shared: Arc<GroupShared>,
+    pub storage: Storage,
+    /// Its log writer does not run.
+    pub writer_stands: bool,
+    /// Its snapshot pool does not run.
+    pub pool_stands: bool,
+}
+
+/// Hosts with one on-disk group: the first has the only voter, the others are non-voting members that have not started.
+pub struct Trio {
+    pub clock: Arc<TestClock>,
+    pub wires: Arc<Wires>,
+    /// By position; those that are not started are `None`.
+    pub hosts: Vec<Option<One>>,
+    pub change: fn(&mut ReplicaConfig),
+}
+
+fn member(host: u64) -> Member {
+    Member { host: HostId(host), store: StoreId::ZERO }
+}
+
+impl Trio {
+    /// The first host leads, with the others' replicas as non-voting members.
+    pub fn new(others: u64, change: fn(&mut ReplicaConfig)) -> Self {
+        let clock = Arc::new(TestClock(AtomicU64::new(1000 * MILLI)));
+        let wires = Arc::new(Wires::default());
+        *wires.arrived.lock() = (0..=others).map(|_| VecDeque::new()).collect();
+        let mut trio = Self { clock, wires, hosts: Vec::new(), change };
+        trio.hosts.resize_with(others as usize + 1, || None);
+        let first = Membership::from_voters([(ReplicaId(1), member(1))]);
+        trio.start(1, Start::Bootstrap(Box::new(first)));
+        trio.pass(300);
+        for other in 2..=others + 1 {
+            trio.add(other);
+        }
+        trio
+    }
+
+    /// Host `id` starts its replica, with new directories.
+    pub fn start(&mut self, id: u64, start: Start) {
+        self.start_on(id, start, TempDir::new().unwrap(), Storage::default());
+    }
+
+    /// Host `id` is killed and starts again, with what this makes of its storage.
+    pub fn restart(&mut self, id: u64, storage: impl FnOnce(Storage) -> Storage) {
+        let One { host, shared, dir, storage: was, .. } = self.hosts[id as usize - 1].take().unwrap();
+        drop((host, shared));
+        was.lock().open = false;
+        self.start_on(id, Start::Restart, dir, storage(was));
+    }
+
+    fn start_on(&mut self, id: u64, start: Start, dir: TempDir, storage: Storage) {
+        let disk: SharedDisk = Arc::new(RealDisk);
+        let log = SharedLogConfig {
+            segment_bytes: 4 << 20,
+            journal_bytes_max: 64 << 20,
+            key_value: KeyValue::Memory,
+            ..SharedLogConfig::new(dir.path(), HostId(id))
+        };
+        let log = SharedLog::open(Arc::clone(&disk), log).expect("opens");
+        let config = EngineConfig {
+            host: HostId(id),
+            seed: id << 32 | self.clock.now().0 >> 20,
+            snapshot_sends_max: 4,
+            incarnation: self.clock.now().0,
+            ..Alone::engine()
+        };
+        let jobs = Arc::new(Jobs::default());
+        let notifiers = Notifiers::separate(&config);
+        let parts = HostParts {
+            config,
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            log,
+            snapshots: SnapshotStore::new(disk, dir.path().join("snapshots")),
+            spawner: Arc::clone(&jobs) as Arc<dyn Spawner>,
+            transport: Arc::new(Wire { host: HostId(id), wires: Arc::clone(&self.wires) }),
+        };
+        let host = Host::new(parts, &notifiers);
+        let mut config = Alone::config(id);
+        (self.change)(&mut config);
+        let machine = OnDisk(Shelf::on(&storage)).into_dyn();
+        let machine_type = std::any::TypeId::of::<OnDisk<Shelf>>();
+        let spec = StartSpec { start, config, machine, machine_type };
+        let shared = host.starter.start(vec![spec]).expect("starts").remove(0);
+        let one = One { host, jobs, dir, shared, storage, writer_stands: false, pool_stands: false };
+        self.hosts[id as usize - 1] = Some(one);
+    }
+
+    pub fn one(&mut self, id: u64) -> &mut One {
+        self.hosts[id as usize - 1].as_mut().unwrap()
+    }
+
+    fn add(&mut self, id: u64) {
+        let change = ConfigChange::add_learner(ReplicaId(id), member(id));
+        let deadline = self.clock.now().plus_nanos(5000 * MILLI);
+        let shared = Arc::clone(&self.one(1).shared);
+        let pending: Pending<Changed> = shared.request(deadline, |reply| Rare::Change(change, reply)).unwrap();
+        self.pass(20);
+        pending.wait_timeout(Duration::ZERO).expect("resolved").expect("added");
+    }
+
+    /// Host `id` starts its replica, which joins.
+    pub fn join(&mut self, id: u64) {
+        self.start(id, Start::Join);
+    }
+
+    /// Lets this much time pass.
+    pub fn pass(&mut self, millis: u64) {
+        for _ in 0..millis {
+            self.clock.0.fetch_add(MILLI, Ordering::Relaxed);
+            self.round();
+        }
+    }
+
+    /// One round of every worker that does not stand.
+    pub fn round(&mut self) {
+        let now = self.clock.now();
+        for one in self.hosts.iter_mut().flatten() {
+            one.host.poller.run_round(now);
+            one.host.steps[0].run_round(now);
+            if !one.writer_stands {
+                while one.host.writer.run_round(now).again {}
+            }
+            one.host.steps[0].run_round(now);
+            one.host.applies[0].run_round(now);
+            if !one.pool_stands {
+                one.jobs.step_all();
+            }
+        }
+    }
+
+    /// Passes time until this holds.
+    pub fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        for _ in 0..20_000 {
+            if done(self) {
+                return;
+            }
+            self.pass(1);
+        }
+        panic!("no {what}");
+    }
+
+    /// Proposes these values on the first host and waits until they are applied there.
+    pub fn put(&mut self, values: std::ops::Range<u64>) {
+        let values: Vec<u64> = values.collect();
+        let shared = Arc::clone(&self.one(1).shared);
+        for values in values.chunks(100) {
+            let (last, options) = (values[values.len() - 1], ProposeOptions::default());
+            let deadline = self.clock.now().plus_nanos(10_000 * MILLI);
+            shared.enqueue::<OnDisk<Shelf>>(values.iter().copied(), options, deadline).unwrap();
+            self.until("applied values", |trio| trio.one(1).storage.lock().values.last() == Some(&last));
+        }
+    }
+
+    /// Saves a snapshot on host `id`; the log goes behind it.
+    pub fn save(&mut self, id: u64) -> Result<Index, RequestError> {
+        let asked = self.one(id).shared.enqueue_snapshot(SnapshotOptions::default(), Time(u64::MAX))?;
+        self.pass(20);
+        match asked.wait_timeout(Duration::ZERO).expect("resolved")? {
+            SnapshotOutcome::Saved { index } => Ok(index),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The values that a host's storage has.
+    pub fn values(&mut self, id: u64) -> Vec<u64> {
+        self.one(id).storage.lock().values.clone()
+    }
+
+    /// Waits until a host has these values.
+    pub fn until_values(&mut self, id: u64, values: std::ops::Range<u64>) {
+        let values: Vec<u64> = values.collect();
+        self.until("equal values", |trio| trio.values(id) == values);
+        self.check();
+    }
+
+    /// Nothing has gone wrong anywhere.
+    pub fn check(&self) {
+        for one in self.hosts.iter().flatten() {
+            let counters = &one.host.shared.counters;
+            let (failures, violations) =
+                (counters.machine_failures.load(Ordering::Relaxed), counters.violations.load(Ordering::Relaxed));
+            assert_eq!((failures, violations), (0, 0), "host {}", one.host.shared.config.host);
+        }
+    }
+
+    /// The index of the newest snapshot that a host has recorded.
+    pub fn recorded(&mut self, id: u64) -> Index {
+        Index(self.one(id).shared.published.snapshot.load(Ordering::Relaxed))
+    }
+
+    pub fn start_index(&mut self, id: u64) -> Index {
+        Index(self.one(id).shared.published.start.load(Ordering::Relaxed))
+    }
+
+    /// The indexes of the snapshots that a host has files of.
+    pub fn files(&mut self, id: u64) -> Vec<Index> {
+        self.one(id).host.snapshots.store().list(GROUP, ReplicaId(id)).unwrap()
+    }
+}
