@@ -1,5 +1,7 @@
 //! Background jobs: resumable structs, run in small steps on a pool or by the simulator.
 
+use parking_lot::Mutex;
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,9 +35,15 @@ pub trait Spawner: Send + Sync + 'static {
 pub const STEP_BYTES: usize = 1 << 20;
 
 /// Runs jobs on a rayon pool of its own. A step ends before the next begins, so that many jobs share few threads.
+///
+/// Invariant: all jobs take turns, in one line. What rayon is given are turns and not jobs: its threads prefer what they
+/// left themselves to what comes from outside, so that a few jobs that go on for long, or wait for another one, would keep
+/// every new one from beginning.
 #[derive(Clone)]
 pub struct RayonSpawner {
     pool: Arc<rayon::ThreadPool>,
+    /// Jobs that wait for their next step. There is a turn under way, or to come, for each.
+    line: Arc<Mutex<VecDeque<Box<dyn Job>>>>,
     /// Jobs that were spawned and are not done.
     running: Arc<AtomicUsize>,
     /// Steps in a row that found their job waiting.
@@ -63,7 +71,8 @@ impl RayonSpawner {
             })
             .build()
             .map_err(std::io::Error::other)?;
-        Ok(Self { pool: Arc::new(pool), running: Arc::default(), waiting: Arc::default() })
+        let (line, running, waiting) = Default::default();
+        Ok(Self { pool: Arc::new(pool), line, running, waiting })
     }
 
     /// Jobs that were spawned and are not done.
@@ -71,7 +80,9 @@ impl RayonSpawner {
         self.running.load(Ordering::Acquire)
     }
 
-    fn run(self, mut job: Box<dyn Job>) {
+    /// One step of the job that has waited longest.
+    fn turn(self) {
+        let mut job = self.line.lock().pop_front().expect("there are as many turns as jobs");
         // A job that panics ends like one that is dropped: it tells its owner in its `drop`, and the pool goes on.
         let state = std::panic::catch_unwind(AssertUnwindSafe(|| job.step(STEP_BYTES)));
         match state.unwrap_or(JobState::Done) {
@@ -90,16 +101,20 @@ impl RayonSpawner {
                 }
             }
         }
+        self.join_line(job);
+    }
+
+    fn join_line(self, job: Box<dyn Job>) {
+        self.line.lock().push_back(job);
         let pool = Arc::clone(&self.pool);
-        pool.spawn_fifo(move || self.run(job));
+        pool.spawn_fifo(move || self.turn());
     }
 }
 
 impl Spawner for RayonSpawner {
     fn spawn(&self, job: Box<dyn Job>) {
         self.running.fetch_add(1, Ordering::AcqRel);
-        let own = self.clone();
-        self.pool.spawn_fifo(move || own.run(job));
+        self.clone().join_line(job);
     }
 }
 
@@ -125,6 +140,38 @@ mod tests {
         fn drop(&mut self) {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
+    }
+
+    /// Waits until another job has set the flag, if it does not set it.
+    struct Flag(Arc<AtomicUsize>, bool);
+
+    impl Job for Flag {
+        fn step(&mut self, _budget: usize) -> JobState {
+            if self.1 {
+                self.0.store(1, Ordering::SeqCst);
+            }
+            if self.0.load(Ordering::SeqCst) == 1 { JobState::Done } else { JobState::Blocked }
+        }
+    }
+
+    #[test]
+    fn a_new_job_has_its_turn_while_others_wait_for_it() {
+        let (spawner, flag) = (RayonSpawner::new("test", 2).expect("threads"), Arc::new(AtomicUsize::new(0)));
+        for _ in 0..3 {
+            spawner.spawn(Box::new(Flag(Arc::clone(&flag), false)));
+        }
+        // The threads are with the jobs that wait.
+        std::thread::sleep(Duration::from_millis(5));
+        spawner.spawn(Box::new(Flag(Arc::clone(&flag), true)));
+        for _ in 0..10_000 {
+            if spawner.running() == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let running = spawner.running();
+        flag.store(1, Ordering::SeqCst);
+        assert_eq!(running, 0, "jobs wait for one that never begins");
     }
 
     #[test]
