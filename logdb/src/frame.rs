@@ -91,12 +91,17 @@ pub(crate) fn encode(update: &Update, seed: u32, out: &mut Vec<u8>) {
     if flags != 0 || update.record.is_some() {
         encode_rare(update, at, out);
     }
-    let mut sum = crc(0, &out[at..]);
+    // All up to the first run and the header of that lie together: one sum, for most frames.
+    let (mut sum, mut from) = (0, at);
     for run in &update.runs {
-        let head = run.head();
-        sum = crc(sum, &head[..RUN_HEADER_BYTES]);
-        out.extend_from_slice(head);
+        let end = out.len() + RUN_HEADER_BYTES;
+        out.extend_from_slice(run.head());
+        sum = crc(sum, &out[from..end]);
         out.extend_from_slice(run.payload());
+        from = out.len();
+    }
+    if update.runs.is_empty() {
+        sum = crc(0, &out[at..]);
     }
     out[at..at + 4].copy_from_slice(&sum.to_le_bytes());
 }

@@ -74,28 +74,40 @@ impl Group {
 }
 
 /// What a frame or an update does to the index.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Effect {
-    /// Everything is gone and the log starts after this index.
-    fresh: Option<Index>,
-    bootstrap: Option<ReplicaId>,
-    removed: Option<ReplicaId>,
     commit: Index,
     cut_tail: Option<Index>,
     appended: Option<(Index, Index)>,
     compact_to: Option<Index>,
+    /// Few have one, and all are kept until their record is durable.
+    rare: Option<Box<Rare>>,
+}
+
+/// What a rare record does: everything is gone and the log starts after an index.
+#[derive(Debug)]
+struct Rare {
+    fresh: Index,
+    bootstrap: Option<ReplicaId>,
+    removed: Option<ReplicaId>,
+}
+
+impl Rare {
+    fn of(record: Option<&Record>) -> Option<Box<Self>> {
+        let (fresh, bootstrap, removed) = match record? {
+            Record::Bootstrap(b) => (Index::ZERO, Some(b.replica), None),
+            Record::Removed { replica } => (Index::ZERO, None, Some(*replica)),
+            Record::Snapshot(s) if s.resets_log => (s.meta.pos.index, None, None),
+            Record::Snapshot(_) => return None,
+        };
+        Some(Box::new(Self { fresh, bootstrap, removed }))
+    }
 }
 
 impl Effect {
-    fn of_record(record: Option<&Record>) -> Self {
-        let mut effect = Self::default();
-        match record {
-            Some(Record::Bootstrap(b)) => (effect.fresh, effect.bootstrap) = (Some(Index::ZERO), Some(b.replica)),
-            Some(Record::Removed { replica }) => (effect.fresh, effect.removed) = (Some(Index::ZERO), Some(*replica)),
-            Some(Record::Snapshot(s)) if s.resets_log => effect.fresh = Some(s.meta.pos.index),
-            Some(Record::Snapshot(_)) | None => {}
-        }
-        effect
+    /// The number of entries that it appends.
+    pub(crate) fn entries(&self) -> u64 {
+        self.appended.map_or(0, |(first, last)| last.0 + 1 - first.0)
     }
 }
 
@@ -107,7 +119,7 @@ impl From<&Update> for Effect {
         };
         let (commit, cut_tail) = (u.hard_state.commit, u.cut_tail);
         let compact_to = u.compact_to.map(|p| p.index);
-        Self { commit, cut_tail, appended, compact_to, ..Self::of_record(u.record.as_deref()) }
+        Self { commit, cut_tail, appended, compact_to, rare: Rare::of(u.record.as_deref()) }
     }
 }
 
@@ -115,7 +127,7 @@ impl From<&Frame> for Effect {
     fn from(f: &Frame) -> Self {
         let (commit, cut_tail) = (f.hard_state.commit, f.cut_tail);
         let compact_to = f.compact_to.map(|p| p.index);
-        Self { commit, cut_tail, appended: f.appended(), compact_to, ..Self::of_record(f.record.as_deref()) }
+        Self { commit, cut_tail, appended: f.appended(), compact_to, rare: Rare::of(f.record.as_deref()) }
     }
 }
 
@@ -227,27 +239,13 @@ impl LogIndex {
             (g.touched, g.newest) = (segment, NO_FRAME);
             self.touched.push(slot);
         }
-        if effect.removed.is_some_and(|replica| is_overtaken(g.replica, replica)) {
+        if let Some(rare) = &effect.rare
+            && !begin_anew(&mut self.dead_rows, slot, g, rare)
+        {
             return Ok(());
-        }
-        if g.removed && effect.bootstrap.is_none() && effect.removed.is_none() {
-            // Only a bootstrap brings a group back, no snapshot that was on its way.
-            return Ok(());
-        }
-        let mut rows_died = false;
-        if let Some(start) = effect.fresh {
-            rows_died = g.settled > g.start;
-            (g.start, g.last, g.settled, g.removed) = (start, start, Index::ZERO, effect.removed.is_some());
-            if let Some(replica) = effect.bootstrap.or(effect.removed) {
-                (g.commit, g.replica) = (Index::ZERO, replica);
-            }
-            g.spans.clear();
-            g.cuts = g.cuts.wrapping_add(1);
-        }
-        if rows_died {
-            note(&mut self.dead_rows, slot, g);
         }
         if g.removed {
+            // Only a bootstrap brings a group back, no snapshot that was on its way.
             return Ok(());
         }
         g.commit = g.commit.max(effect.commit);
@@ -439,6 +437,28 @@ fn note(list: &mut Vec<u32>, slot: u32, g: &mut Group) {
     if !std::mem::replace(&mut g.has_dead_rows, true) {
         list.push(slot);
     }
+}
+
+/// Carries out a rare record. Whether it means anything here.
+fn begin_anew(dead_rows: &mut Vec<u32>, slot: u32, g: &mut Group, rare: &Rare) -> bool {
+    let &Rare { fresh, bootstrap, removed } = rare;
+    if removed.is_some_and(|replica| is_overtaken(g.replica, replica)) {
+        return false;
+    }
+    if g.removed && bootstrap.is_none() && removed.is_none() {
+        return false;
+    }
+    let rows_died = g.settled > g.start;
+    (g.start, g.last, g.settled, g.removed) = (fresh, fresh, Index::ZERO, removed.is_some());
+    if let Some(replica) = bootstrap.or(removed) {
+        (g.commit, g.replica) = (Index::ZERO, replica);
+    }
+    g.spans.clear();
+    g.cuts = g.cuts.wrapping_add(1);
+    if rows_died {
+        note(dead_rows, slot, g);
+    }
+    true
 }
 
 fn cut(g: &mut Group, from: Index) {

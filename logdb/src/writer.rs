@@ -69,7 +69,9 @@ pub(crate) struct Place {
 #[derive(Debug, Default)]
 struct Gathered {
     batches: Vec<Vec<Update>>,
-    /// Every update in order: its slot, and once it is encoded, what is to be told when it is durable.
+    /// The slot of every update, in order.
+    slots: Vec<u32>,
+    /// Every update once it is encoded: what is to be told when it is durable.
     frames: Vec<Written>,
     /// Bytes of all frames.
     bytes: usize,
@@ -80,13 +82,54 @@ struct Gathered {
 }
 
 /// An update on its way. The update itself goes as soon as its record is encoded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Written {
     slot: u32,
     offset: u32,
     length: u32,
-    entries: u32,
     effect: Effect,
+}
+
+/// What the writer knows of the group with a slot.
+#[derive(Debug, Default)]
+struct Seat {
+    group: GroupId,
+    tail: Tail,
+    /// The slot of the update that came after this group's the last time. Hosts write their groups in much the same order
+    /// again and again: so the next slot is where it was, and needs no look into a table that no cache holds.
+    next: u32,
+}
+
+/// All groups by slot.
+#[derive(Debug, Default)]
+struct Seats {
+    seats: Vec<Seat>,
+    /// The slot of the last update.
+    last: u32,
+}
+
+impl Seats {
+    fn of(index: &LogIndex) -> Self {
+        let tail = |g: &Group| Tail { start: g.start, last: g.last, removed: g.removed, replica: g.replica };
+        let seat = |g: &Group| Seat { group: g.id, tail: tail(g), next: 0 };
+        Self { seats: index.groups.iter().map(seat).collect(), last: 0 }
+    }
+
+    /// The slot of a group. One that is new is given one.
+    fn slot(&mut self, index: &mut RwLockUpgradableReadGuard<'_, LogIndex>, group: GroupId) -> u32 {
+        let guess = self.seats.get(self.last as usize).map_or(0, |seat| seat.next);
+        if self.seats.get(guess as usize).is_some_and(|seat| seat.group == group) {
+            self.last = guess;
+            return guess;
+        }
+        let slot = index.slot(group).unwrap_or_else(|| index.with_upgraded(|index| index.slot_or_insert(group)));
+        if slot as usize == self.seats.len() {
+            self.seats.push(Seat { group, ..Seat::default() });
+        }
+        self.seats[self.last as usize].next = slot;
+        self.last = slot;
+        slot
+    }
 }
 
 /// The log of a group once all that was submitted is durable: what the next update is checked against.
@@ -128,7 +171,7 @@ pub(crate) struct Writer {
     pub(crate) last_seq: u64,
     use_number: u64,
     gathered: Gathered,
-    tails: Vec<Tail>,
+    seats: Seats,
     buffer: WriteBuffer,
     /// A seal is wanted: nothing was submitted for a while.
     seal_wanted: bool,
@@ -140,11 +183,7 @@ pub(crate) struct Writer {
 impl Writer {
     pub(crate) fn new(shared: Arc<Shared>, ids: Ids, place: Place, use_number: u64) -> Self {
         let Place { active, opening, last_seq } = place;
-        let tails = {
-            let index = shared.index.read();
-            let tail = |g: &Group| Tail { start: g.start, last: g.last, removed: g.removed, replica: g.replica };
-            index.groups.iter().map(tail).collect()
-        };
+        let seats = Seats::of(&shared.index.read());
         Self {
             shared,
             ids,
@@ -159,7 +198,7 @@ impl Writer {
             last_seq,
             use_number,
             gathered: Gathered::default(),
-            tails,
+            seats,
             buffer: WriteBuffer::default(),
             seal_wanted: false,
             sealed: last_seq == 0,
@@ -233,16 +272,16 @@ impl Writer {
             self.start_footer();
             return Ok(true);
         }
-        if self.gathered.frames.is_empty() && !self.gathered.seal && !self.gather() {
+        if self.gathered.slots.is_empty() && !self.gathered.seal && !self.gather() {
             return Ok(false);
         }
-        let record = RECORD_HEADER_BYTES + self.gathered.frames.len() * DIRECTORY_ITEM_BYTES + self.gathered.bytes;
+        let record = RECORD_HEADER_BYTES + self.gathered.slots.len() * DIRECTORY_ITEM_BYTES + self.gathered.bytes;
         let record = padded(record as u64);
         // The openings of before that have records here, and this one.
         let openings = self.active.segment.openings().len() + 1;
         let items = self.shared.index.read().footer_items() + openings;
         let footer = |items: usize| padded((FOOTER_HEADER_BYTES + items * FOOTER_ITEM_BYTES) as u64);
-        let frames = 2 * self.gathered.frames.len();
+        let frames = 2 * self.gathered.slots.len();
         if self.active.position + record + footer(items + frames) > self.active.segment.file.capacity {
             self.start_segment(BLOCK + record + footer(frames + 1))?;
         } else {
@@ -262,12 +301,12 @@ impl Writer {
             let mut taken = 0;
             for update in &batch.updates {
                 let bytes = frame::encoded_len(update) + DIRECTORY_ITEM_BYTES;
-                if !g.frames.is_empty() && g.bytes + bytes > RECORD_BYTES_MAX {
+                if !g.slots.is_empty() && g.bytes + bytes > RECORD_BYTES_MAX {
                     break;
                 }
-                let slot = slot(&mut index, &mut self.tails, update.group);
-                check_update(&mut self.tails[slot as usize], update);
-                g.frames.push(Written { slot, offset: 0, length: 0, entries: 0, effect: Effect::default() });
+                let slot = self.seats.slot(&mut index, update.group);
+                check_update(&mut self.seats.seats[slot as usize].tail, update);
+                g.slots.push(slot);
                 g.bytes += bytes - DIRECTORY_ITEM_BYTES;
                 taken += 1;
             }
@@ -282,7 +321,7 @@ impl Writer {
             g.batches.push(batch.updates);
         }
         drop(index);
-        if self.gathered.frames.is_empty() {
+        if self.gathered.slots.is_empty() {
             self.durable = self.durable.max(self.gathered.through);
             self.gathered.batches.clear();
             self.gathered.seal = std::mem::take(&mut self.seal_wanted);
@@ -296,23 +335,21 @@ impl Writer {
         self.active.segment.open_from(self.active.position, self.opening);
         let header_seed = self.active.segment.seed;
         let seed = body_seed(header_seed, self.opening);
-        let directory_bytes = self.gathered.frames.len() * DIRECTORY_ITEM_BYTES;
+        let directory_bytes = self.gathered.slots.len() * DIRECTORY_ITEM_BYTES;
         let out = self.buffer.start(length_padded as usize);
         let start = out.len();
         out.resize(start + RECORD_HEADER_BYTES + directory_bytes, 0);
         let updates = self.gathered.batches.iter().flatten();
         let mut at = start + RECORD_HEADER_BYTES;
-        for (update, written) in updates.zip(&mut self.gathered.frames) {
+        for (update, slot) in updates.zip(self.gathered.slots.drain(..)) {
             let from = out.len();
             frame::encode(update, seed, out);
             let item =
                 DirectoryItem { group: update.group, offset: (from - start) as u32, length: (out.len() - from) as u32 };
             out[at..at + DIRECTORY_ITEM_BYTES].copy_from_slice(&item.encode());
             at += DIRECTORY_ITEM_BYTES;
-            written.offset = self.active.position as u32 + item.offset;
-            written.length = item.length;
-            written.entries = update.runs.iter().map(|r| r.count() as u32).sum();
-            written.effect = Effect::from(update);
+            let offset = self.active.position as u32 + item.offset;
+            self.gathered.frames.push(Written { slot, offset, length: item.length, effect: Effect::from(update) });
         }
         // They need not outlive the sync, and nobody waits for what frees them after it.
         self.gathered.batches.clear();
@@ -338,7 +375,7 @@ impl Writer {
             index
                 .apply(written.slot, &written.effect, written.offset, written.length)
                 .expect("updates were checked before they were written");
-            self.written.entries += u64::from(written.entries);
+            self.written.entries += written.effect.entries();
         }
         drop(index);
         let bytes = self.buffer.bytes().len() as u64;
@@ -423,14 +460,6 @@ impl Writer {
 pub(crate) fn open_active(shared: &Shared, file: Arc<SegmentFile>, header: SegmentHeader) -> io::Result<Active> {
     let writing = shared.disk.open(&file.path)?;
     Ok(Active { file: writing, segment: Arc::new(Segment::new(file, &header)), header, position: BLOCK })
-}
-
-fn slot(index: &mut RwLockUpgradableReadGuard<'_, LogIndex>, tails: &mut Vec<Tail>, group: GroupId) -> u32 {
-    index.slot(group).unwrap_or_else(|| {
-        let slot = index.with_upgraded(|index| index.slot_or_insert(group));
-        tails.resize(tails.len().max(slot as usize + 1), Tail::default());
-        slot
-    })
 }
 
 /// Panics when an update contradicts what was submitted before it: the group's core or its worker is wrong, and

@@ -18,7 +18,7 @@ const LOCK_FILE: &str = "LOCK";
 /// What a direct write starts, ends and lies in memory at a multiple of, in bytes: no disk has larger sectors.
 const DIRECT_ALIGNMENT: usize = 4096;
 /// Bytes of one write of zeros: large enough that its cost is the disk's, and the zeros themselves stay in a cache.
-const ZEROS_BYTES: usize = 256 << 10;
+const ZEROS_BYTES: usize = 1 << 20;
 /// Slices that one `pwritev` takes: the smallest limit of the systems that this runs on.
 const SLICES_MAX: usize = 1024;
 
