@@ -236,6 +236,11 @@ impl SimDisk {
         self.state.lock().tree.file_names()
     }
 
+    /// Files that the process has open, each as often as it is.
+    pub fn handles(&self) -> usize {
+        self.state.lock().files.values().map(|f| f.handles).sum()
+    }
+
     /// The bytes of a file, as a process would read them.
     ///
     /// # Errors

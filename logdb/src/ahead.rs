@@ -58,7 +58,8 @@ impl Job for AheadJob {
 
 impl AheadJob {
     fn give_back(&mut self) {
-        if let Some(file) = self.file.take() {
+        if let Some(mut file) = self.file.take() {
+            file.stop_filling();
             self.shared.give_back(file);
         }
     }

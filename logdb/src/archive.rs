@@ -11,20 +11,28 @@
 //! - `live_bytes` of that row is the sum of the references' bytes, kept in the same batches.
 //! - The file is used again only when the batch without the segment's row was flushed.
 //! - A segment is found here before anybody can see a reference to it, and until no reference is left.
+//! - Of the archived files at most [`OPEN_FILES_MAX`] stay open, those that were used last; besides those, each read that is
+//!   under way may have one open.
 
 use crate::format::{FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterHeader, FooterOpening};
 use crate::kv::{ARCHIVED_KEYS, ArchivedRow, Kv, KvBatch, KvResult, Table, archived_key, use_of_archived_key};
 use crate::segment::{Sealed, Segment};
 use crate::{OpenError, shared::Shared};
 use longboat_raft::{plant, sometimes};
-use parking_lot::RwLock;
-use std::collections::BTreeMap;
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+
+/// Files of archived segments that stay open. A process may have a thousand files open on many a machine, and this is one of
+/// several users; a follower that reads on needs one at a time.
+const OPEN_FILES_MAX: usize = 64;
 
 /// The archived segments by use number.
 #[derive(Debug, Default)]
 pub(crate) struct Archive {
     segments: RwLock<BTreeMap<u64, Archived>>,
+    /// The use numbers of those whose files may stay open, the one that was used last at the end.
+    open: Mutex<VecDeque<u64>>,
 }
 
 #[derive(Debug)]
@@ -45,7 +53,28 @@ pub(crate) struct ArchiveFigures {
 
 impl Archive {
     pub(crate) fn segment(&self, use_number: u64) -> Option<Arc<Segment>> {
-        self.segments.read().get(&use_number).map(|a| Arc::clone(&a.segment))
+        let segment = self.segments.read().get(&use_number).map(|a| Arc::clone(&a.segment))?;
+        self.used(&segment);
+        Some(segment)
+    }
+
+    /// Keeps the file of this segment open, and lets go of the one that was not used for the longest time.
+    pub(crate) fn used(&self, segment: &Segment) {
+        let oldest = {
+            let mut open = self.open.lock();
+            if open.back() == Some(&segment.use_number) {
+                return;
+            }
+            open.retain(|n| *n != segment.use_number);
+            open.push_back(segment.use_number);
+            segment.file.keep_open();
+            if open.len() > OPEN_FILES_MAX { open.pop_front() } else { None }
+        };
+        if let Some(oldest) = oldest.filter(|_| !plant::is("archived-files-stay-open"))
+            && let Some(archived) = self.segments.read().get(&oldest)
+        {
+            archived.segment.file.let_go();
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -53,7 +82,9 @@ impl Archive {
     }
 
     pub(crate) fn insert(&self, segment: Arc<Segment>, live_bytes: u64) {
-        self.segments.write().insert(segment.use_number, Archived { segment, live_bytes, damaged: false });
+        let archived = Archived { segment: Arc::clone(&segment), live_bytes, damaged: false };
+        self.segments.write().insert(segment.use_number, archived);
+        self.used(&segment);
     }
 
     /// Takes out the segments that nothing refers to any more. The batch that said so must be durable.
@@ -65,6 +96,7 @@ impl Archive {
             }
             a.live_bytes > 0
         });
+        self.open.lock().retain(|n| dead.iter().all(|s| s.use_number != *n));
         dead
     }
 

@@ -228,7 +228,14 @@ impl Reference {
         })
     }
 
-    /// What is left of it from `first` on, for one that starts at `from`. Its bytes are taken to be spread evenly.
+    /// What is left of it from `first` on, for one that starts at `from`. Its bytes are taken to be spread evenly over its
+    /// entries.
+    ///
+    /// That is an estimate, and may be one. When a file is free does not rest on it: a segment's bytes are the sum of its
+    /// references' whatever they are, for each change of one is taken from the sum in the same batch, none is ever 0, and the sum is
+    /// 0 when the last one goes. What rests on it is which segment is worth emptying, where a wrong guess costs a copy
+    /// too early, or a file that stays until its last entry goes, as it does for every log that dies oldest first. To know
+    /// the bytes, the footer's list would have to be read for each truncation that ends inside a segment.
     pub(crate) fn starting_at(self, from: Index, first: Index) -> Self {
         let (all, left) = (u128::from(self.last.0 - from.0 + 1), u128::from(self.last.0 - first.0 + 1));
         let bytes = (u128::from(self.bytes) * left / all) as u64;

@@ -132,7 +132,10 @@ pub(crate) fn find(disk: &SharedDisk, dir: &Path, owner: Owner) -> Result<Found,
     for (path, number) in names(disk, dir)? {
         found.next_number = found.next_number.max(number + 1);
         let file = SegmentFile::open(disk, &path)?;
-        match header(&file, owner)? {
+        let header = header(&file, owner)?;
+        // There may be more files than a process may have open.
+        file.close();
+        match header {
             Some(header) => found.candidates.push(Candidate { header, file }),
             None => found.blank.push(file),
         }

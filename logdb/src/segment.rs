@@ -21,7 +21,19 @@ pub(crate) struct SegmentFile {
     pub(crate) capacity: u64,
     /// Its blocks before this place were written once, or are not worth writing ahead.
     filled_to: AtomicU64,
-    file: Box<dyn DiskFile>,
+    disk: SharedDisk,
+    file: Mutex<Handle>,
+    /// While it is being filled.
+    filling: Option<Box<dyn DiskFile>>,
+}
+
+/// For reading a file.
+#[derive(Debug)]
+struct Handle {
+    open: Option<Arc<dyn DiskFile>>,
+    /// Whether it stays open once it is. Otherwise each read opens it for itself: what a reader opens after the file was let
+    /// go of is nobody's to close.
+    keep: bool,
 }
 
 /// The end of the name of a segment's file.
@@ -40,7 +52,37 @@ impl SegmentFile {
             }
             return Err(e);
         }
-        Ok(Self { path, capacity, filled_to: AtomicU64::new(0), file })
+        Ok(Self::new(disk, path, capacity, 0, file))
+    }
+
+    fn new(disk: &SharedDisk, path: PathBuf, capacity: u64, filled_to: u64, file: Box<dyn DiskFile>) -> Self {
+        let file = Mutex::new(Handle { open: Some(file.into()), keep: true });
+        Self { path, capacity, filled_to: AtomicU64::new(filled_to), disk: Arc::clone(disk), file, filling: None }
+    }
+
+    /// From here on it stays open, once it is.
+    pub(crate) fn keep_open(&self) {
+        self.file.lock().keep = true;
+    }
+
+    /// From here on it is open only while it is read.
+    pub(crate) fn let_go(&self) {
+        *self.file.lock() = Handle { open: None, keep: false };
+    }
+
+    /// Closes it until somebody reads it.
+    pub(crate) fn close(&self) {
+        self.file.lock().open = None;
+    }
+
+    fn handle(&self) -> io::Result<Arc<dyn DiskFile>> {
+        let mut handle = self.file.lock();
+        if let Some(open) = &handle.open {
+            return Ok(Arc::clone(open));
+        }
+        let open: Arc<dyn DiskFile> = self.disk.open(&self.path)?.into();
+        handle.open = handle.keep.then(|| Arc::clone(&open));
+        Ok(open)
     }
 
     /// Writes about `budget` bytes of zeros where nothing was written yet; the last ones are synced. For files without a
@@ -48,13 +90,23 @@ impl SegmentFile {
     pub(crate) fn fill(&mut self, budget: u64) -> io::Result<()> {
         let position = *self.filled_to.get_mut();
         let until = position.saturating_add(budget.max(BLOCK)).min(self.capacity) / BLOCK * BLOCK;
-        self.file.write_zeros(position, until - position)?;
+        let file = match &mut self.filling {
+            Some(file) => file,
+            none => none.insert(self.disk.open(&self.path)?),
+        };
+        file.write_zeros(position, until - position)?;
         if until == self.capacity {
             // One commit of the file system for all of the file: what costs a sync into reserved blocks one each.
-            self.file.sync_data()?;
+            file.sync_data()?;
+            self.filling = None;
         }
         *self.filled_to.get_mut() = until;
         Ok(())
+    }
+
+    /// Puts an end to filling it, wherever that is.
+    pub(crate) fn stop_filling(&mut self) {
+        self.filling = None;
     }
 
     pub(crate) fn is_filled(&self) -> bool {
@@ -70,7 +122,7 @@ impl SegmentFile {
     pub(crate) fn open(disk: &SharedDisk, path: &Path) -> io::Result<Self> {
         let file = disk.open(path)?;
         let capacity = file.len()? / BLOCK * BLOCK;
-        Ok(Self { path: path.to_path_buf(), capacity, filled_to: AtomicU64::new(capacity), file })
+        Ok(Self::new(disk, path.to_path_buf(), capacity, capacity, file))
     }
 
     fn name(number: u64) -> String {
@@ -85,17 +137,20 @@ impl SegmentFile {
 
     pub(crate) fn read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
         let mut buf = vec![0; len];
-        self.file.read_exact_at(&mut buf, offset)?;
+        self.read_into(&mut buf, offset)?;
         Ok(buf.into())
     }
 
     /// Tells that all of it will be read soon.
     pub(crate) fn will_read(&self) {
-        self.file.will_read();
+        // Who reads it learns why it can't be opened.
+        if let Ok(file) = self.handle() {
+            file.will_read();
+        }
     }
 
     pub(crate) fn read_into(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset)
+        self.handle()?.read_exact_at(buf, offset)
     }
 }
 

@@ -226,6 +226,7 @@ impl Shared {
 
     /// Takes back files whose segments were archived.
     pub(crate) fn recycle_archived(&self, freed: Vec<Arc<SegmentFile>>) {
+        freed.iter().for_each(|f| f.keep_open());
         self.files.lock().bytes += freed.iter().map(|f| f.capacity).sum::<u64>();
         self.recycle(freed);
     }

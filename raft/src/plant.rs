@@ -14,6 +14,8 @@ pub const ALL: &[(&str, &str)] = &[
     ("archived-segment-lost-from-list", "a settled segment that is kept is not in the list of those that are"),
     ("remnants-dropped", "what is left of a nearly empty archived segment is let go instead of moved"),
     ("unmovable-segment-chosen-again", "an archived segment that can't be emptied is chosen again and again"),
+    ("moved-rows-hide-the-rest", "what was moved out of an archived segment hides what is still to be moved"),
+    ("archived-files-stay-open", "files of archived segments that nobody reads stay open"),
     ("sums-without-opening", "checksums of a record are the same for every opening of a store"),
     ("commit-old-term-by-counting", "a leader commits entries of an earlier term by counting replicas"),
     ("aba-token", "a completed write marks overwritten indexes as durable without regard to later tail cuts"),

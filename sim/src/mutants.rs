@@ -25,6 +25,8 @@ const OF_THE_STORE: &[&str] = &[
     "archived-segment-lost-from-list",
     "remnants-dropped",
     "unmovable-segment-chosen-again",
+    "moved-rows-hide-the-rest",
+    "archived-files-stay-open",
     "sums-without-opening",
 ];
 

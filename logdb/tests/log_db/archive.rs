@@ -160,6 +160,11 @@ fn a_move_that_is_dropped_half_way_goes_on_where_it_was() {
 }
 
 #[test]
+fn of_a_long_archive_few_files_stay_open() {
+    scenarios::few_archived_files_stay_open();
+}
+
+#[test]
 fn remnants_that_can_not_be_read_stay_and_are_not_tried_for_ever() {
     scenarios::what_can_not_be_moved_stays();
 }

@@ -312,3 +312,34 @@ pub(crate) fn what_can_not_be_moved_stays() {
         assert!(read(&*log.reader(), 2, from, to, 1).expect("kept") == all, "the entries are what was written");
     }
 }
+
+/// An archive of more segments than files may be open, of which old and new entries are read, before and after a restart.
+pub(crate) fn few_archived_files_stay_open() {
+    let mut host = SimHost::new(1).keeping();
+    let (mut log, _, _) = host.open().expect("opens");
+    let payload = |i: u64| [vec![3; 40_000], i.to_le_bytes().to_vec()].concat();
+    for i in 1..=110 {
+        write(&mut host, &mut *log, vec![append(1, hard(1, 0, i), i, &[&payload(i)])]);
+        while housekeep(&mut *log) {}
+    }
+    for _ in 0..2 {
+        assert!(log.stats().archived_segments > 90, "{:?}", log.stats());
+        for i in (1..=110).chain([1, 50, 1]) {
+            assert_eq!(read(&*log.reader(), 1, i, i, 1).expect("kept"), [(1, i, payload(i))]);
+        }
+        // Those of the journal, its free ones, the rows', the lock's, and sixty-four.
+        let (stats, handles) = (log.stats(), host.disk.handles() as u64);
+        assert!(handles <= 64 + stats.segments + stats.free_segments + 4, "{handles} handles: {stats:?}");
+        drop(log);
+        host.disk.kill();
+        log = host.open().expect("opens").0;
+    }
+    let compact_to = Some(pos(1, 109));
+    write(&mut host, &mut *log, vec![Update { compact_to, ..state(1, hard(1, 0, 110)) }]);
+    while housekeep(&mut *log) {}
+    assert_eq!(log.stats().archived_segments, 0);
+    for i in 111..=150 {
+        write(&mut host, &mut *log, vec![append(1, hard(1, 0, i), i, &[&payload(i)])]);
+    }
+    assert_eq!(read(&*log.reader(), 1, 140, 140, 1).expect("kept"), [(1, 140, payload(140))]);
+}

@@ -50,5 +50,8 @@ fn every_planted_bug_of_the_store_is_caught() {
         assert!(catches(name, archive_and_lose_power), "{name}");
     }
     assert!(catches("unmovable-segment-chosen-again", scenarios::what_can_not_be_moved_stays));
+    let dropped_half_way = || [5, 6, 7].into_iter().for_each(|steps| scenarios::several_rows_are_moved(Some(steps)));
+    assert!(catches("moved-rows-hide-the-rest", dropped_half_way));
+    assert!(catches("archived-files-stay-open", scenarios::few_archived_files_stay_open));
     assert!(catches("sums-without-opening", scenarios::stale_blocks_of_an_earlier_opening));
 }
