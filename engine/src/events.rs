@@ -4,7 +4,7 @@
 //! counted; without a listener nothing is kept. Must not know: who listens.
 
 use crate::transfers::TransferInfo;
-use longboat_raft::{GroupId, HostId, Index, Membership, ReplicaId, Term};
+use longboat_raft::{GroupEpoch, GroupId, HostId, Index, Membership, ReplicaId, Term};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -55,6 +55,12 @@ pub enum ReplicaEvent {
     Removed {
         /// The membership change by which it is gone, or a later one.
         change: Index,
+    },
+    /// It has stopped because its group's history was ended by an import: the group goes on, on other replicas, in a later
+    /// epoch. Its data may be removed.
+    Superseded {
+        /// The group's epoch.
+        by: GroupEpoch,
     },
     /// It was stopped because what it was told, or did, contradicts itself.
     Quarantined {

@@ -80,6 +80,10 @@ impl Beginning {
         if plant::is("storage-behind-its-snapshot") {
             return Self::resume(opened, index, Index::ZERO);
         }
+        // What the storage has is of a history that an import ended.
+        if is_full && store.is_imported(group, replica, index) {
+            return Self { recover: Some(meta), ..Self::default() };
+        }
         if machine >= needed {
             return Self::resume(opened, index, needed);
         }

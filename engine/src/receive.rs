@@ -99,7 +99,7 @@ impl StepWorker {
         let replica = self.replica(slot);
         if epoch != replica.epoch && !plant::is("other-epoch-is-heard") {
             self.host.counters.dropped_epoch.fetch_add(1, Ordering::Relaxed);
-            return;
+            return self.answer_former_epoch(slot, epoch, from, message.from);
         }
         if message.to != replica.config.replica || !replica.accepts_from(message.from, from) {
             self.host.counters.dropped_unknown.fetch_add(1, Ordering::Relaxed);

@@ -12,9 +12,10 @@ use crate::snapshot::AfterDurable;
 use crate::step::StepWorker;
 use longboat_io::{Job, JobState};
 use longboat_logdb::{GroupState, Record, Update};
-use longboat_raft::{GroupId, ReplicaId, Time};
+use longboat_raft::{GroupEpoch, GroupId, HostId, ReplicaId, Time};
 use longboat_rsm::RequestError;
 use longboat_rsm::snapshot::SnapshotStore;
+use longboat_transport::wire::GoneReplica;
 use std::sync::Arc;
 
 /// Somebody waits until a group's data is gone.
@@ -34,6 +35,30 @@ impl StepWorker {
         shared.stopping.store(true, std::sync::atomic::Ordering::SeqCst);
         self.stop(now, slot, &RequestError::Removed, &RequestError::Removed);
         shared.tell(|| ReplicaEvent::Removed { change });
+    }
+
+    /// A replica of a history that an import has ended spoke: it is told. One of a later epoch is not: it knows more than
+    /// this one, and will say so.
+    pub(crate) fn answer_former_epoch(&mut self, slot: u32, epoch: GroupEpoch, host: HostId, replica: ReplicaId) {
+        let own = self.replica(slot);
+        if epoch < own.epoch {
+            let superseded = GoneReplica { group: own.config.group, epoch: own.epoch, replica };
+            self.waking.tell(host, superseded);
+        }
+    }
+
+    /// Another host says that this replica is gone, in a later epoch than its own: its group's history was ended by an import.
+    /// Believed of hosts that its group had members on.
+    pub(crate) fn hear_superseded(&mut self, now: Time, slot: u32, from: HostId, by: GroupEpoch) {
+        let replica = self.replica(slot);
+        let known = replica.core.membership().hosts.values().any(|m| m.host == from);
+        if !known || replica.shared.stopping.swap(true, std::sync::atomic::Ordering::SeqCst) {
+            return;
+        }
+        let shared = Arc::clone(&replica.shared);
+        tracing::warn!(group = %shared.group, replica = %shared.replica, %by, "the group was imported from a snapshot, this replica of its former history stops");
+        self.stop(now, slot, &RequestError::Superseded, &RequestError::Superseded);
+        shared.tell(|| ReplicaEvent::Superseded { by });
     }
 
     /// A group's data is to go: now if it is unloaded, else once it is.

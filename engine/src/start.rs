@@ -7,11 +7,12 @@ use crate::replica::Replica;
 use crate::request::Reply;
 use crate::shared::{Command, GroupParts, GroupShared, HostShared};
 use crate::snapshot::{SnapshotIo, machine_failed};
+use crate::stored::is_blank;
 use ahash::{AHashMap, AHashSet};
-use longboat_logdb::{Bootstrap, GroupState, LogReader, ReadError, Record, Update};
+use longboat_logdb::{Bootstrap, GroupState, LogReader, ReadError, Record, SnapshotRecord, Update};
 use longboat_raft::{
-    Core, CoreConfig, GroupEpoch, GroupId, HostId, Index, Membership, ReplicaId, ReplicaKind, Restored, Run, Time,
-    Violation, plant,
+    Core, CoreConfig, GroupEpoch, GroupId, HardState, HostId, Index, Membership, ReplicaId, ReplicaKind, Restored, Run,
+    Time, Violation, plant,
 };
 use longboat_rsm::{DynMachine, Pending, RequestError, WitnessMachine};
 use parking_lot::Mutex;
@@ -32,6 +33,8 @@ pub enum Start {
     Join,
     /// Continues a replica that is here already.
     Restart,
+    /// A group's history begins with this snapshot, whose file is durable here, on every host of its members.
+    Snapshot(Box<SnapshotRecord>),
 }
 
 /// Why a replica was not started.
@@ -94,6 +97,19 @@ pub enum StartError {
         /// What the state machine said.
         reason: String,
     },
+    /// It has a state machine, and none was given to start it with.
+    #[error("group {0} has a state machine here, and none was given to start it with")]
+    NoMachine(GroupId),
+    /// The snapshot that it was to begin from is damaged, holds no state, or can't be copied.
+    #[error("group {group} can't begin from the snapshot in {}: {source}", dir.display())]
+    Snapshot {
+        /// The group.
+        group: GroupId,
+        /// The snapshot's directory.
+        dir: std::path::PathBuf,
+        /// What went wrong.
+        source: longboat_rsm::snapshot::SnapshotError,
+    },
     /// Its log can't be read.
     #[error("log of group {group} can't be read: {source}")]
     Log {
@@ -146,9 +162,9 @@ const FIRST_EPOCH: GroupEpoch = GroupEpoch(1);
 
 /// Starts and stops replicas of one host.
 pub struct Starter {
-    host: Arc<HostShared>,
+    pub(crate) host: Arc<HostShared>,
     writer: Arc<WriterInbox>,
-    reader: Arc<dyn LogReader>,
+    pub(crate) reader: Arc<dyn LogReader>,
     /// One start at a time: what is stored of a group is looked up, and only later replaced.
     starting: Mutex<()>,
     /// Groups whose state machine is being opened: nobody else opens it meanwhile.
@@ -221,7 +237,7 @@ impl Starter {
         }
         let _one_at_a_time = self.starting.lock();
         let mut built = Vec::with_capacity(specs.len());
-        let mut updates = Vec::new();
+        let (mut updates, mut snapshots) = (Vec::new(), Vec::new());
         let mut continued = Vec::new();
         for (spec, opened) in specs {
             let group = spec.config.group;
@@ -236,12 +252,13 @@ impl Starter {
             }
             // Reading the log may take long: the table is not locked meanwhile.
             let state = self.host.stopped.lock().get(&group).cloned();
-            let (replica, update) = self.build(spec, opened, state)?;
+            let (replica, [update, snapshot]) = self.build(spec, opened, state)?;
             if let Some(error) = replica.shared.refusal().filter(|_| alone) {
                 return Err(StartError::Machine { group, reason: error.to_string() });
             }
             continued.extend(update.is_none().then_some(group));
             updates.extend(update);
+            snapshots.extend(snapshot);
             built.push(replica);
         }
         let started: Vec<_> = built.iter().map(|r| Arc::clone(&r.shared)).collect();
@@ -266,7 +283,7 @@ impl Starter {
             }
         }
         // Left before the replicas move in: whatever they persist comes after their bootstrap records.
-        if !updates.is_empty() {
+        for updates in [updates, snapshots].into_iter().filter(|u| !u.is_empty()) {
             self.writer.push(SealedBatch { updates, ..SealedBatch::default() });
         }
         for replica in built {
@@ -303,14 +320,17 @@ impl Starter {
         spec: StartSpec,
         mut opened: Opened,
         state: Option<GroupState>,
-    ) -> Result<(Box<Replica>, Option<Update>), StartError> {
+    ) -> Result<(Box<Replica>, [Option<Update>; 2]), StartError> {
         let StartSpec { start, config, machine_type, .. } = spec;
         let (group, id) = (config.group, config.replica);
         if state.as_ref().is_some_and(|s| s.bootstrap.gone.contains(&id)) {
             return Err(StartError::Removed { group, replica: id });
         }
         let (state, new) = match state {
-            Some(state) if !state.removed => (state, false),
+            // Of a start from a snapshot that a crash has cut short, nothing but its first record may be here.
+            Some(state) if !state.removed && !(matches!(start, Start::Snapshot(_)) && is_blank(&state)) => {
+                (state, false)
+            }
             former => {
                 let mut first = first_state(start, group, id, self.host.config.host)?;
                 // What was removed from here stays removed under whatever id the group comes back.
@@ -377,15 +397,15 @@ impl Starter {
         }
         replica.last_request = applied;
         replica.recorded = applied;
-        replica.snapshot = state.snapshot.map(Box::new);
+        replica.snapshot = state.snapshot.clone().map(Box::new);
         // Whoever looks at the replica before its worker does sees what it starts from.
         replica.publish();
-        let update = new.then(|| Update {
-            group,
-            record: Some(Box::new(Record::Bootstrap(state.bootstrap))),
-            ..Update::default()
-        });
-        Ok((Box::new(replica), update))
+        let hard_state = state.hard_state;
+        let update = |record| Update { group, hard_state, record: Some(Box::new(record)), ..Update::default() };
+        let bootstrap =
+            new.then(|| Update { hard_state: HardState::default(), ..update(Record::Bootstrap(state.bootstrap)) });
+        let snapshot = state.snapshot.filter(|_| new).map(|s| update(Record::Snapshot(s)));
+        Ok((Box::new(replica), [bootstrap, snapshot]))
     }
 
     fn core_config(&self, config: &ReplicaConfig, seed: u64) -> CoreConfig {
@@ -481,10 +501,26 @@ fn first_state(start: Start, group: GroupId, replica: ReplicaId, host: HostId) -
             *membership
         }
         Start::Join => Membership::default(),
+        Start::Snapshot(record) => return Ok(state_of(*record, group, replica)),
         Start::Restart => return Err(StartError::NotFound(group)),
     };
     let bootstrap = Bootstrap { replica, epoch: FIRST_EPOCH, membership, ..Bootstrap::default() };
     Ok(GroupState { group, bootstrap, ..GroupState::default() })
+}
+
+/// The state of a replica whose history begins with a snapshot. Its members are the snapshot's alone: were this cut short,
+/// what is left would be a member that joins, and decides nothing.
+fn state_of(record: SnapshotRecord, group: GroupId, replica: ReplicaId) -> GroupState {
+    let pos = record.meta.pos;
+    GroupState {
+        group,
+        bootstrap: Bootstrap { replica, epoch: FIRST_EPOCH, ..Bootstrap::default() },
+        hard_state: HardState { term: pos.term, commit: pos.index, ..HardState::default() },
+        snapshot: Some(record),
+        start: pos,
+        last: pos,
+        ..GroupState::default()
+    }
 }
 
 /// A witness is started as one, and nothing else is. A membership that does not name the replica says nothing: it joins.

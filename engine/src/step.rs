@@ -236,7 +236,7 @@ impl StepWorker {
                     w.recovered(slot, index);
                 }),
                 Command::MachineGone(shared) => self.machine_gone(&shared),
-                Command::Peer(news) => self.peer_news(news),
+                Command::Peer(news) => self.peer_news(now, news),
                 Command::Fetched { shared, ticket, runs } => {
                     self.with(&shared, |w, slot| w.fetched(slot, ticket, runs));
                 }

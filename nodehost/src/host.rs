@@ -11,14 +11,15 @@ use longboat_engine::{
     ThreadLayout, Threads,
 };
 use longboat_io::{Clock, MonotonicClock, RayonSpawner, RealDisk};
-use longboat_logdb::{LogStats, SharedLog, SharedLogConfig};
-use longboat_raft::{GroupId, HostId, ReplicaId, StoreId};
-use longboat_rsm::snapshot::SnapshotStore;
+use longboat_logdb::{LogStats, SharedLog, SnapshotRecord};
+use longboat_raft::{GroupEpoch, GroupId, HostId, Membership, ReplicaId, StoreId};
+use longboat_rsm::snapshot::{SnapshotHeader, SnapshotStore};
 use longboat_rsm::{Machine, Pending, RequestError, WitnessMachine};
 use longboat_transport::{StaticRegistry, TcpConfig, TcpTransport, Transport, TransportStats};
 use parking_lot::Mutex;
 use std::any::TypeId;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -90,6 +91,7 @@ struct Inner {
     registry: Arc<StaticRegistry>,
     store: StoreId,
     spawner: RayonSpawner,
+    snapshots: SnapshotStore,
     threads: Mutex<Option<Threads>>,
     listener: Mutex<Option<JoinHandle<()>>>,
 }
@@ -128,15 +130,7 @@ impl NodeHost {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let incarnation = since_epoch.as_nanos() as u64;
         let disk = Arc::new(RealDisk);
-        let log = SharedLog::open(
-            disk.clone(),
-            SharedLogConfig {
-                journal_dir: config.journal_dir.clone(),
-                segment_bytes: config.journal_segment_bytes,
-                journal_bytes_max: config.journal_bytes_max,
-                ..SharedLogConfig::new(&config.data_dir, config.host_id)
-            },
-        )?;
+        let log = SharedLog::open(disk.clone(), config.log())?;
         let store = log.store;
         let registry = Arc::new(StaticRegistry::new(config.peers.clone()));
         let transport = TcpTransport::bind(
@@ -154,12 +148,13 @@ impl NodeHost {
         let notifiers = layout.notifiers(&engine);
         let snapshot_threads = if config.snapshot_workers > 0 { config.snapshot_workers } else { SNAPSHOT_THREADS };
         let spawner = RayonSpawner::new(&format!("lb{}-snap", config.host_id), snapshot_threads)?;
+        let snapshots = SnapshotStore::new(disk, config.data_dir.join("snapshots"))
+            .with_write_limit(config.snapshot_save_bytes_per_s);
         let parts = HostParts {
             config: engine,
             clock,
             log,
-            snapshots: SnapshotStore::new(disk, config.data_dir.join("snapshots"))
-                .with_write_limit(config.snapshot_save_bytes_per_s),
+            snapshots: snapshots.clone(),
             spawner: Arc::new(spawner.clone()),
             transport: transport.clone(),
         };
@@ -175,7 +170,18 @@ impl NodeHost {
         tracing::info!(host = %config.host_id, address = %transport.local_address(), "host opened");
         let (threads, starter) = (Mutex::new(Some(threads)), Mutex::new(Some(starter)));
         Ok(Self {
-            inner: Arc::new(Inner { shared, starter, writer, transport, registry, store, spawner, threads, listener }),
+            inner: Arc::new(Inner {
+                shared,
+                starter,
+                writer,
+                transport,
+                registry,
+                store,
+                spawner,
+                snapshots,
+                threads,
+                listener,
+            }),
         })
     }
 
@@ -203,9 +209,10 @@ impl NodeHost {
     ) -> Result<Vec<Group<S>>, StartError> {
         let mut specs = Vec::new();
         for (start, config, machine) in replicas {
+            let config = config.checked()?;
             specs.push(StartSpec {
-                start: engine_start(start),
-                config: config.checked()?,
+                start: self.engine_start(start, &config)?,
+                config,
                 machine: machine.into_dyn(),
                 machine_type: TypeId::of::<S>(),
             });
@@ -221,7 +228,7 @@ impl NodeHost {
     pub fn start_witness(&self, start: ReplicaStart, config: GroupConfig) -> Result<Replica, StartError> {
         let config = ReplicaConfig { witness: true, ..config.checked()? };
         let spec = StartSpec {
-            start: engine_start(start),
+            start: self.engine_start(start, &config)?,
             config,
             machine: Box::new(WitnessMachine),
             machine_type: TypeId::of::<WitnessMachine>(),
@@ -230,8 +237,44 @@ impl NodeHost {
         Ok(Replica { shared: started.pop().expect("one was started") })
     }
 
+    /// Each on its own: one that can't be started keeps no other from it.
+    pub(crate) fn start_each<S: Machine>(
+        &self,
+        replicas: Vec<ReplicaSpec<S>>,
+    ) -> Vec<(GroupId, Result<Group<S>, StartError>)> {
+        let start =
+            |(start, config, machine): ReplicaSpec<S>| (config.group, self.start_replica(start, config, || machine));
+        replicas.into_iter().map(start).collect()
+    }
+
+    fn engine_start(&self, start: ReplicaStart, config: &ReplicaConfig) -> Result<Start, StartError> {
+        let (group, replica) = (config.group, config.replica);
+        Ok(match start {
+            ReplicaStart::Bootstrap(first) => Start::Bootstrap(first.membership),
+            ReplicaStart::Join => Start::Join,
+            ReplicaStart::Restart => Start::Restart,
+            ReplicaStart::FromSnapshot { .. } if self.has_replica(group) => Start::Restart,
+            ReplicaStart::FromSnapshot { dir, members } => {
+                let starter = self.starter().ok_or_else(closed)?;
+                let host = self.inner.shared.config.host;
+                if starter.is_gone(group, replica) {
+                    return Err(StartError::Removed { group, replica });
+                }
+                begin_from(&self.inner.snapshots, &dir, *members.membership, (group, replica, host))?
+            }
+        })
+    }
+
+    pub(crate) fn starter(&self) -> Option<Arc<Starter>> {
+        self.inner.starter()
+    }
+
+    pub(crate) fn shared_groups(&self) -> Vec<Arc<GroupShared>> {
+        self.inner.shared.groups.read().values().cloned().collect()
+    }
+
     fn start(&self, specs: Vec<StartSpec>) -> Result<Vec<Arc<GroupShared>>, StartError> {
-        let starter = self.inner.starter().ok_or_else(|| StartError::Closed("it is closed".to_owned()))?;
+        let starter = self.inner.starter().ok_or_else(closed)?;
         starter.start(specs)
     }
 
@@ -303,7 +346,7 @@ impl NodeHost {
     /// Figures of this host, without asking any worker.
     pub fn info(&self) -> HostInfo {
         let shared = &self.inner.shared;
-        let groups: Vec<_> = shared.groups.read().values().cloned().collect();
+        let groups = self.shared_groups();
         let c = &shared.counters;
         HostInfo {
             host: shared.config.host,
@@ -334,12 +377,31 @@ impl NodeHost {
     }
 }
 
-fn engine_start(start: ReplicaStart) -> Start {
-    match start {
-        ReplicaStart::Bootstrap(first) => Start::Bootstrap(first.membership),
-        ReplicaStart::Join => Start::Join,
-        ReplicaStart::Restart => Start::Restart,
+fn closed() -> StartError {
+    StartError::Closed("it is closed".to_owned())
+}
+
+/// Copies an export to where the snapshots of a new group's replica are, and says what the replica begins with.
+fn begin_from(
+    snapshots: &SnapshotStore,
+    dir: &Path,
+    members: Membership,
+    (group, replica, host): (GroupId, ReplicaId, HostId),
+) -> Result<Start, StartError> {
+    if members.host_of(replica) != Some(host) {
+        return Err(StartError::NotAMember { group, replica, host });
     }
+    if !members.is_consistent() || members.hosts.values().any(|m| m.host.is_zero()) {
+        return Err(StartError::Config("the members need a voter, and ids and hosts that are not zero".to_owned()));
+    }
+    let change = |header: &mut SnapshotHeader| {
+        header.group = group;
+        header.epoch = GroupEpoch(1);
+        header.meta.membership = members;
+    };
+    let imported = snapshots.import(dir, replica, change);
+    let saved = imported.map_err(|source| StartError::Snapshot { group, dir: dir.to_owned(), source })?;
+    Ok(Start::Snapshot(Box::new(SnapshotRecord { meta: saved.meta, bytes: saved.bytes, resets_log: true })))
 }
 
 impl std::fmt::Debug for NodeHost {

@@ -5,6 +5,8 @@ mod events;
 mod group;
 mod host;
 mod ids_serde;
+mod import;
+mod lifecycle;
 mod log;
 mod members;
 mod replica;
@@ -15,9 +17,13 @@ pub use config::{ConfigError, GroupConfig, NodeHostConfig, Threads};
 pub use events::{LeaderChange, Listeners, MembershipChange, RaftEventListener, SystemEventListener};
 pub use group::Group;
 pub use host::{HostInfo, NodeHost, OpenError, ReplicaSpec};
+pub use import::{
+    ExportError, Import, ImportError, Imported, SnapshotInfo, export_snapshot, import_snapshots, inspect_snapshot,
+};
+pub use lifecycle::{ReplicaInfo, Resumed};
 pub use longboat_engine::{
     Changed, CloseError, Compacted, EntryLimits, HostEvent, LogEntries, LogEntry, LogHold, LogInfo, LogPin,
-    ReplicaEvent, SnapshotOptions, SnapshotOutcome, StartError, Transferred,
+    ReplicaEvent, SnapshotOptions, SnapshotOutcome, StartError, StoredReplica, Transferred,
 };
 pub use longboat_logdb::LogStats;
 pub use longboat_raft::{
@@ -25,6 +31,7 @@ pub use longboat_raft::{
     SessionId, StoreId, Term,
 };
 pub use longboat_rsm::retry::{ClientSession, Series};
+pub use longboat_rsm::snapshot::SnapshotError;
 pub use longboat_rsm::{
     Codec, CodecError, Commands, Concurrent, ConcurrentMachine, DiskMachine, Machine, MachineError, MachineKind,
     OnDisk, OutputCodec, Payload, Pending, PendingBatch, RecoveredFile, RecoveredFiles, RequestError, SavePart,

@@ -2,6 +2,7 @@
 
 use longboat_raft as raft;
 use longboat_raft::{HostId, Index, Member, Membership, Promotion, ReplicaId, ReplicaKind, StoreId, Transition};
+use std::path::PathBuf;
 
 /// A member of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,23 +37,29 @@ pub enum ReplicaStart {
     Join,
     /// Continues a replica that is here already.
     Restart,
+    /// Begins a new group from an exported snapshot, with these members, on the host of each of them. See
+    /// [`ReplicaStart::from_snapshot`].
+    FromSnapshot {
+        /// The export's directory.
+        dir: PathBuf,
+        /// The members of the new group.
+        members: FirstMembers,
+    },
 }
 
-/// The first members of a group.
+/// The members that a group begins with, or goes on with after an import.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FirstMembers {
     pub(crate) membership: Box<Membership>,
 }
 
-impl ReplicaStart {
-    /// The first members of a new group, all voters: which replica lives on which host.
-    pub fn bootstrap(members: impl IntoIterator<Item = (ReplicaId, HostId)>) -> Self {
-        members
-            .into_iter()
-            .fold(Self::Bootstrap(FirstMembers::default()), |start, (id, host)| start.and_voter(id, host))
+impl FirstMembers {
+    /// Voters: which replica lives on which host.
+    pub fn voters(members: impl IntoIterator<Item = (ReplicaId, HostId)>) -> Self {
+        members.into_iter().fold(Self::default(), |all, (id, host)| all.and_voter(id, host))
     }
 
-    /// One more voter among the first members.
+    /// One more voter.
     #[must_use]
     pub fn and_voter(self, replica: ReplicaId, host: HostId) -> Self {
         self.and(replica, host, |m| {
@@ -60,7 +67,7 @@ impl ReplicaStart {
         })
     }
 
-    /// A witness among the first members: it votes and acknowledges, and has no state machine.
+    /// A witness: it votes and acknowledges, and has no state machine.
     #[must_use]
     pub fn and_witness(self, replica: ReplicaId, host: HostId) -> Self {
         self.and(replica, host, |m| {
@@ -69,7 +76,7 @@ impl ReplicaStart {
         })
     }
 
-    /// A non-voting replica among the first members.
+    /// A non-voting member.
     #[must_use]
     pub fn and_non_voting(self, replica: ReplicaId, host: HostId) -> Self {
         self.and(replica, host, |m| {
@@ -77,13 +84,51 @@ impl ReplicaStart {
         })
     }
 
-    /// Of no effect on a replica that joins or restarts: the group tells it its members.
     fn and(mut self, replica: ReplicaId, host: HostId, add: impl FnOnce(&mut Membership)) -> Self {
-        if let Self::Bootstrap(first) = &mut self {
-            first.membership.hosts.insert(replica, member(host));
-            add(&mut first.membership);
-        }
+        self.membership.hosts.insert(replica, member(host));
+        add(&mut self.membership);
         self
+    }
+}
+
+impl ReplicaStart {
+    /// The first members of a new group, all voters: which replica lives on which host.
+    pub fn bootstrap(members: impl IntoIterator<Item = (ReplicaId, HostId)>) -> Self {
+        Self::Bootstrap(FirstMembers::voters(members))
+    }
+
+    /// Begins a *new* group, under an id of its own, from an exported snapshot of another one: for databases that split a
+    /// group. Each member is started like this, from the same export. The new group goes on from the export's place in the
+    /// log and has its client sessions. Copies and checks the export before it returns. Continues a replica that is here already.
+    pub fn from_snapshot(dir: impl Into<PathBuf>, members: FirstMembers) -> Self {
+        Self::FromSnapshot { dir: dir.into(), members }
+    }
+
+    /// One more voter among the first members.
+    #[must_use]
+    pub fn and_voter(self, replica: ReplicaId, host: HostId) -> Self {
+        self.with(|members| members.and_voter(replica, host))
+    }
+
+    /// A witness among the first members: it votes and acknowledges, and has no state machine.
+    #[must_use]
+    pub fn and_witness(self, replica: ReplicaId, host: HostId) -> Self {
+        self.with(|members| members.and_witness(replica, host))
+    }
+
+    /// A non-voting replica among the first members.
+    #[must_use]
+    pub fn and_non_voting(self, replica: ReplicaId, host: HostId) -> Self {
+        self.with(|members| members.and_non_voting(replica, host))
+    }
+
+    /// Of no effect on a replica that joins or restarts: the group tells it its members.
+    fn with(self, add: impl FnOnce(FirstMembers) -> FirstMembers) -> Self {
+        match self {
+            Self::Bootstrap(members) => Self::Bootstrap(add(members)),
+            Self::FromSnapshot { dir, members } => Self::FromSnapshot { dir, members: add(members) },
+            other => other,
+        }
     }
 }
 

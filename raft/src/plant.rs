@@ -141,6 +141,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("abort-not-seen", "a save goes on although it was aborted"),
     ("commands-fill-the-disk", "clients' commands are taken whatever is left on the disk"),
     ("export-directory-made", "an export makes the directory that it is given"),
+    ("imported-mark-ignored", "an on-disk state machine goes on from its own storage after an import"),
     ("export-metadata-not-compared", "an export is taken for good with another one's metadata"),
 ];
 

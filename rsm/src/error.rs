@@ -206,6 +206,10 @@ pub enum RequestError {
     /// The replica was removed from its group: ask another one. A request that was under way may have been carried out.
     #[error("the replica was removed from its group")]
     Removed,
+    /// The group was imported from a snapshot elsewhere, and goes on in a later epoch without this replica: ask one of its new
+    /// members. A request that was under way may have been carried out, in a history that has ended.
+    #[error("the group goes on without this replica: it was imported from a snapshot")]
+    Superseded,
     /// The group's replica is running: stop it first.
     #[error("group {0} has a running replica on this host: stop it first")]
     StillRunning(GroupId),
@@ -274,7 +278,7 @@ impl RequestError {
         match self {
             Self::Timeout { may_have_applied, .. } => *may_have_applied,
             Self::OutcomeUnknown | Self::HostFailed(_) | Self::MachineFailed { .. } => true,
-            Self::Removed | Self::ResultUnreadable(_) => true,
+            Self::Removed | Self::Superseded | Self::ResultUnreadable(_) => true,
             _ => false,
         }
     }

@@ -14,6 +14,7 @@ mod encoder;
 mod error;
 mod export;
 mod format;
+mod import;
 mod jobs;
 mod live;
 mod pack;

@@ -84,6 +84,11 @@ impl Waking {
         (!self.queue.is_empty()).then_some(self.at)
     }
 
+    /// This host is told at the end of the round.
+    pub(crate) fn tell(&mut self, host: HostId, gone: GoneReplica) {
+        self.gone.push((host, gone));
+    }
+
     /// This replica has stopped, and its peers are told at the end of the round.
     pub(crate) fn stopped(&mut self, replica: &Replica) {
         let own = replica.shared.host.config.host;
@@ -97,7 +102,7 @@ impl Waking {
 }
 
 impl StepWorker {
-    pub(crate) fn peer_news(&mut self, news: PeerNews) {
+    pub(crate) fn peer_news(&mut self, now: Time, news: PeerNews) {
         match news {
             PeerNews::Suspected(host) => self.wake_led_by(host, Why::Suspected(host)),
             PeerNews::Restarted(host) => self.wake_led_by(host, Why::Restarted(host)),
@@ -116,7 +121,7 @@ impl StepWorker {
             }
             PeerNews::Gone(from, list) => {
                 for gone in &*list {
-                    self.hear_gone(from, gone);
+                    self.hear_gone(now, from, gone);
                 }
             }
         }
@@ -133,9 +138,12 @@ impl StepWorker {
         }
     }
 
-    fn hear_gone(&mut self, from: HostId, gone: &GoneReplica) {
+    fn hear_gone(&mut self, now: Time, from: HostId, gone: &GoneReplica) {
         let Some(&slot) = self.by_group.get(&gone.group) else { return };
         let replica = self.replica(slot);
+        if replica.shared.epoch < gone.epoch && replica.config.replica == gone.replica {
+            return self.hear_superseded(now, slot, from, gone.epoch);
+        }
         let lives_there = replica.host_of(gone.replica) == Some(from) || plant::is("gone-believed-of-anybody");
         if replica.shared.epoch == gone.epoch && lives_there {
             self.wake_later(vec![slot], Why::Gone(gone.replica));

@@ -81,6 +81,24 @@ impl Cluster {
         self.introduce();
     }
 
+    /// The configuration of host `i`.
+    pub(crate) fn host_config(&self, i: usize) -> NodeHostConfig {
+        (self.change)(config(&self.dirs[i], i as u64 + 1))
+    }
+
+    /// A directory for one more host, which is not open. Returns its number from 0.
+    pub(crate) fn add_closed(&mut self) -> usize {
+        self.dirs.push(TempDir::new().unwrap());
+        self.hosts.push(None);
+        self.dirs.len() - 1
+    }
+
+    /// Opens host `i` without starting anything.
+    pub(crate) fn open_empty(&mut self, i: usize) {
+        self.hosts[i] = Some(NodeHost::open(self.host_config(i)).expect("opens"));
+        self.introduce();
+    }
+
     fn introduce(&self) {
         for a in self.hosts.iter().flatten() {
             for b in self.hosts.iter().flatten() {

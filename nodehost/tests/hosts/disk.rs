@@ -334,3 +334,45 @@ fn a_stopped_replica_lets_go_of_its_storage_before_it_can_be_started_again() {
     }
     assert!(handle.stale_read(()).is_err(), "a handle on a former life reads nothing");
 }
+
+#[test]
+fn an_on_disk_machine_has_no_sessions() {
+    let disks = Disks::start(1, 0);
+    disks.put(0, 1, 0..1);
+    let refused = disks.group(0, 1).register_session(PATIENCE).expect_err("refused");
+    assert_eq!(refused, RequestError::SessionsUnsupported);
+}
+
+#[test]
+fn an_import_rolls_the_storage_back_once() {
+    let mut disks = Disks::start(1, 0);
+    disks.put(0, 1, 0..100);
+    let target = TempDir::new().unwrap();
+    let asked = disks.group(0, 1).request_snapshot(SnapshotOptions::export_to(target.path()), PATIENCE);
+    let SnapshotOutcome::Exported { dir, .. } = asked.unwrap().wait().expect("exported") else { panic!("no export") };
+    disks.put(0, 1, 100..150);
+    (0..3).for_each(|i| disks.close(i));
+    assert!(disks.storage(0, 1).lock().values.len() >= 100);
+    let alone = FirstMembers::voters([(ReplicaId(1), HostId(1))]);
+    let config = NodeHostConfig {
+        journal_segment_bytes: 4 << 20,
+        journal_bytes_max: 64 << 20,
+        payload_bytes_max: 1 << 20,
+        ..host_config(&disks, 0)
+    };
+    import_snapshots(&config, [Import::new(&dir, ReplicaId(1), alone)]).expect("imported");
+    for round in 0..3u64 {
+        let host = NodeHost::open(config.clone()).expect("opens");
+        let machine = disks.machine(0, 1);
+        let group = host.start_replica(ReplicaStart::Restart, disks.config(0, 1), move || machine).expect("starts");
+        until("a proposal", || group.propose(1000 + round, PATIENCE).unwrap().wait().ok());
+        let expected: Vec<u64> = (0..100).chain(1000..=1000 + round).collect();
+        assert_eq!(group.read((), PATIENCE).unwrap().wait(), Ok(expected), "round {round}");
+        drop(group);
+        host.close(Duration::from_secs(5)).expect("closes in order");
+    }
+}
+
+fn host_config(disks: &Disks, i: usize) -> NodeHostConfig {
+    NodeHostConfig { data_dir: disks.dirs[i].path().to_path_buf(), host_id: HostId(i as u64 + 1), ..Default::default() }
+}

@@ -3,7 +3,9 @@
 
 mod cluster;
 mod disk;
+mod import;
 mod leaders;
+mod lifecycle;
 mod machine;
 mod members;
 mod refusals;

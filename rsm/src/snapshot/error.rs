@@ -53,6 +53,9 @@ pub enum SnapshotError {
     /// The user's state machine panicked.
     #[error("state machine panicked: {0}")]
     Panicked(String),
+    /// The state is in the storage of an on-disk state machine, or there is none: such a snapshot stays where it is.
+    #[error("the snapshot holds no state: it is of an on-disk state machine, or of a witness")]
+    Stateless,
     /// A stop was asked for.
     #[error("stopped before the snapshot was finished")]
     Stopped,

@@ -5,6 +5,7 @@
 use super::error::SnapshotError;
 use super::export;
 use super::format::{FOOTER_BYTES, SnapshotHeader};
+use super::import::IMPORTED_NAME;
 use super::store::{FILE_NAME, SnapshotStore};
 use longboat_io::disk::SharedDisk;
 use longboat_io::{DiskFile, JobState};
@@ -20,6 +21,8 @@ pub(crate) struct Place {
     pub(crate) index: Index,
     /// The user's directory for an export; the store's own otherwise.
     pub(crate) export: Option<PathBuf>,
+    /// It comes from an export, and is marked.
+    pub(crate) imported: bool,
 }
 
 impl Place {
@@ -141,6 +144,9 @@ impl Publication {
                 if self.place.export.is_some() {
                     export::write_metadata(disk, &self.temp.path)?;
                 }
+                if self.place.imported {
+                    disk.create(&self.temp.path.join(IMPORTED_NAME))?.sync_data()?;
+                }
                 disk.sync_dir(&self.temp.path)?;
                 self.stage = Stage::Rename;
             }
@@ -160,7 +166,7 @@ impl Publication {
 
     /// Gives the directory its name. A snapshot that is there already stays if it is whole and says the same: a record may name it.
     fn rename(&mut self) -> Result<(), SnapshotError> {
-        let Place { store, group, replica, index, export } = &self.place;
+        let Place { store, group, replica, index, export, .. } = &self.place;
         let target = self.place.target();
         if store.disk.exists(&target) {
             if export.is_some() {

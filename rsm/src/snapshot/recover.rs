@@ -125,10 +125,12 @@ impl RecoverJob {
         reader.stop_with(Arc::clone(&self.stop));
         let mut machine = self.machine.lock();
         let last_command = reader.header().last_command;
-        // Storage that has all of it already need not be replaced: what it has beyond is committed too.
+        // Storage that has all of it already need not be replaced: what it has beyond is committed too. Not so after an import:
+        // what was committed beyond the snapshot was so in a history that has ended.
+        let imported = self.store.is_imported(self.group, self.replica, index);
         let has_it = machine.storage().is_some_and(|s| s.applied >= last_command && !last_command.is_zero());
         match reader.header().content {
-            Content::Full if !has_it => self.recover_full(&mut **machine, &mut reader, index)?,
+            Content::Full if !has_it || imported => self.recover_full(&mut **machine, &mut reader, index)?,
             Content::Full | Content::Metadata => {
                 reader.drain()?;
                 run_user_code(|| machine.resume_at(index, last_command))?;
@@ -164,7 +166,12 @@ impl RecoverJob {
             machine.recover_files(&files)?;
             machine.recovered_at(index, last_command);
             Ok(())
-        })
+        })?;
+        if self.store.is_imported(self.group, self.replica, index) {
+            run_user_code(|| machine.sync())?;
+            self.store.recovered_import(self.group, self.replica, index)?;
+        }
+        Ok(())
     }
 
     fn check_stop(&self) -> Result<(), SnapshotError> {

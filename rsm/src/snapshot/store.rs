@@ -79,7 +79,7 @@ impl SnapshotStore {
         let (group, index) = (header.group, header.meta.pos.index);
         let name = format!("{}-{}{TEMP_END}", super::export::dir_name(group, index), self.next_attempt());
         let (temp, file) = TempDir::make(Arc::clone(&self.disk), dir.join(name))?;
-        let place = Place { store: self.clone(), group, replica, index, export: Some(dir.to_owned()) };
+        let place = Place { store: self.clone(), group, replica, index, export: Some(dir.to_owned()), imported: false };
         SnapshotWriter::new(place, temp, file, header, stop)
     }
 
@@ -101,7 +101,7 @@ impl SnapshotStore {
     ) -> Result<(Place, TempDir, Box<dyn DiskFile>), SnapshotError> {
         let name = format!("{NAME_START}{index}-{}{TEMP_END}", self.next_attempt());
         let (temp, file) = TempDir::make(Arc::clone(&self.disk), self.replica_dir(group, replica).join(name))?;
-        Ok((Place { store: self.clone(), group, replica, index, export: None }, temp, file))
+        Ok((Place { store: self.clone(), group, replica, index, export: None, imported: false }, temp, file))
     }
 
     /// Opens a snapshot for reading and checks its header and footer.

@@ -80,22 +80,32 @@ impl SnapshotWriter {
     ) -> Result<(), SnapshotError> {
         let file = disk.open(&named.path)?;
         let bytes = file.len()?;
-        let mut head = Vec::with_capacity(16 + named.metadata.len());
-        head.extend_from_slice(&named.id.to_le_bytes());
-        head.extend_from_slice(&bytes.to_le_bytes());
-        head.extend_from_slice(&named.metadata);
-        self.encoder.enter(Section::FileHead, &mut self.sink)?;
-        self.encoder.write(&head, &mut self.sink)?;
-        self.encoder.enter(Section::FileData, &mut self.sink)?;
+        self.begin_file(named.id, bytes, &named.metadata)?;
         let mut buffer = vec![0; COPY_BYTES.min(bytes as usize)];
         let mut offset = 0;
         while offset < bytes {
             let part = &mut buffer[..(bytes - offset).min(COPY_BYTES as u64) as usize];
             file.read_exact_at(part, offset)?;
-            self.encoder.write(part, &mut self.sink)?;
+            self.write_file_part(part)?;
             offset += part.len() as u64;
         }
         Ok(())
+    }
+
+    /// Begins a user's file of this length. State can't follow.
+    pub(crate) fn begin_file(&mut self, id: u64, bytes: u64, metadata: &[u8]) -> Result<(), SnapshotError> {
+        let mut head = Vec::with_capacity(16 + metadata.len());
+        head.extend_from_slice(&id.to_le_bytes());
+        head.extend_from_slice(&bytes.to_le_bytes());
+        head.extend_from_slice(metadata);
+        self.encoder.enter(Section::FileHead, &mut self.sink)?;
+        self.encoder.write(&head, &mut self.sink)?;
+        self.encoder.enter(Section::FileData, &mut self.sink)
+    }
+
+    /// The next bytes of the file that was begun.
+    pub(crate) fn write_file_part(&mut self, part: &[u8]) -> Result<(), SnapshotError> {
+        self.encoder.write(part, &mut self.sink)
     }
 
     /// Ends the file. What it returns makes it durable and gives it its name, step by step.
