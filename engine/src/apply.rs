@@ -13,7 +13,7 @@ use crate::events::ReplicaEvent;
 use crate::notify::Notifier;
 use crate::send::SendTicket;
 use crate::shared::{Command, GroupShared, HostShared, reason};
-use crate::snapshot::{NotSaved, SaveTask, SnapshotIo, content_of};
+use crate::snapshot::{NotSaved, Recovery, SaveTask, SnapshotIo, content_of};
 use crate::tracker::Waiter;
 use crate::worker::{Work, Worker};
 use longboat_raft::{Index, Run, SnapshotMeta, Time, plant};
@@ -172,7 +172,7 @@ impl ApplyWorker {
         let machine = Arc::clone(&shared.machine);
         let mut guard = Some(machine.lock());
         while let Some(item) = items.next() {
-            let failed = shared.refusal();
+            let failed = shared.refusal().or_else(|| state_lost(shared, &item));
             let starts_job = match item {
                 ApplyItem::Run(run, waiter) => {
                     match failed {
@@ -209,7 +209,7 @@ impl ApplyWorker {
                     // The place is all that there is to recover.
                     let index = meta.pos.index;
                     shared.published.applied.store(index.0, Ordering::Release);
-                    let command = Command::Recovered(Arc::clone(shared), index);
+                    let command = Command::Recovered(Arc::clone(shared), index, Recovery::Done { used: index });
                     self.host.workers[shared.worker()].command(command);
                     false
                 }
@@ -309,7 +309,7 @@ impl ApplyWorker {
         failed: Option<RequestError>,
     ) -> bool {
         if let Some(error) = failed {
-            task.request.complete(Err(error));
+            self.snapshots.not_saved(shared, task, NotSaved::Failed(error));
             return false;
         }
         let applied = Index(shared.published.applied.load(Ordering::Acquire));
@@ -375,6 +375,12 @@ impl ApplyWorker {
         fail_waiter(waiter, run.count() as u32, &error);
         shared.ready(reason::MACHINE_FAILED);
     }
+}
+
+/// Why nothing but a recovery may be done with the state machine, if it stands nowhere.
+fn state_lost(shared: &GroupShared, item: &ApplyItem) -> Option<RequestError> {
+    let recovers = matches!(item, ApplyItem::Recover(_) | ApplyItem::Close);
+    (shared.machine_lost.load(Ordering::SeqCst) && !recovers).then_some(RequestError::StateLost)
 }
 
 /// What was committed but not applied here may be applied elsewhere: nothing else may be said of it.

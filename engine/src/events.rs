@@ -72,6 +72,18 @@ pub enum ReplicaEvent {
         /// What the state machine said.
         reason: String,
     },
+    /// A snapshot was damaged and is set aside; an older one and the log were used in its place.
+    SnapshotDamaged {
+        /// The index that it stood for.
+        index: Index,
+        /// The index of the one that was used.
+        used: Index,
+    },
+    /// No snapshot could be recovered: it waits for one of the leader's, and serves nothing before that has come.
+    StateLost {
+        /// The index of the newest one that it had.
+        index: Index,
+    },
     /// A snapshot of its own is durable.
     SnapshotSaved {
         /// The index that it stands for.

@@ -8,12 +8,11 @@ use crate::apply::{ApplyItem, ApplyTask};
 use crate::events::{HostEvent, ReplicaEvent};
 use crate::log_access::LogRequest;
 use crate::remove::DeleteJob;
-use crate::replica::Replica;
 use crate::shared::{GroupShared, SlotRef};
 use crate::snapshot::{AfterDurable, SaveOutcome, SnapshotRequest};
 use crate::step::StepWorker;
 use longboat_logdb::GroupState;
-use longboat_raft::{Index, sometimes};
+use longboat_raft::sometimes;
 use longboat_rsm::MachineKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -67,14 +66,6 @@ impl StepWorker {
             update.runs = runs.into_iter().collect();
         }
         self.push_update(update);
-    }
-
-    /// The state machine stands at an installed or restored snapshot: older files are needed by nobody, once its record is durable.
-    pub(crate) fn recovered(&mut self, slot: u32, index: Index) {
-        let snapshots = Arc::clone(&self.snapshots);
-        let replica: &mut Replica = self.replica(slot);
-        replica.recovered = replica.recovered.max(index);
-        snapshots.remove_unneeded(replica);
     }
 
     pub(crate) fn after_durable(&mut self, at: SlotRef, after: AfterDurable) {

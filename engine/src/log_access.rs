@@ -173,6 +173,8 @@ impl Drop for LogPin {
     fn drop(&mut self) {
         if !self.shared.is_closed.load(std::sync::atomic::Ordering::Relaxed) {
             let request = Rare::Log(LogRequest::Release(self.number));
+            // Counted like all of them, and never refused.
+            self.shared.rare_waiting.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             self.shared.host.command(self.shared.worker(), Command::Request(Arc::clone(&self.shared), request));
         }
     }
@@ -229,7 +231,11 @@ impl Replica {
         let start = self.core.start().index;
         let pinned = self.log_use.as_ref().and_then(|u| u.first_pinned(start)).filter(|_| !plant::is("pin-ignored"));
         let pinned = pinned.map(|index| (index.prev(), LogHold::Pinned { index }));
-        let older = self.older.first().map(|&index| (index, LogHold::OlderSnapshot { index }));
+        let older = self
+            .older
+            .first()
+            .filter(|_| !plant::is("older-log-not-kept"))
+            .map(|&index| (index, LogHold::OlderSnapshot { index }));
         let sent = self.sending.floor().map(|index| (index, LogHold::Install { index }));
         pinned.into_iter().chain(older).chain(sent).min_by_key(|(bound, _)| *bound)
     }
@@ -354,7 +360,11 @@ impl StepWorker {
     }
 
     fn truncate(&mut self, at: SlotRef, wanted: Index, reply: Option<Reply<Compacted>>) {
+        let snapshots = Arc::clone(&self.snapshots);
         let replica = self.replica(at.slot);
+        for follower in replica.sending.settle(&replica.core) {
+            snapshots.sends.abort(replica.config.group, follower);
+        }
         let to = replica.unheld(wanted.min(replica.recorded));
         let known = replica.core.start().index.max(replica.truncating);
         let mut update = replica.empty_update();

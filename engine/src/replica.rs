@@ -91,6 +91,8 @@ pub struct Replica {
     pub(crate) truncating: Index,
     /// Who reads the log.
     pub(crate) log_use: Option<Box<LogUse>>,
+    /// The files of the newest recorded snapshot are damaged: the next one is saved whatever its index.
+    pub(crate) record_is_hollow: bool,
     /// Snapshots older than the newest one that are kept, ascending.
     pub(crate) older: Vec<Index>,
     /// Through which snapshot the state machine has recovered, or which one it wrote itself.
@@ -156,6 +158,7 @@ impl Replica {
             next_save: None,
             truncating: Index::ZERO,
             log_use: None,
+            record_is_hollow: false,
             older: Vec::new(),
             recovered: Index::ZERO,
             recorded: Index::ZERO,

@@ -53,6 +53,17 @@ impl Replica {
         items.push(ApplyItem::Save(Box::new(SaveTask { meta, previous, request })));
     }
 
+    /// The snapshot at `newest` becomes an older one: it is kept if so many are, and the log reaches back to the oldest.
+    fn keep_older(&mut self, newest: Index) {
+        let kept = self.config.snapshots_kept.max(1) as usize - 1;
+        let hollow = std::mem::replace(&mut self.record_is_hollow, false);
+        if kept > 0 && !hollow && newest >= self.core.start().index && !newest.is_zero() {
+            self.older.push(newest);
+        }
+        let surplus = self.older.len().saturating_sub(kept);
+        self.older.drain(..surplus);
+    }
+
     /// The place through which the log goes behind a snapshot at `index`.
     fn compaction_point(&mut self, index: Index, options: &SnapshotOptions) -> Option<LogPos> {
         let overhead = options.compaction_overhead.unwrap_or(self.config.compaction_overhead);
@@ -93,7 +104,7 @@ impl StepWorker {
             return self.late.push((at, Late::Request(request)));
         }
         if replica.core.guard() != Guard::None {
-            return request.complete(Err(RequestError::SnapshotRefused(SnapshotRefusal::NothingApplied)));
+            return request.complete(Err(RequestError::StateLost));
         }
         if replica.saves > 0 && (replica.exporting || request.export_to().is_some()) {
             if replica.next_save.is_some() {
@@ -171,7 +182,8 @@ impl StepWorker {
         let snapshots = Arc::clone(&self.snapshots);
         let replica = self.replica(at.slot);
         let (group, id, index) = (replica.config.group, replica.config.replica, saved.meta.pos.index);
-        let overtaken = replica.snapshot.as_ref().is_some_and(|s| s.meta.pos.index >= index);
+        let newest = replica.snapshot.as_ref().map_or(Index::ZERO, |s| s.meta.pos.index);
+        let overtaken = newest > index || (newest == index && !replica.record_is_hollow);
         if overtaken && !plant::is("overtaken-save-recorded") {
             // A leader's snapshot was installed meanwhile: this one is out of date, and its record would be too.
             sometimes!("save-overtaken-by-an-install");
@@ -183,6 +195,7 @@ impl StepWorker {
         for to in replica.sending.settle(&replica.core) {
             snapshots.sends.abort(group, to);
         }
+        replica.keep_older(newest);
         let compact_to = replica.compaction_point(index, request.options());
         update.compact_to = compact_to;
         let record = record_of(saved, false);

@@ -80,8 +80,8 @@ pub enum Command {
         /// The message.
         message: Box<Message>,
     },
-    /// The state machine has recovered from an installed snapshot.
-    Recovered(Arc<GroupShared>, Index),
+    /// The state machine was to recover to this index.
+    Recovered(Arc<GroupShared>, Index, crate::snapshot::Recovery),
     /// The storage of a stopped replica's state machine was let go of.
     MachineGone(Arc<GroupShared>),
     /// Something about another host.
@@ -247,6 +247,10 @@ pub struct GroupShared {
     pub stop: Arc<AtomicBool>,
     /// Client sessions that the group keeps, as a registration that is made here says.
     pub sessions_max: u32,
+    /// Older snapshots from which the log can bring the state machine up to date, newest first: for its first recovery.
+    pub fallbacks: Mutex<Vec<Index>>,
+    /// The state machine stands nowhere: no snapshot could be recovered, and a leader's has not come yet.
+    pub machine_lost: AtomicBool,
     /// What stops each of the saves that are asked for or under way; of those that have ended nothing is left to stop.
     saves: Mutex<Vec<Weak<AtomicBool>>>,
     /// The state machine's storage was let go of: another life of the replica may open it.
@@ -331,6 +335,8 @@ impl GroupShared {
             stop: Arc::new(AtomicBool::new(false)),
             sessions_max: parts.sessions_max,
             saves: Mutex::new(Vec::new()),
+            fallbacks: Mutex::new(Vec::new()),
+            machine_lost: AtomicBool::new(false),
             machine_gone: AtomicBool::new(false),
             snapshot_entries: parts.snapshot_entries,
             snapshot_due: AtomicU64::new(u64::MAX),
@@ -343,6 +349,9 @@ impl GroupShared {
     pub fn lookup(&self, machine: Option<&dyn DynMachine>, mut reads: Box<dyn AnyReads>) {
         if reads.answer_applied(Index(self.published.applied.load(Ordering::Acquire))) {
             return;
+        }
+        if self.machine_lost.load(Ordering::SeqCst) {
+            return reads.fail(&RequestError::StateLost);
         }
         crate::apply::guarded(reads, |reads| match (&self.lookups, machine) {
             (Some(lookups), _) => lookups.lookup(reads),

@@ -6,8 +6,10 @@
 //!
 //! Invariant: files that a durable record names are never removed before another record replaced it.
 
+mod recovery;
 mod request;
 
+pub use recovery::Recovery;
 pub use request::{
     NotSaved, SaveOutcome, SaveTask, SnapshotOptions, SnapshotOutcome, SnapshotRequest, SnapshotTimeout,
 };
@@ -27,9 +29,7 @@ use longboat_logdb::{GroupState, LogReader, Record, SnapshotRecord, Update};
 use longboat_raft::{
     Fetch, GroupId, Guard, Index, LogPos, Output, Persist, Progress, ReplicaId, SnapshotMeta, sometimes,
 };
-use longboat_rsm::snapshot::{
-    Content, Prepared, RecoverJob, RecoverTask, SaveJob, SavedSnapshot, SnapshotError, SnapshotHeader, SnapshotStore,
-};
+use longboat_rsm::snapshot::{Content, Prepared, SaveJob, SavedSnapshot, SnapshotError, SnapshotHeader, SnapshotStore};
 use longboat_rsm::{MachineKind, RequestError, SnapshotRefusal};
 use longboat_transport::Transport;
 use parking_lot::Mutex;
@@ -208,36 +208,6 @@ impl SnapshotIo {
         self.host.workers[shared.worker()].command(Command::SnapshotSaved(Arc::clone(shared), outcome));
     }
 
-    /// The pool replaces the state machine's state by a snapshot's. A failure stops the replica.
-    pub fn recover(self: &Arc<Self>, shared: &Arc<GroupShared>, meta: SnapshotMeta) {
-        let (group_shared, io) = (Arc::clone(shared), Arc::clone(self));
-        let index = meta.pos.index;
-        let on_done = move |result: Result<SnapshotMeta, SnapshotError>| {
-            let shared = group_shared;
-            match result {
-                Ok(_) => {
-                    shared.published.applied.store(index.0, Ordering::Release);
-                    let command = Command::Recovered(Arc::clone(&shared), index);
-                    io.host.workers[shared.worker()].command(command);
-                }
-                Err(error) => {
-                    machine_failed(&shared, format!("recovery at {index}: {error}"));
-                }
-            }
-            io.host.apply[shared.apply_worker].job_done(shared, MachineJob::Alone);
-        };
-        self.spawner.spawn(Box::new(RecoverJob::new(RecoverTask {
-            machine: Arc::clone(&shared.machine),
-            group: shared.group,
-            replica: shared.replica,
-            index,
-            older: Vec::new(),
-            store: self.store.clone(),
-            stop: Arc::clone(&shared.stop),
-            on_done: Box::new(on_done),
-        })));
-    }
-
     /// A record is durable (step 5): the core lets go of the truncated log, older files go, the request completes.
     pub fn after_durable(&self, replica: &mut Replica, after: AfterDurable) {
         let (group, id) = (replica.config.group, replica.config.replica);
@@ -276,6 +246,8 @@ impl SnapshotIo {
                 tracing::info!(%group, replica = %id, %index, "snapshot installed");
                 shared.tell(|| ReplicaEvent::SnapshotInstalled { index });
                 replica.recorded = replica.recorded.max(index);
+                // The log no longer goes on from them.
+                replica.older.clear();
                 self.remove_unneeded(replica);
             }
             AfterDurable::Stopped(_) | AfterDurable::Buried(..) => unreachable!("these concern no running replica"),
@@ -296,6 +268,7 @@ impl SnapshotIo {
     /// to recover from.
     pub fn remove_unneeded(&self, replica: &Replica) {
         let keep = replica.recorded.min(replica.recovered);
+        let keep = replica.older.first().map_or(keep, |&oldest| keep.min(oldest));
         if keep.is_zero() {
             return;
         }

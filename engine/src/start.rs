@@ -11,9 +11,10 @@ use crate::stored::is_blank;
 use ahash::{AHashMap, AHashSet};
 use longboat_logdb::{Bootstrap, GroupState, LogReader, ReadError, Record, SnapshotRecord, Update};
 use longboat_raft::{
-    Core, CoreConfig, GroupEpoch, GroupId, HardState, HostId, Index, Membership, ReplicaId, ReplicaKind, Restored, Run,
-    Time, Violation, plant,
+    Core, CoreConfig, GroupEpoch, GroupId, HardState, HostId, Index, LogPos, Membership, ReplicaId, ReplicaKind,
+    Restored, Run, SnapshotMeta, Time, Violation, plant,
 };
+use longboat_rsm::snapshot::{SnapshotError, SnapshotStore};
 use longboat_rsm::{DynMachine, Pending, RequestError, WitnessMachine};
 use parking_lot::Mutex;
 use std::any::TypeId;
@@ -389,12 +390,16 @@ impl Starter {
         if beginning.stands {
             shared.published.applied.store(applied.0, Ordering::Release);
         }
+        let older =
+            self.older_snapshots(&shared, snapshot.as_ref().filter(|_| beginning.recover.is_some()), state.start);
         let mut replica = Replica::new(shared, core, config, state.bootstrap.clone(), life | 1);
         replica.recover_first = beginning.recover.map(Box::new);
         replica.recovered = if beginning.stands { applied } else { Index::ZERO };
         if let Some(reason) = opened.failed {
             machine_failed(&replica.shared, reason);
         }
+        let surplus = older.len().saturating_sub(replica.config.snapshots_kept.max(1) as usize - 1);
+        replica.older = older[surplus..].to_vec();
         replica.last_request = applied;
         replica.recorded = applied;
         replica.snapshot = state.snapshot.clone().map(Box::new);
@@ -406,6 +411,17 @@ impl Starter {
             new.then(|| Update { hard_state: HardState::default(), ..update(Record::Bootstrap(state.bootstrap)) });
         let snapshot = state.snapshot.filter(|_| new).map(|s| update(Record::Snapshot(s)));
         Ok((Box::new(replica), [bootstrap, snapshot]))
+    }
+
+    /// The snapshots before the recorded one from which the log can bring the state machine up to date, ascending. Those are
+    /// what its first recovery falls back to.
+    fn older_snapshots(&self, shared: &GroupShared, newest: Option<&SnapshotMeta>, start: LogPos) -> Vec<Index> {
+        let Some(newest) = newest.filter(|_| !shared.witness) else { return Vec::new() };
+        let found = self.snapshots.store().list(shared.group, shared.replica).unwrap_or_default();
+        let reached = |index: &Index| *index >= start.index && *index < newest.pos.index;
+        let older: Vec<Index> = found.into_iter().filter(reached).collect();
+        *shared.fallbacks.lock() = older.iter().rev().copied().collect();
+        older
     }
 
     fn core_config(&self, config: &ReplicaConfig, seed: u64) -> CoreConfig {
@@ -534,6 +550,18 @@ fn check_kind(config: &ReplicaConfig, membership: &Membership) -> Result<(), Sta
     }
 }
 
+/// The snapshots that may be of use: the recorded one, and those before it from which the log goes on.
+fn usable(
+    store: &SnapshotStore,
+    group: GroupId,
+    replica: ReplicaId,
+    state: &GroupState,
+) -> Result<Vec<Index>, SnapshotError> {
+    let Some(newest) = state.snapshot.as_ref().map(|s| s.meta.pos.index) else { return Ok(Vec::new()) };
+    let older = store.list(group, replica)?.into_iter().filter(|&i| i >= state.start.index && i < newest);
+    Ok(older.chain([newest]).collect())
+}
+
 /// Removes snapshot files that no record names: a crash left them, or a newer one has replaced them.
 fn remove_orphans(snapshots: &SnapshotIo, states: &AHashMap<GroupId, GroupState>) {
     let store = snapshots.store();
@@ -549,7 +577,13 @@ fn remove_orphans(snapshots: &SnapshotIo, states: &AHashMap<GroupId, GroupState>
     }
     for (group, replica) in found {
         let state = states.get(&group).filter(|s| s.bootstrap.replica == replica && !s.removed);
-        let keep: Vec<Index> = state.and_then(|s| s.snapshot.as_ref()).map(|s| s.meta.pos.index).into_iter().collect();
+        let keep = match state.map_or_else(|| Ok(Vec::new()), |state| usable(store, group, replica, state)) {
+            Ok(keep) => keep,
+            Err(error) => {
+                tracing::warn!(%group, %replica, %error, "snapshots can't be listed");
+                continue;
+            }
+        };
         if let Err(error) = store.remove_orphans(group, replica, &keep) {
             tracing::warn!(%group, %replica, %error, "orphaned snapshots were not removed");
         }

@@ -231,10 +231,9 @@ impl StepWorker {
                     let epoch = shared.epoch;
                     self.with(&shared, |w, slot| w.deliver(now, slot, epoch, from, *message));
                 }
-                Command::Recovered(shared, index) => self.with(&shared, |w, slot| {
-                    w.replica(slot).core.applied(index);
-                    w.recovered(slot, index);
-                }),
+                Command::Recovered(shared, index, how) => {
+                    self.with(&shared, |w, slot| w.recovery_ended(slot, index, how));
+                }
                 Command::MachineGone(shared) => self.machine_gone(&shared),
                 Command::Peer(news) => self.peer_news(now, news),
                 Command::Fetched { shared, ticket, runs } => {

@@ -436,6 +436,19 @@ impl Core {
         self.full = full;
     }
 
+    /// The state machine lost its state, and nothing here brings it back: from now on this replica is as one that started with
+    /// [`Guard::NeedsSnapshot`]. What it was handed counts no more; what it has acknowledged does.
+    pub fn lose_machine(&mut self, now: Time) {
+        self.tell(now);
+        self.wake(now);
+        if self.guard == Guard::None {
+            self.guard = Guard::NeedsSnapshot;
+            if self.role != Role::Follower {
+                self.become_follower(self.term, None);
+            }
+        }
+    }
+
     /// Takes its role from the membership in effect.
     pub(crate) fn learn_own_role(&mut self) {
         self.is_voter = self.membership.is_voter(self.id);

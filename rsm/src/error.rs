@@ -261,6 +261,10 @@ pub enum RequestError {
     /// The lease of a log pin has ended: what it held may be gone.
     #[error("the lease of the log pin has ended")]
     PinExpired,
+    /// No snapshot of this replica could be recovered, and it waits for one of the leader's. Ask another replica. A proposal
+    /// may have been applied there.
+    #[error("this replica lost its state and waits for a snapshot")]
+    StateLost,
     /// A snapshot request failed.
     #[error("snapshot failed: {0}")]
     Snapshot(String),
@@ -277,7 +281,7 @@ impl RequestError {
     pub fn may_have_applied(&self) -> bool {
         match self {
             Self::Timeout { may_have_applied, .. } => *may_have_applied,
-            Self::OutcomeUnknown | Self::HostFailed(_) | Self::MachineFailed { .. } => true,
+            Self::OutcomeUnknown | Self::StateLost | Self::HostFailed(_) | Self::MachineFailed { .. } => true,
             Self::Removed | Self::Superseded | Self::ResultUnreadable(_) => true,
             _ => false,
         }

@@ -4,6 +4,7 @@ use crate::wire::Wire;
 use longboat_engine::{
     EngineConfig, GroupShared, Host, HostParts, Notifiers, ReplicaConfig, Start, StartError, StartSpec, Worker,
 };
+use longboat_io::sim::SimDisk;
 use longboat_io::{Clock, Job, JobState, RealDisk, SharedDisk, Spawner};
 use longboat_logdb::{GroupState, KeyValue, SharedLog, SharedLogConfig};
 use longboat_raft::{GroupId, HostId, Member, Membership, ReplicaId, StoreId, Time};
@@ -70,18 +71,35 @@ pub struct Alone {
     pub wire: Arc<Wire>,
     jobs: Arc<Jobs>,
     pub found: Vec<GroupState>,
+    sim: Option<SimDisk>,
+}
+
+impl Drop for Alone {
+    /// Jobs hold the host, and it holds them: a host that dies lets go of both.
+    fn drop(&mut self) {
+        let jobs = std::mem::take(&mut *self.jobs.0.lock());
+        drop(jobs);
+    }
 }
 
 impl Alone {
     pub fn open(dir: &Path) -> Self {
-        let disk: SharedDisk = Arc::new(RealDisk);
+        Self::open_on(Arc::new(RealDisk), dir, None).expect("opens")
+    }
+
+    /// On a simulated disk, which may have stopped: then it does not open.
+    pub fn open_simulated(disk: &SimDisk) -> Option<Self> {
+        Self::open_on(disk.process(), Path::new("/data"), Some(disk.clone()))
+    }
+
+    fn open_on(disk: SharedDisk, dir: &Path, sim: Option<SimDisk>) -> Option<Self> {
         let config = SharedLogConfig {
             segment_bytes: 4 << 20,
             journal_bytes_max: 64 << 20,
             key_value: KeyValue::Memory,
             ..SharedLogConfig::new(dir, HOST)
         };
-        let log = SharedLog::open(Arc::clone(&disk), config).expect("opens");
+        let log = SharedLog::open(Arc::clone(&disk), config).ok()?;
         let found = log.groups.clone();
         let config = Self::engine();
         let (clock, jobs) = (Arc::new(TestClock(AtomicU64::new(1000 * MILLI))), Arc::new(Jobs::default()));
@@ -94,7 +112,7 @@ impl Alone {
             spawner: Arc::clone(&jobs) as Arc<dyn Spawner>,
             transport: Arc::clone(&wire) as Arc<dyn Transport>,
         };
-        Self { host: Host::new(parts, &notifiers), clock, wire, jobs, found }
+        Some(Self { host: Host::new(parts, &notifiers), clock, wire, jobs, found, sim })
     }
 
     /// Settings of a host with one worker of each kind.
@@ -169,13 +187,42 @@ impl Alone {
     }
 
     pub fn write(&mut self) {
-        while self.host.writer.run_round(self.clock.now()).again {}
+        for _ in 0..ROUNDS_MAX {
+            // A host whose store has failed has more to do for ever.
+            (0..ROUNDS_MAX).find(|_| !self.host.writer.run_round(self.clock.now()).again);
+            if !self.complete_writes() {
+                return;
+            }
+        }
+    }
+
+    /// Lets what is under way on a simulated disk complete. Returns whether there was anything.
+    fn complete_writes(&self) -> bool {
+        let Some((disk, at)) = self.sim.as_ref().and_then(|disk| Some((disk, disk.next_completion()?))) else {
+            return false;
+        };
+        disk.set_now(at);
+        true
+    }
+
+    /// One step of each job.
+    pub fn step_jobs(&self) {
+        let mut jobs = std::mem::take(&mut *self.jobs.0.lock());
+        jobs.retain_mut(|job| job.step(1 << 20) != JobState::Done);
+        self.jobs.0.lock().append(&mut jobs);
+    }
+
+    pub fn apply(&mut self) {
+        self.host.applies[0].run_round(self.clock.now());
     }
 
     pub fn run_jobs(&self) {
-        let mut jobs = std::mem::take(&mut *self.jobs.0.lock());
-        while !jobs.is_empty() {
-            jobs.retain_mut(|job| job.step(1 << 20) != JobState::Done);
+        for _ in 0..10 * ROUNDS_MAX {
+            self.step_jobs();
+            self.complete_writes();
+            if self.jobs.0.lock().is_empty() {
+                return;
+            }
         }
     }
 

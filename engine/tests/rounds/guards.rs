@@ -9,7 +9,7 @@ use longboat_engine::{
 use longboat_io::{Clock, RealDisk, SharedDisk};
 use longboat_raft::{Index, ProposeOptions, ReplicaId};
 use longboat_rsm::snapshot::verify_export;
-use longboat_rsm::{Pending, RequestError, SnapshotRefusal};
+use longboat_rsm::{Pending, Reads, RequestError, SnapshotRefusal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
@@ -24,12 +24,15 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("overhead-wraps", a_log_shorter_than_what_is_kept_stays_whole),
     ("compaction-index-not-checked", the_log_goes_no_further_than_its_snapshot),
     ("pin-ignored", pinned_log_stays_until_its_lease_ends),
+    ("older-log-not-kept", the_log_reaches_back_to_the_oldest_snapshot_that_is_kept),
+    ("fallback-without-its-log", an_older_snapshot_is_brought_up_to_date_by_the_log),
+    ("state-lost-not-seen", nothing_is_asked_of_a_machine_without_state),
     ("abort-not-seen", an_aborted_save_leaves_nothing),
 ];
 
 /// A host with a group of one voter, which leads.
 pub struct Led {
-    pub dir: TempDir,
+    pub dir: Option<TempDir>,
     pub alone: Alone,
     pub shared: Arc<GroupShared>,
     pub fails: Arc<AtomicBool>,
@@ -38,14 +41,24 @@ pub struct Led {
 impl Led {
     pub fn new(change: impl FnOnce(&mut ReplicaConfig)) -> Self {
         let dir = TempDir::new().unwrap();
-        let mut alone = Alone::open(dir.path());
+        let led = Self::on(Alone::open(dir.path()), voters(1), change);
+        assert_eq!(led.shared.leader().map(|l| l.1), Some(ReplicaId(1)));
+        Self { dir: Some(dir), ..led }
+    }
+
+    /// The group on a host that was opened just now, as it was before or new.
+    pub fn on(mut alone: Alone, start: Start, change: impl FnOnce(&mut ReplicaConfig)) -> Self {
         let mut config = Alone::config(1);
         change(&mut config);
         let fails = Arc::<AtomicBool>::default();
-        let shared = alone.start_machine(config, voters(1), List { fails: Arc::clone(&fails), ..List::default() });
+        let list = List { fails: Arc::clone(&fails), ..List::default() };
+        let shared = alone.start_machine(config, start, list);
+        for _ in 0..3 {
+            alone.pass(2);
+            alone.run_jobs();
+        }
         alone.pass(300);
-        assert_eq!(shared.leader().map(|l| l.1), Some(ReplicaId(1)));
-        Self { dir, alone, shared, fails }
+        Self { dir: None, alone, shared, fails }
     }
 
     /// Proposes these values, one entry each, and waits until they are applied.
@@ -95,6 +108,15 @@ impl Led {
         }
     }
 
+    /// What the state machine holds.
+    pub fn values(&self) -> Vec<u64> {
+        let machine = self.shared.machine.lock();
+        let mut reads = Reads::<List>::new();
+        let pending = reads.add(());
+        machine.lookup(Box::new(reads));
+        outcome(pending).unwrap()
+    }
+
     pub fn applied(&self) -> Index {
         Index(self.shared.published.applied.load(Ordering::Relaxed))
     }
@@ -111,17 +133,10 @@ impl Led {
 
     /// Closes the host as a kill would, and opens it again with the same group.
     pub fn restart(self, change: impl FnOnce(&mut ReplicaConfig)) -> Self {
-        let Self { dir, alone, shared, fails } = self;
+        let Self { dir, alone, shared, .. } = self;
         drop((alone, shared));
-        let mut alone = Alone::open(dir.path());
-        let mut config = Alone::config(1);
-        change(&mut config);
-        let list = List { fails: Arc::clone(&fails), ..List::default() };
-        let shared = alone.start_machine(config, Start::Restart, list);
-        alone.pass(2);
-        alone.run_jobs();
-        alone.pass(300);
-        Self { dir, alone, shared, fails }
+        let alone = Alone::open(dir.as_ref().unwrap().path());
+        Self { dir, ..Self::on(alone, Start::Restart, change) }
     }
 }
 
@@ -229,6 +244,74 @@ fn pinned_log_stays_until_its_lease_ends() {
     let gone = led.log(|reply| LogRequest::Pin(Index(7), lease, reply)).map(drop);
     assert_eq!(gone, Err(RequestError::LogRange { first: index.next(), last: index }));
     drop(pin);
+}
+
+/// Changes a byte in the middle of a snapshot's file.
+fn damage(led: &Led, index: Index) {
+    let dir = led.dir.as_ref().unwrap().path().join(format!("snapshots/{GROUP}/1/snapshot-{index}"));
+    let file = dir.join("snapshot.bin");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(file, bytes).unwrap();
+}
+
+fn two_kept(config: &mut ReplicaConfig) {
+    config.snapshots_kept = 2;
+}
+
+fn the_log_reaches_back_to_the_oldest_snapshot_that_is_kept() {
+    let mut led = Led::new(two_kept);
+    led.put(0..10);
+    let first = led.saved();
+    assert_eq!(led.start(), first);
+    led.put(10..20);
+    let second = led.saved();
+    assert_eq!((led.start(), led.files()), (first, vec![first, second]));
+    assert_eq!(led.log(LogRequest::Info).unwrap().held_by, LogHold::OlderSnapshot { index: first });
+    led.put(20..30);
+    let third = led.saved();
+    assert_eq!((led.start(), led.files()), (second, vec![second, third]));
+    let led = led.restart(two_kept);
+    assert_eq!((led.start(), led.files()), (second, vec![second, third]));
+    assert_eq!(led.values(), (0..30).collect::<Vec<_>>());
+}
+
+fn an_older_snapshot_is_brought_up_to_date_by_the_log() {
+    let mut led = Led::new(two_kept);
+    led.put(0..10);
+    let first = led.saved();
+    led.put(10..20);
+    let second = led.saved();
+    led.put(20..25);
+    damage(&led, second);
+    let mut led = led.restart(two_kept);
+    led.settle();
+    assert_eq!(led.values(), (0..25).collect::<Vec<_>>());
+    let broken = format!("snapshots/{GROUP}/1/snapshot-{second}.broken");
+    assert!(led.dir.as_ref().unwrap().path().join(broken).exists());
+    // The damaged one was recorded: another has taken its place, without anybody asking.
+    let files = led.files();
+    assert!(files.len() == 2 && files[0] == first && files[1] >= second, "{files:?}");
+    let led = led.restart(two_kept);
+    assert_eq!(led.values(), (0..25).collect::<Vec<_>>());
+}
+
+fn nothing_is_asked_of_a_machine_without_state() {
+    let mut led = Led::new(|_| {});
+    led.put(0..10);
+    let index = led.saved();
+    led.put(10..20);
+    damage(&led, index);
+    let mut led = led.restart(|_| {});
+    // It is the only voter, and there is nobody to ask: it does not go on without what it lost.
+    led.alone.pass(2_000);
+    assert_eq!((led.applied(), led.shared.leader()), (Index::ZERO, None));
+    let mut reads = Reads::<List>::new();
+    let pending = reads.add(());
+    led.shared.lookup(None, Box::new(reads));
+    assert_eq!(outcome(pending), Err(RequestError::StateLost));
+    assert_eq!(led.snapshot(SnapshotOptions::default()), Err(RequestError::StateLost));
 }
 
 fn an_aborted_save_leaves_nothing() {

@@ -201,6 +201,6 @@ fn a_group_does_not_come_back_before_the_tombstone_of_its_former_replica_is_writ
     lone.start(2, Start::Join).expect("under another id");
     lone.listen(10);
     drop(lone);
-    let found = Alone::open(dir.path()).found;
+    let found = Alone::open(dir.path()).found.clone();
     assert_eq!((found[0].removed, found[0].bootstrap.replica), (false, ReplicaId(2)));
 }

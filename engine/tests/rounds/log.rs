@@ -5,6 +5,13 @@ use longboat_engine::{EntryLimits, LogHold, LogRequest};
 use longboat_raft::{EntryKind, Index};
 use longboat_rsm::{RequestError, SnapshotRefusal};
 
+/// The files are those that are kept, and the log has what comes after the oldest of them.
+pub fn log_goes_on_from_a_snapshot(led: &Led, kept: u32, context: &str) {
+    let (files, start) = (led.files(), led.start());
+    assert!(!files.is_empty() && files.len() <= kept as usize, "{context}: {files:?}");
+    assert!(start <= files[0], "{context}: {files:?}, the log begins after {start}");
+}
+
 #[test]
 fn without_automatic_compaction_the_log_goes_when_that_is_asked_for() {
     let mut led = Led::new(|config| (config.auto_compaction, config.compaction_overhead) = (false, 4));

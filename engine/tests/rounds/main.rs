@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod alone;
+mod crashes;
 mod guards;
 mod hosts;
 mod list;

@@ -98,3 +98,52 @@ fn snapshot_requests_that_make_no_sense_are_refused_with_the_reason() {
     let beyond = SnapshotOptions::default().with_compaction_index(Index(1_000));
     assert!(matches!(ask(beyond), Err(RequestError::SnapshotRefused(SnapshotRefusal::CompactionIndex { .. }))));
 }
+
+#[test]
+fn a_replica_whose_only_snapshot_is_damaged_asks_the_leader_for_one() {
+    let mut cluster = Cluster::start(1, 0);
+    let batch = cluster.group(0, 1).propose_batch((0..100u64).collect::<Vec<_>>(), PATIENCE).unwrap();
+    assert!(batch.wait().into_iter().all(|r| r.is_ok()));
+    let down = (cluster.leader(1) + 1) % 3;
+    assert_eq!(cluster.read(down, 1).len(), 100);
+    let outcome = cluster.group(down, 1).request_snapshot(SnapshotOptions::default(), PATIENCE).unwrap().wait();
+    let Ok(SnapshotOutcome::Saved { index }) = outcome else { panic!("{outcome:?}") };
+    cluster.close(down);
+    let file = cluster.dirs[down].path().join(format!("snapshots/1/{}/snapshot-{index}/snapshot.bin", down + 1));
+    let mut bytes = std::fs::read(&file).expect("it was saved");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    cluster.open(down);
+    // Its log is whole and begins behind the snapshot: it goes on from one of the leader's, and answers.
+    until("an install", || (cluster.group(down, 1).info().snapshots_installed > 0).then_some(()));
+    assert_eq!(cluster.read(down, 1), (0..100).collect::<Vec<_>>());
+    cluster.put(down, 1, 100);
+    cluster.close(down);
+    cluster.open(down);
+    assert_eq!(cluster.read(down, 1), (0..=100).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_log_is_read_held_and_truncated_through_the_group() {
+    let cluster = Cluster::start(1, 0);
+    let batch = cluster.group(0, 1).propose_batch((0..100u64).collect::<Vec<_>>(), PATIENCE).unwrap();
+    assert!(batch.wait().into_iter().all(|r| r.is_ok()));
+    let group = cluster.group(0, 1);
+    let lease = std::time::Duration::from_secs(600);
+    let pin = group.pin_log(Index(50), lease, PATIENCE).unwrap().wait().expect("it is there");
+    group.request_snapshot(SnapshotOptions::default(), PATIENCE).unwrap().wait().expect("saved");
+    let info = group.log_info(PATIENCE).unwrap().wait().unwrap();
+    assert_eq!((info.first, info.held_by), (Index(50), LogHold::Pinned { index: Index(50) }));
+    let read = group.query_entries(Index(50)..Index(60), EntryLimits::default(), PATIENCE).unwrap().wait().unwrap();
+    assert_eq!((read.entries.len(), read.next), (10, Index(60)));
+    pin.renew(lease, PATIENCE).unwrap().wait().expect("it is held");
+    drop(pin);
+    let through = until("the end of the pin", || {
+        let done = group.request_compaction(None, PATIENCE).unwrap().wait().expect("truncated");
+        (done.held_by == LogHold::Overhead).then_some(done.through)
+    });
+    assert_eq!(group.info().first_index, through.next());
+    let gone = group.query_entries(Index(50)..Index(60), EntryLimits::default(), PATIENCE).unwrap().wait();
+    assert!(matches!(gone, Err(RequestError::LogRange { first, .. }) if first == through.next()), "{gone:?}");
+}

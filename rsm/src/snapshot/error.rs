@@ -62,6 +62,15 @@ pub enum SnapshotError {
 }
 
 impl SnapshotError {
+    /// Whether it is the snapshot that is at fault, so that another one may serve.
+    pub fn is_unusable(&self) -> bool {
+        match self {
+            Self::Corrupt(_) | Self::Mismatch { .. } => true,
+            Self::Io(error) => error.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
     pub(crate) fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt(what.into())
     }

@@ -13,7 +13,6 @@ use crate::machine::DynMachine;
 use longboat_io::{Job, JobState};
 use longboat_raft::{GroupId, Index, ReplicaId, SnapshotMeta, plant};
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -107,7 +106,7 @@ impl RecoverJob {
         loop {
             let recovered = self.recover_from(index);
             let Err(error) = recovered else { return recovered };
-            if !is_unusable(&error) {
+            if !error.is_unusable() {
                 return Err(error);
             }
             tracing::error!(group = %self.group, replica = %self.replica, %index, %error, "snapshot can't be used and is set aside");
@@ -176,15 +175,6 @@ impl RecoverJob {
 
     fn check_stop(&self) -> Result<(), SnapshotError> {
         if self.stop.load(Ordering::Relaxed) { Err(SnapshotError::Stopped) } else { Ok(()) }
-    }
-}
-
-/// Whether it is the file that is at fault, so that an older one may serve.
-fn is_unusable(error: &SnapshotError) -> bool {
-    match error {
-        SnapshotError::Corrupt(_) | SnapshotError::Mismatch { .. } => true,
-        SnapshotError::Io(error) => error.kind() == io::ErrorKind::NotFound,
-        _ => false,
     }
 }
 

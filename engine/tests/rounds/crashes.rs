@@ -1,0 +1,119 @@
+//! A host that dies at every step of a snapshot's life: while it is written, between its name and its record, between the
+//! record and the truncation, and while older ones are deleted.
+
+use crate::alone::{Alone, outcome, voters};
+use crate::guards::Led;
+use crate::log::log_goes_on_from_a_snapshot;
+use longboat_engine::{ReplicaConfig, SnapshotOptions, SnapshotOutcome, Start};
+use longboat_io::sim::{SimDisk, SimDiskConfig};
+use longboat_raft::Index;
+use std::path::Path;
+
+/// Seeds per step: what survives a power loss is drawn from them.
+const SEEDS: u64 = 4;
+
+/// A disk with a group that has applied ten values and has a snapshot of them.
+fn prepared(kept: u32) -> SimDisk {
+    let disk = SimDisk::new(kept.into(), SimDiskConfig::default());
+    disk.process().create_dir_all(Path::new("/data")).unwrap();
+    disk.process().sync_dir(Path::new("/")).unwrap();
+    let mut led = Led::on(Alone::open_simulated(&disk).unwrap(), voters(1), keeping(kept));
+    led.put(0..10);
+    led.saved();
+    disk.kill();
+    disk
+}
+
+fn keeping(kept: u32) -> impl Fn(&mut ReplicaConfig) {
+    move |config| config.snapshots_kept = kept
+}
+
+/// Dies after so many changes of the disk on the way of a second snapshot. Returns whether it came that far.
+fn die_after(disk: &SimDisk, changes: u64, kept: u32, power: bool) -> bool {
+    let context = format!("{changes} changes, {kept} kept, power loss: {power}");
+    let mut led = Led::on(Alone::open_simulated(disk).unwrap(), Start::Restart, keeping(kept));
+    led.put(10..20);
+    assert_eq!(led.values(), (0..20).collect::<Vec<_>>(), "{context}");
+    let pending = led.ask(SnapshotOptions::default()).unwrap();
+    disk.stop_after(changes);
+    led.settle();
+    let reported = match pending.wait_timeout(std::time::Duration::ZERO) {
+        Ok(Ok(SnapshotOutcome::Saved { index })) => index,
+        _ => Index::ZERO,
+    };
+    let stopped = disk.is_stopped();
+    if power {
+        disk.power_loss()
+    } else {
+        disk.kill()
+    };
+    drop(led);
+    let mut led = Led::on(Alone::open_simulated(disk).unwrap(), Start::Restart, keeping(kept));
+    assert_eq!(led.values(), (0..20).collect::<Vec<_>>(), "{context}");
+    let files = led.files();
+    assert!(files.last().is_some_and(|&newest| newest >= reported), "{context}: {files:?}, {reported} was reported");
+    log_goes_on_from_a_snapshot(&led, kept, &context);
+    // It goes on as if nothing had been.
+    led.put(20..30);
+    let index = led.saved();
+    assert!(index > reported, "{context}");
+    log_goes_on_from_a_snapshot(&led, kept, &context);
+    stopped
+}
+
+fn die_at_every_step(kept: u32) {
+    let base = prepared(kept);
+    for changes in 0.. {
+        let mut stopped = false;
+        for seed in 0..SEEDS {
+            let disk = base.fork();
+            disk.reseed(seed);
+            stopped |= die_after(&disk, changes, kept, seed % 2 == 1);
+        }
+        if !stopped {
+            assert!(changes > 12, "only {changes} steps were seen");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_survives_a_death_at_every_step_of_its_life() {
+    die_at_every_step(1);
+}
+
+#[test]
+fn two_kept_snapshots_survive_a_death_at_every_step_of_their_life() {
+    die_at_every_step(2);
+}
+
+/// As above on a real disk, where a kill comes between any two rounds and steps of jobs.
+#[test]
+fn a_snapshot_survives_a_kill_between_any_two_steps_on_a_real_disk() {
+    for steps in 0..12 {
+        let mut led = Led::new(keeping(1));
+        led.put(0..10);
+        led.saved();
+        led.put(10..20);
+        let pending = led.ask(SnapshotOptions::default()).unwrap();
+        for step in 0..steps {
+            match step % 4 {
+                0 => drop(led.alone.step()),
+                1 => led.alone.apply(),
+                2 => led.alone.step_jobs(),
+                _ => led.alone.write(),
+            }
+        }
+        drop(pending);
+        let mut led = led.restart(keeping(1));
+        assert_eq!(led.values(), (0..20).collect::<Vec<_>>(), "{steps} steps");
+        log_goes_on_from_a_snapshot(&led, 1, &format!("{steps} steps"));
+        led.put(20..21);
+        led.saved();
+    }
+    let mut led = Led::new(keeping(1));
+    led.put(0..10);
+    let pending = led.ask(SnapshotOptions::default()).unwrap();
+    led.settle();
+    assert!(outcome(pending).is_ok());
+}
