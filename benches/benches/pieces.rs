@@ -4,16 +4,21 @@
 
 use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use longboat_io::{JobState, RealDisk};
+use longboat_logdb::{Bootstrap, KeyValue, LogDb, Record, SharedLog, SharedLogConfig, Update};
 use longboat_raft::{
-    Body, EntryKind, GroupEpoch, GroupId, Index, LogPos, Message, Origin, ReplicaId, Run, RunBuilder, Term,
+    Body, EntryKind, GroupEpoch, GroupId, HardState, HostId, Index, LogPos, Message, Origin, ReplicaId, Run,
+    RunBuilder, Term,
 };
 use longboat_rsm::{Completion, PendingBatch};
 use longboat_transport::wire::{self, FrameBuilder};
 use std::future::Future;
 use std::hint::black_box;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 /// Entries of a run and payload bytes of each: a lone write, a small group's batch, a large one's, and large payloads.
 const SHAPES: [(usize, usize); 4] = [(1, 16), (16, 16), (512, 16), (64, 1024)];
@@ -137,5 +142,63 @@ fn frames(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, runs, completions, frames);
+/// One batch of many groups made durable by the store, in a directory without a disk behind it where there is one: what is left
+/// is the processor's part. Settling is not in it.
+fn records(c: &mut Criterion) {
+    const KEPT: u64 = 10_000;
+    let shared_memory = Path::new("/dev/shm");
+    let place = if shared_memory.is_dir() { shared_memory.to_path_buf() } else { std::env::temp_dir() };
+    for (groups, entries, bytes) in [(1u64, 512usize, 16usize), (48, 16, 16), (1000, 1, 16), (48, 16, 1024)] {
+        let dir = tempfile::tempdir_in(&place).expect("a temporary directory");
+        let config = SharedLogConfig { key_value: KeyValue::Memory, ..SharedLogConfig::new(dir.path(), HostId(1)) };
+        let mut log = SharedLog::open(Arc::new(RealDisk), config).expect("opens").log;
+        let payload = vec![7u8; bytes];
+        let mut first = 1u64;
+        let mut batch = || {
+            let run = |first| chunk(entries, &payload).seal(Term(3), Index(first), ORIGIN);
+            let commit = first - 1;
+            let update = |group| Update {
+                group: GroupId(group),
+                hard_state: HardState { term: Term(3), vote: ReplicaId(1), commit: Index(commit) },
+                runs: [run(first)].into_iter().collect(),
+                compact_to: (commit > KEPT).then(|| LogPos { term: Term(3), index: Index(commit - KEPT) }),
+                ..Update::default()
+            };
+            let batch: Vec<Update> = (1..=groups).map(update).collect();
+            first += entries as u64;
+            batch
+        };
+        let write = |log: &mut SharedLog, batch| {
+            let seq = log.submit(batch);
+            while log.poll().expect("nothing fails").durable_through < seq {}
+        };
+        let start = (1..=groups).map(|g| Update {
+            group: GroupId(g),
+            record: Some(Box::new(Record::Bootstrap(Bootstrap::default()))),
+            ..Update::default()
+        });
+        write(&mut log, start.collect());
+
+        let mut group = c.benchmark_group(format!("record of {groups} groups x {entries} x {bytes} B"));
+        group.throughput(Throughput::Elements(groups * entries as u64));
+        group.bench_function("write", |b| {
+            b.iter_custom(|rounds| {
+                let mut spent = Duration::ZERO;
+                for _ in 0..rounds {
+                    let batch = batch();
+                    let started = Instant::now();
+                    write(&mut log, batch);
+                    spent += started.elapsed();
+                    while let Some(mut job) = log.background_job() {
+                        while job.step(1 << 20) != JobState::Done {}
+                    }
+                }
+                spent
+            });
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(benches, runs, completions, frames, records);
 criterion_main!(benches);

@@ -91,6 +91,9 @@ impl<'a> SegmentHeads<'a> {
         let front = self.at.segment.file.read(self.at.position, header.front_bytes() as usize)?;
         let items = self.at.directory(header, &front)?;
         let mut sparse = std::mem::take(&mut self.sparse);
+        if sparse.is_empty() {
+            self.at.segment.file.will_read_pieces();
+        }
         let mut frames = Vec::with_capacity(items.len());
         for item in &items {
             let length = item.length as usize;

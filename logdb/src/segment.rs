@@ -149,6 +149,13 @@ impl SegmentFile {
         }
     }
 
+    /// Tells that the heads of its frames will be read, one by one: the disk is not to bring what is between them.
+    pub(crate) fn will_read_pieces(&self) {
+        if let Ok(file) = self.handle() {
+            file.will_read_pieces();
+        }
+    }
+
     pub(crate) fn read_into(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.handle()?.read_exact_at(buf, offset)
     }
