@@ -6,19 +6,21 @@
 //! - A save off a view goes on beside the applies, and so does a stream of one to a follower. There is one of each at a time. A
 //!   recovery waits until both have ended, and breaks the stream off: what it shows is older than what comes.
 //! - The storage of an on-disk state machine is let go of when all that was to be done with it is done.
-//! - A state machine that returns an error or panics stops its own replica; the worker goes on with the others.
+//! - A state machine that returns an error or panics stops its own replica, and so does a broken assertion over what one
+//!   replica was given to do; the worker goes on with the others.
+//! - What is saved or sent whole is a state at the index that it is said to be of, and not a later one.
 //! - `published.applied` moves only after the state machine has returned.
 
 use crate::events::ReplicaEvent;
 use crate::notify::Notifier;
 use crate::send::SendTicket;
 use crate::shared::{Command, GroupShared, HostShared, reason};
-use crate::snapshot::{NotSaved, Recovery, SaveTask, SnapshotIo, content_of};
+use crate::snapshot::{NotSaved, Recovery, SaveTask, SnapshotIo, content_of, machine_failed};
 use crate::tracker::Waiter;
 use crate::worker::{Work, Worker};
 use longboat_raft::{Index, Run, SnapshotMeta, Time, plant};
 use longboat_rsm::snapshot::{Content, LiveSnapshot, Prepared, SavedSnapshot, SharedMachine, SnapshotHeader};
-use longboat_rsm::{AnyReads, DynMachine, MachineKind, RequestError, WitnessMachine};
+use longboat_rsm::{AnyReads, DynMachine, MachineError, MachineKind, RequestError, WitnessMachine};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
@@ -98,6 +100,12 @@ impl ApplyInbox {
         self.notifier.notify();
     }
 
+    /// Nobody takes what is here any more.
+    pub fn clear(&self) {
+        let (tasks, done) = (std::mem::take(&mut *self.tasks.lock()), std::mem::take(&mut *self.done.lock()));
+        drop((tasks, done));
+    }
+
     /// A save or recover of this group's state machine has ended.
     pub fn job_done(&self, shared: Arc<GroupShared>, job: MachineJob) {
         self.done.lock().push((shared, job));
@@ -161,7 +169,17 @@ impl ApplyWorker {
         streaming.is_some() || self.is_saving(shared)
     }
 
+    /// Does what there is to do for one group; a panic there concerns that group alone.
     fn run(&mut self, shared: &Arc<GroupShared>, items: Vec<ApplyItem>) {
+        if plant::is("panic-leaves-its-group") {
+            return self.run_items(shared, items);
+        }
+        if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| self.run_items(shared, items))) {
+            machine_failed(shared, format!("what it was given to do contradicts itself: {}", panic_text(&*panic)));
+        }
+    }
+
+    fn run_items(&mut self, shared: &Arc<GroupShared>, items: Vec<ApplyItem>) {
         if let Some(at) = self.busy_at(shared)
             && !plant::is("task-during-recover")
         {
@@ -276,7 +294,7 @@ impl ApplyWorker {
         let applied = Index(shared.published.applied.load(Ordering::Acquire));
         assert_eq!(applied, ticket.meta.pos.index, "a stream stands right behind the applies that precede it");
         let stop = Arc::new(AtomicBool::new(false));
-        let live = prepare(&shared.machine, machine, Content::Full).and_then(|prepared| {
+        let live = prepare(&shared.machine, machine, Content::Full, applied).and_then(|prepared| {
             let mut header = SnapshotHeader {
                 group: shared.group,
                 epoch: shared.epoch,
@@ -329,7 +347,7 @@ impl ApplyWorker {
             self.snapshots.not_saved(shared, task, NotSaved::Failed(RequestError::SnapshotAborted));
             return false;
         }
-        match prepare(&shared.machine, machine, content_of(shared, &task)) {
+        match prepare(&shared.machine, machine, content_of(shared, &task), applied) {
             Ok(prepared) => {
                 let alone = prepared.holds_machine();
                 if !alone {
@@ -395,8 +413,24 @@ fn fail_waiter(waiter: Option<Waiter>, count: u32, error: &RequestError) {
 }
 
 /// The user's code may panic here: that fails the save and stops nothing.
-fn prepare(shared: &SharedMachine, machine: &mut dyn DynMachine, content: Content) -> Result<Prepared, String> {
-    match std::panic::catch_unwind(AssertUnwindSafe(|| Prepared::new(shared, machine, content))) {
+///
+/// Storage may be ahead of `applied`: right after a start, until what it has was handed out again, and for longer when the
+/// log lost what it has. Its state is then one of a later index: taken for one of `applied`, it would be given the entries
+/// between a second time, or, after an import, be taken to have entries that another history has in their place.
+fn prepare(
+    shared: &SharedMachine,
+    machine: &mut dyn DynMachine,
+    content: Content,
+    applied: Index,
+) -> Result<Prepared, String> {
+    let prepare = || {
+        let ahead = machine.storage().map(|s| s.applied).filter(|&at| at > applied && content == Content::Full);
+        match ahead.filter(|_| !plant::is("save-behind-its-storage")) {
+            Some(at) => Err(MachineError::user(format!("its storage is ahead at {at}, it can be saved from there on"))),
+            None => Prepared::new(shared, machine, content),
+        }
+    };
+    match std::panic::catch_unwind(AssertUnwindSafe(prepare)) {
         Ok(prepared) => prepared.map_err(|e| e.to_string()),
         Err(panic) => Err(panic_text(&*panic)),
     }

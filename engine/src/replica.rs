@@ -490,7 +490,9 @@ impl Replica {
 
     /// Reads whose index has been handed to apply go right behind it.
     fn hand_reads(&mut self, items: &mut Vec<ApplyItem>) {
-        if self.installing.is_some() {
+        // Without state nothing has been applied, whatever was handed out before that was lost.
+        let lost = self.core.guard() != Guard::None && !plant::is("wait-without-state");
+        if self.installing.is_some() || lost {
             return;
         }
         let Some(waiting) = self.waiting.get_mut() else { return };

@@ -17,10 +17,11 @@ use bytes::Bytes;
 use longboat_io::Clock;
 use longboat_logdb::GroupState;
 use longboat_raft::{GroupEpoch, GroupId, HostId, Index, Membership, Message, ReplicaId, Term, plant};
-use longboat_rsm::{AnyReads, DynMachine, Lookups, MachineKind, RequestError};
+use longboat_rsm::{AnyReads, DynMachine, Lookups, MachineKind, RequestError, WitnessMachine};
 use longboat_transport::Lane;
 use parking_lot::{Mutex, RwLock};
 use std::any::TypeId;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -535,6 +536,25 @@ impl HostShared {
         if self.workers_gone.load(Ordering::SeqCst) {
             drop(self.workers[worker].take_commands());
         }
+    }
+
+    /// The host's threads have ended, and so have the jobs of its pool: what is left of its replicas is let go of, their
+    /// state machines with their storage above all, so that this process can open them again. Threads that end may leave
+    /// things undone, and the replicas and the host hold each other.
+    pub fn let_go(&self) {
+        let groups: Vec<_> = self.groups.write().drain().map(|(_, shared)| shared).collect();
+        for shared in groups {
+            shared.close(RequestError::Stopped);
+            if let Some(inbox) = shared.inbox.lock().take() {
+                inbox.fail(&RequestError::Stopped);
+            }
+            // One that is locked is in the hands of a thread that hangs, and goes with it.
+            let machine = shared.machine.try_lock().map(|mut m| std::mem::replace(&mut *m, Box::new(WitnessMachine)));
+            if std::panic::catch_unwind(AssertUnwindSafe(|| drop(machine))).is_err() {
+                tracing::error!(group = %shared.group, "a state machine panicked as it was dropped");
+            }
+        }
+        self.apply.iter().for_each(crate::apply::ApplyInbox::clear);
     }
 
     /// No worker runs a round any more.

@@ -11,6 +11,8 @@ mod hosts;
 mod list;
 #[path = "rounds/shelf.rs"]
 mod shelf;
+#[path = "rounds/storage.rs"]
+mod storage;
 #[path = "rounds/transfers.rs"]
 mod transfers;
 #[path = "rounds/trio.rs"]
@@ -21,13 +23,14 @@ mod wire;
 use longboat_raft::plant;
 
 fn main() {
-    for (_, scenario) in guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS) {
+    for (_, scenario) in guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS) {
         scenario();
     }
     let missed: Vec<_> = guards::GUARDS
         .iter()
         .chain(hosts::GUARDS)
         .chain(transfers::GUARDS)
+        .chain(storage::GUARDS)
         .filter(|(name, scenario)| {
             plant::set(Some(name));
             let outcome = std::panic::catch_unwind(scenario);

@@ -435,6 +435,7 @@ impl Inner {
         while self.spawner.running() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.shared.let_go();
         self.shared.forget_commands();
         self.shared.events.close();
         if let Some(listener) = self.listener.lock().take() {

@@ -9,6 +9,7 @@ mod hosts;
 mod list;
 mod log;
 mod shelf;
+mod storage;
 mod transfers;
 mod trio;
 mod wire;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 #[test]
 fn every_guard_holds() {
-    for (name, scenario) in guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS) {
+    for (name, scenario) in guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS) {
         eprintln!("the scenario for {name}");
         scenario();
     }

@@ -10,12 +10,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// What is written for each value, so that a state takes several chunks.
 const VALUE_BYTES: usize = 4096;
 
+/// What a test does as storage is opened.
+pub type Hook = Box<dyn FnOnce() + Send>;
+
 /// What the storage holds, and what was done with it.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Stored {
     pub values: Vec<u64>,
     pub applied: u64,
     pub open: bool,
+    pub when_opened: Option<Hook>,
     /// The next views can't be made.
     pub fails: usize,
     /// Views that were made.
@@ -30,7 +34,6 @@ pub struct Stored {
 pub type Storage = Arc<Mutex<Stored>>;
 
 /// The state machine.
-#[derive(Debug)]
 pub struct Shelf {
     storage: Storage,
 }
@@ -67,6 +70,9 @@ impl DiskMachine for Shelf {
     fn open(&mut self, _stop: &StopSignal) -> Result<Index, MachineError> {
         let mut storage = self.storage.lock();
         assert!(!std::mem::replace(&mut storage.open, true), "opened by two at once");
+        if let Some(hook) = storage.when_opened.take() {
+            hook();
+        }
         Ok(Index(storage.applied))
     }
 

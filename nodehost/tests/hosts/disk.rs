@@ -117,13 +117,18 @@ struct Disks {
     storages: BTreeMap<(usize, u64), Storage>,
     groups: u64,
     snapshot_entries: u64,
+    threads: Threads,
 }
 
 impl Disks {
     fn start(groups: u64, snapshot_entries: u64) -> Self {
+        Self::start_with(Threads::Auto, groups, snapshot_entries)
+    }
+
+    fn start_with(threads: Threads, groups: u64, snapshot_entries: u64) -> Self {
         let dirs = (0..3).map(|_| TempDir::new().unwrap()).collect();
         let (hosts, storages) = (vec![None, None, None], BTreeMap::new());
-        let mut disks = Self { dirs, hosts, storages, groups, snapshot_entries };
+        let mut disks = Self { dirs, hosts, storages, groups, snapshot_entries, threads };
         (0..3).for_each(|i| disks.open(i));
         disks
     }
@@ -135,6 +140,7 @@ impl Disks {
             journal_segment_bytes: 4 << 20,
             journal_bytes_max: 64 << 20,
             payload_bytes_max: 1 << 20,
+            threads: self.threads,
             ..NodeHostConfig::default()
         };
         let host = NodeHost::open(config).expect("opens");
@@ -375,4 +381,21 @@ fn an_import_rolls_the_storage_back_once() {
 
 fn host_config(disks: &Disks, i: usize) -> NodeHostConfig {
     NodeHostConfig { data_dir: disks.dirs[i].path().to_path_buf(), host_id: HostId(i as u64 + 1), ..Default::default() }
+}
+
+#[test]
+fn a_closed_host_has_let_go_of_all_storage() {
+    for threads in [Threads::Separate, Threads::Compact] {
+        let mut disks = Disks::start_with(threads, 3, 0);
+        (1..=3).for_each(|g| disks.put(0, g, 0..5));
+        let handles: Vec<_> = (1..=3).map(|g| disks.group(0, g)).collect();
+        (0..3).for_each(|i| disks.close(i));
+        for (place, storage) in &disks.storages {
+            assert!(!storage.lock().open, "{place:?} is open, with threads {threads:?}");
+        }
+        assert!(
+            handles.iter().all(|group| group.stale_read(()).is_err()),
+            "a handle outlives its host and reads nothing"
+        );
+    }
 }

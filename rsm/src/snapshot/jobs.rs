@@ -84,9 +84,14 @@ impl Prepared {
     }
 
     /// Completes a header with what was found.
+    ///
+    /// Storage that is ahead of the snapshot's index has later commands, which may not be durable: were the snapshot to ask
+    /// for them, a power loss would leave a replica without what it begins from, though nothing that it stands for is lost.
     pub fn fill_in(&self, header: &mut SnapshotHeader) {
         header.session_bytes = self.sessions.len() as u64;
-        header.last_command = self.last_command;
+        let through =
+            if plant::is("last-command-after-its-snapshot") { Index(u64::MAX) } else { header.meta.pos.index };
+        header.last_command = self.last_command.min(through);
     }
 
     /// The view, for a transfer that makes its file as it sends it. `None` for a kind that has no views.
