@@ -46,7 +46,8 @@ pub struct CoreConfig {
     pub see_off_removed: bool,
     /// The replica that is to lead when it can. Whoever else leads hands over.
     pub preferred: Option<ReplicaId>,
-    /// This replica joins as a witness. One that was a witness in its membership is one without this.
+    /// This replica is a witness: said whenever it starts. One that is a witness in the membership that it starts with is one
+    /// without this.
     pub witness: bool,
     /// The most bytes of committed entries that one [`Core::take_output`](crate::Core::take_output) hands out, and at least
     /// one entry; the rest comes with the next ones.

@@ -449,10 +449,14 @@ impl Core {
         }
     }
 
-    /// Takes its role from the membership in effect.
+    /// Takes its role from the membership in effect, but for what it is from the start.
     pub(crate) fn learn_own_role(&mut self) {
         self.is_voter = self.membership.is_voter(self.id);
-        self.is_witness = self.config.witness || self.membership.is_witness(self.id);
+        // Whether it is a witness is settled for its life: its log has payloads or it has none. One that was removed keeps what
+        // it is, and what a membership says of a replica that has a state machine makes it no witness.
+        if plant::is("witness-for-a-while") {
+            self.is_witness = self.config.witness || self.membership.is_witness(self.id);
+        }
     }
 
     /// Whether this replica can't lead whatever the configuration says: a witness, or one that lost part of what it had.

@@ -56,6 +56,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("witness-ahead-of-leader", "a witness is sent entries that are not on the leader's own disk"),
     ("majority-of-witnesses", "witnesses alone may be a majority, which has no payloads"),
     ("stripped-run-taken", "a replica with a state machine takes a run whose payloads are gone"),
+    ("witness-for-a-while", "a witness that was removed, or a replica that is named one, becomes the other kind"),
     ("witness-campaigns", "a witness campaigns and leads"),
     ("two-changes-in-flight", "a leader proposes a membership change before the one before it is in effect"),
     ("promoted-before-caught-up", "a non-voting member becomes a voter although it lags"),

@@ -27,9 +27,9 @@ struct Arguments {
     /// With --trace: also the messages of this group.
     #[arg(long, requires = "trace")]
     group: Option<u64>,
-    /// In half of the worlds operators change members, move leaders, stop and remove replicas.
+    /// Without operators, who in half of the worlds change members, move leaders, stop and remove replicas.
     #[arg(long)]
-    operators: bool,
+    unattended: bool,
     /// Run the seed without this: hosts=3, group=1, without=Kill, calm-network .. as --shrink prints it.
     #[arg(long, requires = "seed", value_delimiter = ',')]
     reduce: Vec<Reduction>,
@@ -249,7 +249,7 @@ fn run_all(arguments: &Arguments) -> Result<Totals, String> {
 
 fn run_part(arguments: &Arguments, seeds: Range<u64>) -> Totals {
     let trace = Trace { on: arguments.trace, group: arguments.group.map(GroupId) };
-    let live = |seed| run_reduced(seed, arguments.operators, &arguments.reduce, trace);
+    let live = |seed| run_reduced(seed, !arguments.unattended, &arguments.reduce, trace);
     campaign::run(seeds, arguments.threads.max(1), live, |report| {
         let seed = report.seed;
         if arguments.seed.is_some() {
@@ -273,11 +273,11 @@ fn commit() -> String {
 fn shrink_seed(arguments: &Arguments) -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let seed = arguments.seed.expect("asked for with a seed only");
-    let fails = |with: &[Reduction]| run_reduced(seed, arguments.operators, with, Trace::default()).violation;
+    let fails = |with: &[Reduction]| run_reduced(seed, !arguments.unattended, with, Trace::default()).violation;
     let told = |with: &[Reduction], what: &str| {
         eprintln!("still fails: {what}\n  {}", replay(arguments, seed, with));
     };
-    match shrink(seed, arguments.operators, fails, told) {
+    match shrink(seed, !arguments.unattended, fails, told) {
         Some((with, what)) => {
             println!("{what}\n{}", replay(arguments, seed, &with));
             ExitCode::SUCCESS
@@ -293,8 +293,8 @@ fn shrink_seed(arguments: &Arguments) -> ExitCode {
 fn replay(arguments: &Arguments, seed: u64, reductions: &[Reduction]) -> String {
     let features = if arguments.plant.is_some() { " --features plant" } else { "" };
     let mut command = format!("cargo run --release -p longboat-sim{features} -- --seed {seed} --trace");
-    if arguments.operators {
-        command += " --operators";
+    if arguments.unattended {
+        command += " --unattended";
     }
     if !reductions.is_empty() {
         let list: Vec<String> = reductions.iter().map(ToString::to_string).collect();

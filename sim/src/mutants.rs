@@ -8,7 +8,7 @@
 //! Must not know: what a bug breaks.
 
 use crate::model::{self, Limits};
-use crate::{Trace, room, run_unattended, silence};
+use crate::{Trace, room, run, silence};
 use longboat_raft::plant;
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -129,7 +129,7 @@ fn by_scenarios(row: &mut Row) {
 
 fn by_worlds(row: &mut Row, begun: Instant, budget: Duration) {
     while row.by.is_none() && begun.elapsed() < budget {
-        let report = run_unattended(row.seeds, Trace::default());
+        let report = run(row.seeds, Trace::default());
         row.by = report.violation.map(|_| format!("simulator seed {}", row.seeds));
         row.seeds += 1;
         row.nanos += report.counts.nanos;

@@ -4,7 +4,7 @@
 
 use longboat_raft::plant;
 use longboat_sim::model::{self, Limits};
-use longboat_sim::{Trace, room, run_unattended, silence};
+use longboat_sim::{Trace, room, run, silence};
 use std::sync::Mutex;
 
 /// Held by the test that plants.
@@ -24,7 +24,7 @@ fn every_planted_bug_is_caught_within_a_hundred_worlds() {
     let mut survivors = Vec::new();
     for (name, what) in plant::ALL.iter().filter(|(name, _)| plant::IN_WORLDS.contains(name)) {
         plant::set(Some(name));
-        let caught = (0..SEEDS_MAX).find_map(|seed| Some((seed, run_unattended(seed, Trace::default()).violation?)));
+        let caught = (0..SEEDS_MAX).find_map(|seed| Some((seed, run(seed, Trace::default()).violation?)));
         match caught {
             Some((seed, violation)) => println!("{name}: caught by seed {seed}: {violation}"),
             None => survivors.push(format!("{name} ({what})")),

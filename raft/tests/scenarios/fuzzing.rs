@@ -62,6 +62,8 @@ fn group(members: u64, witness: u64, flags: u8) -> Cluster {
     for n in ids {
         let mut config = config(n);
         tune(&mut config, flags);
+        // As its owner does: a witness that was removed is one in no membership.
+        config.witness = n == witness;
         c.add(config, Disk { membership: membership.clone(), ..Disk::default() });
     }
     c

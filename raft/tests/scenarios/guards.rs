@@ -21,6 +21,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("witness-ahead-of-leader", crate::rules::a_witness_is_never_ahead_of_its_leaders_disk),
     ("majority-of-witnesses", crate::rules::witnesses_are_never_a_majority),
     ("stripped-run-taken", crate::rules::a_replica_with_a_state_machine_takes_no_stripped_run),
+    ("witness-for-a-while", crate::rules::a_replica_is_a_witness_or_none_for_its_life),
     ("witness-campaigns", crate::rules::a_witness_never_campaigns),
     ("two-changes-in-flight", crate::rules::a_change_waits_for_the_one_before),
     ("promoted-before-caught-up", crate::rules::a_learner_that_lags_is_not_promoted),

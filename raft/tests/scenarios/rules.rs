@@ -81,6 +81,29 @@ pub fn a_replica_with_a_state_machine_takes_no_stripped_run() {
     assert_eq!((c.core(2).last(), c.core(2).dropped(), c.net.len()), (LogPos::ZERO, 1, 0));
 }
 
+/// Found by the fuzzer: a log with a witness's runs, at a replica that was none when it began again.
+pub fn a_replica_is_a_witness_or_none_for_its_life() {
+    let mut c = with_witness(|config| config.witness = config.replica == id(3));
+    c.elect(1);
+    c.write(1, &["a"]);
+    c.change_through(1, ConfigChange::remove(id(3)));
+    c.pass(3 * HEARTBEAT);
+    assert!(c.core(3).membership().removed.contains(&id(3)));
+    assert!(c.core(3).is_witness(), "its log has no payloads, whoever it belongs to");
+    c.restart(3);
+    assert!(c.core(3).is_witness());
+    // A replica with a state machine is told that it was added as a witness. It has entries that it can apply, and takes no
+    // others.
+    c.add(config(4), Disk { membership: voters(&[1, 2]), ..Disk::default() });
+    let mut named = RunBuilder::new();
+    named.push(EntryKind::Config, 0, &ConfigChange::add_witness(id(4), Member::default()).encode());
+    let named = named.seal(Term(2), Index(1), Origin::default());
+    c.give(append(1, 4, 2, LogPos::ZERO, 1, &[named]));
+    assert!(c.core(4).membership().is_witness(id(4)) && !c.core(4).is_witness(), "it has a state machine");
+    c.give(append(1, 4, 2, pos(2, 1), 2, &[run(2, 2, &["b"]).strip()]));
+    assert_eq!(c.core(4).last(), pos(2, 1), "it can't apply what has no payload");
+}
+
 pub fn a_witness_never_campaigns() {
     let mut c = with_witness(|_| {});
     c.elect(1);
