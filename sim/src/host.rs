@@ -282,7 +282,8 @@ impl SimHost {
     pub fn start_replica(&mut self, group: GroupId) {
         let Some(placed) = self.replicas.get(&group).copied() else { return };
         let specs = vec![self.spec(group, placed)];
-        let Some(life) = &mut self.life else { return };
+        // A host whose store has just failed starts nothing; it is about to be started again itself.
+        let Some(life) = self.life.as_mut().filter(|life| !life.has_failed()) else { return };
         self.around.oracle.started(self.id, group);
         match life.host.starter.start(specs) {
             Ok(started) => life.groups.extend(started.into_iter().map(|s| (s.group, s))),

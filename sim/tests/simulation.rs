@@ -93,6 +93,9 @@ fn hang_for_a_minute(seed: u64, host: HostId) {
         for (group, _) in &groups {
             let went_on = world.clients.has_progressed(*group);
             assert!(went_on, "group {group} stood still {tenth}0 s after the disk of host {host} hung");
+            let other = if host == HostId(1) { HostId(2) } else { HostId(1) };
+            let leader = world.replica(other, *group).and_then(|shared| shared.leader()).map(|(_, replica)| replica.0);
+            assert!(leader.is_some_and(|leader| leader != host.0), "group {group} is led where the disk hangs");
         }
         assert_eq!(world.around.oracle.violation(), None);
     }
