@@ -283,7 +283,10 @@ impl SimHost {
         let Some(placed) = self.replicas.get(&group).copied() else { return };
         let specs = vec![self.spec(group, placed)];
         // A host whose store has just failed starts nothing; it is about to be started again itself.
-        let Some(life) = self.life.as_mut().filter(|life| !life.has_failed()) else { return };
+        if self.has_failed() {
+            return;
+        }
+        let Some(life) = &mut self.life else { return };
         self.around.oracle.started(self.id, group);
         match life.host.starter.start(specs) {
             Ok(started) => life.groups.extend(started.into_iter().map(|s| (s.group, s))),
