@@ -6,6 +6,7 @@ use crate::group::Group;
 use crate::members::ReplicaStart;
 use crate::replica::Replica;
 use longboat_engine::log_writer::WriterInbox;
+use longboat_engine::transfers::TransferInfo;
 use longboat_engine::{
     CloseError, GroupShared, Host, HostParts, HostShared, ReplicaConfig, Start, StartError, StartSpec, Starter,
     ThreadLayout, Threads,
@@ -341,6 +342,11 @@ impl NodeHost {
     /// Where this host listens.
     pub fn local_address(&self) -> SocketAddr {
         self.inner.transport.local_address()
+    }
+
+    /// Snapshots that are on their way to or from other hosts, those that began first first.
+    pub fn snapshot_transfers(&self) -> Vec<TransferInfo> {
+        self.inner.shared.transfers.list()
     }
 
     /// Figures of this host, without asking any worker.

@@ -21,6 +21,7 @@ pub use import::{
     ExportError, Import, ImportError, Imported, SnapshotInfo, export_snapshot, import_snapshots, inspect_snapshot,
 };
 pub use lifecycle::{ReplicaInfo, Resumed};
+pub use longboat_engine::transfers::{Direction, TransferInfo};
 pub use longboat_engine::{
     Changed, CloseError, Compacted, EntryLimits, HostEvent, LogEntries, LogEntry, LogHold, LogInfo, LogPin,
     ReplicaEvent, SnapshotOptions, SnapshotOutcome, StartError, StoredReplica, Transferred,

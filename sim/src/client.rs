@@ -2,13 +2,14 @@
 
 mod in_session;
 
+use crate::cabinet::Filed;
 use crate::machine::{Add, Ledger, Seen};
 use crate::oracle::Oracle;
 use crate::sessions::Sessions;
 use in_session::InSession;
 use longboat_engine::{Changed, GroupShared, SnapshotOptions, SnapshotOutcome, Transferred};
 use longboat_raft::{GroupId, HostId, Index, ProposeOptions, ReplicaId, Time};
-use longboat_rsm::{Pending, Reads, RequestError};
+use longboat_rsm::{DynMachine, Machine, MachineKind, OnDisk, Pending, Reads, RequestError};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -222,7 +223,13 @@ impl Clients {
     /// Reads linearizably.
     pub fn read(&mut self, host: HostId, shared: &GroupShared, deadline: Time) {
         let floor = self.oracle.read_begins(shared.group);
-        if let Ok((completion, slots)) = shared.enqueue_reads::<Ledger>(std::iter::once(()), deadline) {
+        let query = std::iter::once(());
+        let asked = if shared.kind == MachineKind::OnDisk {
+            shared.enqueue_reads::<OnDisk<Filed>>(query, deadline)
+        } else {
+            shared.enqueue_reads::<Ledger>(query, deadline)
+        };
+        if let Ok((completion, slots)) = asked {
             let pending = Pending::new(completion, slots.start);
             self.wait(host, shared.group, Request::Read { floor, pending });
         }
@@ -428,13 +435,22 @@ impl Clients {
 pub(crate) fn length_here(shared: &GroupShared) -> Option<u64> {
     shared.check_open().ok()?;
     let machine = shared.machine.try_lock()?;
-    let mut reads = Reads::<Ledger>::new();
-    let mut pending = reads.add(());
-    shared.lookup(Some(&**machine), Box::new(reads));
+    let mut pending = if shared.kind == MachineKind::OnDisk {
+        ask::<OnDisk<Filed>>(shared, &**machine)
+    } else {
+        ask::<Ledger>(shared, &**machine)
+    };
     match Pin::new(&mut pending).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(Ok(seen)) => Some(seen.count),
         _ => None,
     }
+}
+
+fn ask<S: Machine<Query = (), Answer = Seen>>(shared: &GroupShared, machine: &dyn DynMachine) -> Pending<Seen> {
+    let mut reads = Reads::<S>::new();
+    let pending = reads.add(());
+    shared.lookup(Some(machine), Box::new(reads));
+    pending
 }
 
 /// Through where a replica has applied.

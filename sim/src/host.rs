@@ -1,5 +1,6 @@
 //! One simulated host: a disk that outlives the lives of its process, and in each life the shipped engine's workers.
 
+use crate::cabinet::{self, Cabinet, WatchedDisk};
 use crate::clock::SimClock;
 use crate::jobs::SimSpawner;
 use crate::machine::Watched;
@@ -15,6 +16,7 @@ use longboat_raft::{Core, GroupId, HostId, Membership, ReplicaId, Time};
 use longboat_rsm::snapshot::SnapshotStore;
 use longboat_rsm::{DynMachine, Pending, RequestError, WitnessMachine};
 use longboat_transport::Transport;
+use parking_lot::Mutex;
 use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::io;
@@ -129,6 +131,8 @@ pub struct SimHost {
     pub replicas: BTreeMap<GroupId, Placed>,
     lives: u64,
     seed: u64,
+    /// What on-disk state machines have stored.
+    cabinets: Mutex<BTreeMap<(GroupId, ReplicaId), cabinet::Shared>>,
     /// The next sync fails.
     sync_fails: bool,
     /// Its disk has a bound at present, which may be reached.
@@ -154,6 +158,7 @@ impl SimHost {
             replicas,
             lives: 0,
             seed,
+            cabinets: Mutex::default(),
             sync_fails: false,
             tight: false,
             is_failing: false,
@@ -228,6 +233,12 @@ impl SimHost {
         let first = || Box::new(swarm.first_members(group));
         let machine: (Box<dyn DynMachine>, TypeId) = if placed.witness {
             (Box::new(WitnessMachine), TypeId::of::<WitnessMachine>())
+        } else if let Some(flush_every) = swarm.on_disk.get(&group) {
+            let oracle = Arc::clone(&self.around.oracle);
+            let new = || Cabinet::new(*flush_every);
+            let cabinet = Arc::clone(self.cabinets.lock().entry((group, placed.replica)).or_insert_with(new));
+            let machine = WatchedDisk::new(oracle, group, self.id, &cabinet, swarm.ballast);
+            (Box::new(machine), TypeId::of::<WatchedDisk>())
         } else {
             let oracle = Arc::clone(&self.around.oracle);
             (Box::new(Watched::new(oracle, group, self.id, swarm.ballast)), TypeId::of::<Watched>())
@@ -309,6 +320,7 @@ impl SimHost {
             // Whoever still holds a part of the former life can do nothing with it.
             life.transport.close();
         }
+        self.cabinets.lock().values().for_each(|cabinet| cabinet.lock().stop(power));
         self.restart_at = Some(restart_at);
     }
 

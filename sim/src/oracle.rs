@@ -453,6 +453,15 @@ impl Oracle {
         });
     }
 
+    /// The state machine of `group` on `host` was given entries through `index`, and had them already.
+    pub fn passed(&self, host: HostId, group: GroupId, index: Index) {
+        self.note(&[host.0, group.0, index.0]);
+        self.with(group, |g| {
+            g.applied.insert(host, index);
+            Ok(())
+        });
+    }
+
     /// The state machine of `group` on `host` was replaced by a snapshot's.
     pub fn recovered(&self, host: HostId, group: GroupId, state: Option<u64>) {
         self.note(&[host.0, group.0, state.unwrap_or_default()]);

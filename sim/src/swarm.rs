@@ -7,6 +7,7 @@ use longboat_engine::{EngineConfig, ReplicaConfig};
 use longboat_io::sim::SimDiskConfig;
 use longboat_logdb::{KeyValue, SharedLogConfig};
 use longboat_raft::{GroupId, HostId, Member, Membership, ReplicaId, StoreId};
+use std::collections::BTreeMap;
 
 const MILLI: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
@@ -119,6 +120,8 @@ pub struct Swarm {
     disk: SimDiskConfig,
     /// What operators do.
     pub operations: Operations,
+    /// Groups whose state machines have storage of their own, and after how many commands that syncs by itself; 0 for never.
+    pub on_disk: BTreeMap<GroupId, u64>,
     /// The seed of the clients that work in sessions; 0 for none.
     pub sessions: u64,
 }
@@ -167,6 +170,7 @@ impl Swarm {
             disk: disk(rng),
             quiesce_after_nanos: heartbeat_interval_nanos * *rng.pick(&[0, 3, 10, 50]),
             operations: Operations::default(),
+            on_disk: BTreeMap::new(),
             sessions: 0,
         };
         // Hosts that keep little for each of their groups also have little for all of them.
@@ -188,6 +192,14 @@ impl Swarm {
             while hosts.len() > keep {
                 hosts.remove(rng.below(hosts.len() as u64) as usize);
             }
+        }
+    }
+
+    /// In half of the worlds some groups have on-disk state machines. Drawn by a generator of its own, too.
+    pub fn draw_machines(&mut self, rng: &mut Rng) {
+        if rng.chance(500) {
+            let groups: Vec<_> = self.groups.iter().map(|g| g.0).filter(|_| rng.chance(500)).collect();
+            self.on_disk = groups.into_iter().map(|g| (g, *rng.pick(&[0, 0, 1, 7, 50]))).collect();
         }
     }
 

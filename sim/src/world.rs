@@ -34,6 +34,8 @@ const PROBE_NANOS: u64 = 200_000_000;
 
 /// Makes another generator of a seed, for clients in sessions: worlds without them are as if there were none anywhere.
 const SESSIONS: u64 = 0x5E55_1075;
+/// The same for state machines with storage of their own.
+const MACHINES: u64 = 0x0D15_C0DE;
 
 /// Counts of one simulation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,6 +97,7 @@ impl World {
             swarm.draw_operations(&mut Rng::new(!seed));
             swarm.draw_room(&mut Rng::new(!seed.rotate_left(17)));
         }
+        swarm.draw_machines(&mut Rng::new(seed.rotate_left(40) ^ MACHINES));
         swarm.sessions = seed.rotate_left(32) ^ SESSIONS;
         (rng, swarm)
     }
@@ -120,7 +123,11 @@ impl World {
         }
         let mut operators = rng.clone();
         let operated = swarm.operations.is_on();
-        let sessions = Sessions::draw(swarm.sessions, swarm.groups.iter().map(|g| g.0));
+        let sessions = {
+            // What is on a disk has no sessions.
+            let groups = swarm.groups.iter().map(|g| g.0).filter(|g| !swarm.on_disk.contains_key(g));
+            Sessions::draw(swarm.sessions, groups)
+        };
         let around = Surroundings { swarm: Arc::new(swarm), clock, network, oracle };
         let hosts = (1..=around.swarm.hosts).map(|id| SimHost::new(HostId(id), rng.next(), around.clone())).collect();
         let started = around.clock.now();

@@ -1,6 +1,6 @@
 //! For each guard of a transfer, an install and a recovery, a scenario that fails when the guard is gone.
 
-use crate::alone::{Alone, GROUP};
+use crate::alone::{Alone, GROUP, MILLI};
 use crate::shelf::Storage;
 use crate::trio::{Frame, Trio};
 use bytes::{Bytes, BytesMut};
@@ -294,6 +294,7 @@ pub const SCENARIOS: &[(&str, fn())] = &[
     ("a broken connection costs a live stream nothing but time", a_broken_connection_costs_only_time),
     ("a stream that stands gives up its places", a_stream_that_stands_gives_up_its_places),
     ("a stream goes on while its group compacts past it", a_stream_survives_a_broken_transfer_and_compaction),
+    ("a sender dies and another leader streams another index", a_sender_dies_and_another_leader_streams),
     ("a learner that is promoted while it receives", a_learner_is_promoted_while_it_receives),
 ];
 
@@ -359,4 +360,33 @@ fn a_learner_is_promoted_while_it_receives() {
     trio.put(300..310);
     trio.until_values(2, 0..310);
     pending.wait_timeout(std::time::Duration::ZERO).expect("resolved").expect("promoted");
+}
+
+fn a_sender_dies_and_another_leader_streams() {
+    let mut trio = Trio::voters();
+    let old = trio.leader();
+    trio.put_on(old, 0..10);
+    let (next, behind) = (old % 3 + 1, (old + 1) % 3 + 1);
+    trio.until_values(behind, 0..10);
+    trio.until_values(next, 0..10);
+    let (cut_off, without) = (HostId(behind), HostId(old));
+    trio.wires.filter(move |frame| (frame.to != cut_off && frame.from != cut_off).then_some(frame));
+    trio.put_on(old, 10..300);
+    trio.until_values(next, 0..300);
+    for id in [old, next] {
+        trio.save(id).unwrap();
+    }
+    let held = hold_chunks(&trio, 1);
+    trio.until("a chunk", |_| !held.lock().is_empty());
+    let begun = trio.one(behind).host.shared.transfers.list();
+    assert_eq!((begun.len(), begun[0].host), (1, without));
+    trio.kill(old);
+    // The next leader's stream takes the place of the dead one's, which would be held for half a minute.
+    trio.wires.open();
+    assert_eq!(trio.leader(), next);
+    let from = trio.clock.0.load(Ordering::Relaxed);
+    trio.until_values(behind, 0..300);
+    assert!(trio.clock.0.load(Ordering::Relaxed) - from < 10_000 * MILLI);
+    trio.put_on(next, 300..310);
+    trio.until_values(behind, 0..310);
 }

@@ -139,6 +139,37 @@ impl Trio {
         trio
     }
 
+    /// Three hosts, each with a voter.
+    pub fn voters() -> Self {
+        let clock = Arc::new(TestClock(AtomicU64::new(1000 * MILLI)));
+        let wires = Arc::new(Wires::default());
+        *wires.arrived.lock() = (0..3).map(|_| VecDeque::new()).collect();
+        let mut trio = Self { clock, wires, hosts: Vec::new(), change: |_| {} };
+        trio.hosts.resize_with(3, || None);
+        for id in 1..=3 {
+            let all = Membership::from_voters((1..=3).map(|i| (ReplicaId(i), member(i))));
+            trio.start(id, Start::Bootstrap(Box::new(all)));
+        }
+        trio
+    }
+
+    /// The host that leads, once all that are up agree on it.
+    pub fn leader(&mut self) -> u64 {
+        let agreed = |trio: &Self| {
+            let mut up = trio.hosts.iter().flatten().map(|one| one.shared.leader());
+            let first = up.next().flatten()?;
+            let is_up = trio.hosts[first.1.0 as usize - 1].is_some();
+            (is_up && up.all(|leader| leader == Some(first))).then_some(first.1.0)
+        };
+        self.until("a leader", |trio| agreed(trio).is_some());
+        agreed(self).expect("just found")
+    }
+
+    /// A host is gone for good.
+    pub fn kill(&mut self, id: u64) {
+        self.hosts[id as usize - 1] = None;
+    }
+
     /// Host `id` starts its replica, with new directories.
     pub fn start(&mut self, id: u64, start: Start) {
         self.start_on(id, start, TempDir::new().unwrap(), Storage::default());
@@ -245,13 +276,18 @@ impl Trio {
 
     /// Proposes these values on the first host and waits until they are applied there.
     pub fn put(&mut self, values: std::ops::Range<u64>) {
+        self.put_on(1, values);
+    }
+
+    /// Proposes these values on a host and waits until they are applied there.
+    pub fn put_on(&mut self, id: u64, values: std::ops::Range<u64>) {
         let values: Vec<u64> = values.collect();
-        let shared = Arc::clone(&self.one(1).shared);
+        let shared = Arc::clone(&self.one(id).shared);
         for values in values.chunks(100) {
             let (last, options) = (values[values.len() - 1], ProposeOptions::default());
             let deadline = self.clock.now().plus_nanos(10_000 * MILLI);
             shared.enqueue::<OnDisk<Shelf>>(values.iter().copied(), options, deadline).unwrap();
-            self.until("applied values", |trio| trio.one(1).storage.lock().values.last() == Some(&last));
+            self.until("applied values", |trio| trio.one(id).storage.lock().values.last() == Some(&last));
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod disk;
+mod faulty;
 mod import;
 mod leaders;
 mod lifecycle;
