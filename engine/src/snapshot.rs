@@ -281,9 +281,15 @@ impl SnapshotIo {
         }));
     }
 
+    /// A snapshot that raft was told of and did not install is named by no record: what was received of it goes.
+    pub(crate) fn discard_received(&self, replica: &Replica, index: Index) {
+        if self.received.lock().remove(&(replica.config.group, index)).is_some() {
+            self.discard(replica, index);
+        }
+    }
+
     /// Removes one snapshot that no record names.
     pub fn discard(&self, replica: &Replica, index: Index) {
-        self.received.lock().remove(&(replica.config.group, index));
         // An own save at the same index may be under way: its files have the same name, and the same content.
         if replica.last_request == index || replica.snapshot.as_ref().is_some_and(|s| s.meta.pos.index == index) {
             return;

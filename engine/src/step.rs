@@ -553,8 +553,7 @@ impl StepWorker {
             }
         }
         if let Some(index) = replica.delivered.take() {
-            // A snapshot that raft did not install is named by no record: its files go.
-            self.snapshots.discard(replica, index);
+            self.snapshots.discard_received(replica, index);
         }
         let wants_snapshot = self.snapshots.serve(replica, &mut out, &mut items);
         replica.core.trim();

@@ -142,6 +142,14 @@ impl SnapshotIo {
         waiting.chunks.push_back(chunk);
     }
 
+    /// Raft is told of a snapshot.
+    fn deliver(&self, shared: Arc<GroupShared>, from: HostId, key: &ChunkKey, term: Term, meta: SnapshotMeta) {
+        let body = Body::Snapshot(Box::new(meta));
+        let message = Box::new(Message { from: key.from, to: key.to, term, body });
+        let worker = shared.worker();
+        self.host.workers[worker].command(Command::Deliver { shared, from, message });
+    }
+
     /// The first chunk of a stream: a receive job takes it from here, unless it is of no use, or a newer one is on its way.
     fn begin(
         self: &Arc<Self>,
@@ -153,6 +161,10 @@ impl SnapshotIo {
     ) -> bool {
         if !is_of_use(&shared, &meta) {
             tracing::debug!(group = %chunk.group, index = %meta.pos.index, "a snapshot of what is here already is refused");
+            if !shared.witness {
+                // Raft takes nothing of it either, and tells the leader how far this replica is: else it would be sent again and again.
+                self.deliver(shared, from, key, chunk.term, meta);
+            }
             return false;
         }
         let mut streams = self.receives.streams.lock();
@@ -311,11 +323,8 @@ impl ReceiveJob {
         }
         let bytes = self.file.as_ref().map_or(0, IncomingSnapshot::received);
         self.io.received.lock().insert((self.key.group, meta.pos.index), bytes);
-        let body = Body::Snapshot(Box::new(meta));
-        let message = Message { from: self.key.from, to: self.key.to, term: self.stream.term, body };
         let shared = Arc::clone(&self.shared);
-        let command = Command::Deliver { shared, from: self.from, message: Box::new(message) };
-        self.io.host.workers[self.shared.worker()].command(command);
+        self.io.deliver(shared, self.from, &self.key, self.stream.term, meta);
         self.end(ChunkOutcome::Done)
     }
 }

@@ -145,7 +145,7 @@ impl Sessions {
                 clients.push(Client { group, without, session, registering: false, open: Vec::new() });
             }
         }
-        Self { rng, permille, clients }
+        if clients.is_empty() { Self::none() } else { Self { rng, permille, clients } }
     }
 
     /// Some client, and what it does.
