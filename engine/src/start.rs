@@ -109,7 +109,7 @@ pub enum StartError {
         /// The snapshot's directory.
         dir: std::path::PathBuf,
         /// What went wrong.
-        source: longboat_rsm::snapshot::SnapshotError,
+        source: SnapshotError,
     },
     /// Its log can't be read.
     #[error("log of group {group} can't be read: {source}")]
