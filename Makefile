@@ -1,6 +1,6 @@
 # `make` lists what there is. Every target does its own set-up.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-report fuzz fmt setup
+.PHONY: help demo demo-repair test lint bench bench-report fuzz fmt setup
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 help: ## this list
@@ -10,6 +10,10 @@ help: ## this list
 demo: setup ## three hosts, 64 groups, hosts killed under load: shows that nothing acknowledged is lost
 	@scripts/cargo.sh build --release -p longboat-examples
 	@cargo run --quiet --release -p longboat-examples --bin demo
+
+demo-repair: setup ## two of three hosts are lost: their groups go on from exported snapshots, and nothing of before is lost
+	@scripts/cargo.sh build --release -p longboat-examples
+	@cargo run --quiet --release -p longboat-examples --bin demo -- --repair --groups 16
 
 test: ## everything that CI checks: format, lints, documentation, simulator seeds, all tests
 	@.ci/run

@@ -240,13 +240,18 @@ fn introduce(hosts: &[NodeHost]) {
     }
 }
 
-/// Starts all groups, on all hosts at once, each host's replicas in one batch.
+/// Starts all groups, on all hosts at once, each host's replicas in one batch. Those that were there before are resumed.
 fn start_groups<S: StateMachine + Default>(
     config: &ClusterConfig,
     hosts: &[NodeHost],
 ) -> Result<Vec<[Group<S>; HOSTS]>, BoxError> {
     let members = |_| (1..=HOSTS as u64).map(|n| (ReplicaId(n), HostId(n)));
     let start = |n: usize, host: &NodeHost| {
+        if host.has_replica(GroupId(1)) {
+            let template = group_config(config, GroupId::ZERO, ReplicaId::ZERO);
+            let resumed = host.resume_all(&template, |_, _| S::default());
+            return resumed.failed.into_iter().next().map_or(Ok(resumed.groups), |(_, error)| Err(error));
+        }
         host.start_replicas((1..=config.groups as u64).map(|group| {
             let group = group_config(config, GroupId(group), ReplicaId(n as u64 + 1));
             (ReplicaStart::bootstrap(members(())), group, S::default())

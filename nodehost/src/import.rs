@@ -8,7 +8,7 @@
 //! the same call finishes it.
 
 use crate::config::{ConfigError, NodeHostConfig};
-use crate::members::FirstMembers;
+use crate::members::{self, FirstMembers, MemberInfo};
 use longboat_io::{RealDisk, SharedDisk};
 use longboat_logdb::{
     Bootstrap, GroupState, LogDb, LogError, Opened, Record, SharedLog, SharedLogConfig, SnapshotRecord, Update,
@@ -370,6 +370,13 @@ pub struct SnapshotInfo {
     pub sessions: usize,
     /// The files that the state machine has added, and their sizes.
     pub files: Vec<(u64, u64)>,
+}
+
+impl SnapshotInfo {
+    /// The members of the group there, sorted by replica.
+    pub fn members(&self) -> Vec<MemberInfo> {
+        members::infos(&self.meta.membership)
+    }
 }
 
 /// Reads an exported snapshot, checks every byte of it, and says what is in it.

@@ -12,6 +12,7 @@ mod members;
 mod replica;
 mod retrying;
 mod session;
+mod verify;
 
 pub use config::{ConfigError, GroupConfig, NodeHostConfig, Threads};
 pub use events::{LeaderChange, Listeners, MembershipChange, RaftEventListener, SystemEventListener};
@@ -43,3 +44,4 @@ pub use members::{ConfigChange, FirstMembers, MemberInfo, ReplicaStart};
 pub use replica::{GroupInfo, Leader, Replica};
 pub use retrying::{GaveUp, RetryingClient};
 pub use session::PendingSession;
+pub use verify::{Verdict, verify_group};

@@ -19,6 +19,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("engine", &["raft", "io", "rsm", "logdb", "transport"]),
     ("nodehost", &["raft", "io", "rsm", "logdb", "transport", "engine"]),
     ("sim", &["raft", "io", "rsm", "logdb", "transport", "engine"]),
+    ("cli", &["nodehost"]),
     ("examples", &["nodehost"]),
     ("benches", &["raft", "io", "rsm", "logdb", "transport", "engine", "nodehost"]),
 ];

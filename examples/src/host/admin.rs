@@ -5,7 +5,7 @@ use crate::kv::Kv;
 use crate::server::admin::{Admin, Answering, Kind, Said};
 use longboat::{
     Changed, ConfigChange, GroupConfig, GroupId, HostId, Membership, Pending, Replica, ReplicaId, ReplicaKind,
-    ReplicaStart, RequestError,
+    ReplicaStart, RequestError, SnapshotOptions, SnapshotOutcome,
 };
 use std::time::Duration;
 
@@ -69,6 +69,21 @@ impl KvHost {
                     self.groups.write()[at] = Some(started.map_err(|error| format!("ERR {error}"))?);
                 }
                 Ok(Box::pin(std::future::ready(Ok(Said::Line("OK".to_owned())))))
+            }
+            Admin::Snapshot { group, export_to } => {
+                let replica = self.replica(group)?;
+                let options = export_to.map_or_else(SnapshotOptions::default, SnapshotOptions::export_to);
+                // Of all that was acknowledged before, wherever it was: after an index that the leader names.
+                let pending = replica.read_index(timeout).map_err(|error| failed(&error))?;
+                Ok(Box::pin(async move {
+                    pending.await.map_err(|error| failed(&error))?;
+                    let saved = replica.request_snapshot(options, timeout).map_err(|error| failed(&error))?.await;
+                    Ok(Said::Line(match saved.map_err(|error| failed(&error))? {
+                        SnapshotOutcome::Saved { index } => format!("OK saved at index {index}"),
+                        SnapshotOutcome::Exported { index, dir } => format!("OK index {index} to {}", dir.display()),
+                        other => format!("OK {other:?}"),
+                    }))
+                }))
             }
             Admin::Info { group: Some(group) } => {
                 let info = self.replica(group)?.info();

@@ -4,6 +4,7 @@
 
 use crate::resp;
 use bytes::Bytes;
+use std::path::PathBuf;
 use std::pin::Pin;
 
 /// What a member is to be.
@@ -18,7 +19,7 @@ pub enum Kind {
 }
 
 /// One request of an operator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admin {
     /// Who the members of a group are.
     Members {
@@ -70,6 +71,13 @@ pub enum Admin {
         /// Where it lives.
         host: u64,
     },
+    /// Takes a snapshot of a group's replica on the host that is asked, or exports one: all that was acknowledged before.
+    Snapshot {
+        /// The group.
+        group: u64,
+        /// The directory to export to; without one the snapshot is the replica's own.
+        export_to: Option<PathBuf>,
+    },
     /// Figures of one group's replica on the host that is asked, or of the host.
     Info {
         /// The group.
@@ -106,7 +114,7 @@ impl Said {
 }
 
 const USAGE: &str = "ERR LONGBOAT takes MEMBERS g, TRANSFER g to, ADD g id host [NONVOTING|WITNESS], \
-                     JOIN g id [WITNESS], REMOVE g id, REPLACE g old new host, or INFO [g]";
+                     JOIN g id [WITNESS], REMOVE g id, REPLACE g old new host, SNAPSHOT g, EXPORT g dir, or INFO [g]";
 
 /// Reads the arguments after `LONGBOAT`.
 ///
@@ -131,6 +139,11 @@ pub(crate) fn interpret(args: &[Bytes]) -> Result<Admin, String> {
         (b"JOIN", 2 | 3) => Ok(Admin::Join { group: number(0)?, replica: number(1)?, kind: kind(2)? }),
         (b"REMOVE", 2) => Ok(Admin::Remove { group: number(0)?, replica: number(1)? }),
         (b"REPLACE", 4) => Ok(Admin::Replace { group: number(0)?, old: number(1)?, new: number(2)?, host: number(3)? }),
+        (b"SNAPSHOT", 1) => Ok(Admin::Snapshot { group: number(0)?, export_to: None }),
+        (b"EXPORT", 2) => {
+            let dir = std::str::from_utf8(&rest[1]).map_err(|_| "ERR the directory's name is no text".to_owned())?;
+            Ok(Admin::Snapshot { group: number(0)?, export_to: Some(PathBuf::from(dir)) })
+        }
         (b"INFO", 0) => Ok(Admin::Info { group: None }),
         (b"INFO", 1) => Ok(Admin::Info { group: Some(number(0)?) }),
         _ => Err(USAGE.to_owned()),
@@ -157,6 +170,8 @@ mod tests {
         assert_eq!(ask("join 1 4"), Ok(Admin::Join { group: 1, replica: 4, kind: Kind::Voter }));
         assert_eq!(ask("REMOVE 1 4"), Ok(Admin::Remove { group: 1, replica: 4 }));
         assert_eq!(ask("REPLACE 1 3 4 5"), Ok(Admin::Replace { group: 1, old: 3, new: 4, host: 5 }));
+        assert_eq!(ask("snapshot 2"), Ok(Admin::Snapshot { group: 2, export_to: None }));
+        assert_eq!(ask("EXPORT 2 /a"), Ok(Admin::Snapshot { group: 2, export_to: Some("/a".into()) }));
         assert_eq!((ask("INFO"), ask("INFO 2")), (Ok(Admin::Info { group: None }), Ok(Admin::Info { group: Some(2) })));
     }
 

@@ -9,6 +9,8 @@ pub(crate) struct List {
     pub(crate) values: Vec<u64>,
     /// Fails at this value, to stop its replica.
     pub(crate) poison: Option<u64>,
+    /// Makes its state another one than that of the other replicas.
+    pub(crate) flaw: u64,
 }
 
 impl StateMachine for List {
@@ -21,6 +23,10 @@ impl StateMachine for List {
         assert_ne!(Some(value), self.poison, "poisoned");
         self.values.push(value);
         Ok(self.values.len() as u64)
+    }
+
+    fn state_hash(&self) -> Option<u64> {
+        Some(self.values.iter().fold(0, |hash: u64, v| hash.rotate_left(5).wrapping_mul(31) ^ v) ^ self.flaw)
     }
 
     fn session_results() -> Option<OutputCodec<u64>> {

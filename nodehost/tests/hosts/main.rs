@@ -4,6 +4,7 @@
 mod cluster;
 mod disk;
 mod faulty;
+mod files;
 mod import;
 mod leaders;
 mod lifecycle;
@@ -13,4 +14,5 @@ mod refusals;
 mod replication;
 mod sessions;
 mod snapshots;
+mod verify;
 mod witness;

@@ -44,6 +44,7 @@ impl Figures {
 
 #[derive(Debug)]
 struct Host {
+    id: u64,
     resp: SocketAddr,
     child: Option<Child>,
     /// What its earlier lives counted.
@@ -58,30 +59,75 @@ pub(crate) struct Cluster {
     binary: PathBuf,
     dir: PathBuf,
     peers: String,
+    /// The hosts that have every group from the start.
+    members: String,
     plan: Plan,
     hosts: Vec<Host>,
+}
+
+/// One more process, outside of a cluster. Dropping it kills it.
+#[derive(Debug)]
+pub(crate) struct Alone {
+    resp: SocketAddr,
+    child: Child,
+}
+
+impl Alone {
+    /// How many replicas run there, if it answers.
+    pub(crate) fn running(&self) -> Option<u16> {
+        fields(self.resp)?.get("groups")?.parse().ok()
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+            eprintln!("a host could not be killed: {error}");
+        }
+    }
+}
+
+/// Where each host listens for the others.
+pub(crate) type Ports = BTreeMap<u64, u16>;
+
+/// Free ports for these hosts.
+pub(crate) fn ports<const N: usize>(ids: [u64; N]) -> Result<Ports, Box<dyn Error>> {
+    Ok(ids.into_iter().zip(free_ports(N)?).collect())
 }
 
 impl Cluster {
     /// Starts all hosts. `resp` are the clients' ports; free ones are taken when there are none.
     pub(crate) fn start(dir: &Path, plan: Plan, resp: Option<[u16; HOSTS]>) -> Result<Self, Box<dyn Error>> {
+        Self::start_as(dir, plan, resp, [1, 2, 3], ports([1, 2, 3])?)
+    }
+
+    /// As [`Cluster::start`], with hosts of these ids, which know of all that have ports.
+    pub(crate) fn start_as(
+        dir: &Path,
+        plan: Plan,
+        resp: Option<[u16; HOSTS]>,
+        ids: [u64; HOSTS],
+        raft: Ports,
+    ) -> Result<Self, Box<dyn Error>> {
         let binary = std::env::current_exe()?.with_file_name("sharded_kv");
         if !binary.exists() {
             return Err(format!("{} is not built: cargo build --release -p longboat-examples", binary.display()).into());
         }
-        let mut free = free_ports(2 * HOSTS)?.into_iter();
-        let mut next = || free.next().expect("as many were asked for");
-        let raft: Vec<_> = (0..HOSTS).map(|_| next()).collect();
-        let resp: Vec<_> = resp.map_or_else(|| (0..HOSTS).map(|_| next()).collect(), Vec::from);
-        let peers: Vec<_> = raft.iter().enumerate().map(|(n, port)| format!("{}=127.0.0.1:{port}", n + 1)).collect();
-        let host = |port: &u16| Host {
+        let resp: Vec<_> = match resp {
+            Some(ports) => Vec::from(ports),
+            None => free_ports(HOSTS)?,
+        };
+        let peers: Vec<_> = raft.iter().map(|(id, port)| format!("{id}=127.0.0.1:{port}")).collect();
+        let host = |(id, port): (u64, &u16)| Host {
+            id,
             resp: SocketAddr::from(([127, 0, 0, 1], *port)),
             child: None,
             before: Figures::default(),
             now: Figures::default(),
         };
-        let hosts = resp.iter().map(host).collect();
-        let mut cluster = Self { binary, dir: dir.to_owned(), peers: peers.join(","), plan, hosts };
+        let hosts = ids.into_iter().zip(&resp).map(host).collect();
+        let members = ids.map(|id| id.to_string()).join(",");
+        let mut cluster = Self { binary, dir: dir.to_owned(), peers: peers.join(","), members, plan, hosts };
         for n in 0..HOSTS {
             cluster.start_host(n)?;
         }
@@ -92,19 +138,34 @@ impl Cluster {
         self.hosts.iter().map(|host| host.resp).collect()
     }
 
-    pub(crate) fn start_host(&mut self, n: usize) -> Result<(), Box<dyn Error>> {
+    /// Starts the process of a host that was killed, and that no longer counts as one of these.
+    pub(crate) fn restart_alone(&self, n: usize) -> Result<Alone, Box<dyn Error>> {
+        Ok(Alone { resp: self.hosts[n].resp, child: self.spawn(n)? })
+    }
+
+    /// Some host that runs.
+    pub(crate) fn running(&self) -> Option<usize> {
+        (0..HOSTS).find(|&n| self.hosts[n].child.is_some())
+    }
+
+    fn spawn(&self, n: usize) -> std::io::Result<Child> {
         let plan = &self.plan;
-        let child = Command::new(&self.binary)
-            .args(["--host-id", &(n + 1).to_string(), "--peers", &self.peers])
+        let id = self.hosts[n].id;
+        Command::new(&self.binary)
+            .args(["--host-id", &id.to_string(), "--peers", &self.peers, "--members", &self.members])
             .args(["--resp", &self.hosts[n].resp.to_string(), "--groups", &plan.groups.to_string()])
             .arg("--data")
-            .arg(self.dir.join(format!("host-{}", n + 1)))
+            .arg(self.dir.join(format!("host-{id}")))
             .args(["--snapshot-entries", &plan.snapshot_entries.to_string()])
             .args(["--compaction-overhead", &plan.compaction_overhead.to_string()])
             .args(["--election-timeout", &plan.election_timeout_ms.to_string()])
             .arg("--die-with-parent")
             .stdout(Stdio::null())
-            .spawn()?;
+            .spawn()
+    }
+
+    pub(crate) fn start_host(&mut self, n: usize) -> Result<(), Box<dyn Error>> {
+        let child = self.spawn(n)?;
         let host = &mut self.hosts[n];
         host.child = Some(child);
         host.before = host.before.plus(std::mem::take(&mut host.now));
@@ -192,11 +253,16 @@ impl Drop for Cluster {
     }
 }
 
-fn ask_figures(address: SocketAddr) -> Option<Figures> {
+fn fields(address: SocketAddr) -> Option<BTreeMap<String, String>> {
     let mut client = Client::connect(address, Duration::from_secs(1)).ok()?;
     let Ok(Reply::Bulk(Some(text))) = client.ask(&[b"INFO", b"longboat"]) else { return None };
     let text = String::from_utf8(text).ok()?;
-    let fields: BTreeMap<_, _> = text.lines().filter_map(|line| line.trim_end().split_once(':')).collect();
+    let fields = text.lines().filter_map(|line| line.trim_end().split_once(':'));
+    Some(fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
+
+fn ask_figures(address: SocketAddr) -> Option<Figures> {
+    let fields = fields(address)?;
     let field = |name| fields.get(name).and_then(|value| value.parse().ok());
     Some(Figures {
         groups_led: field("groups_led")?,

@@ -4,13 +4,15 @@
 mod client;
 mod cluster;
 mod load;
+mod repair;
 
 use clap::Parser;
+use client::{Client, Reply};
 use cluster::{Cluster, HOSTS, Plan};
 use load::{Acknowledged, Load};
 use std::error::Error;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,9 @@ struct Options {
     /// Only start the three hosts, with clients' ports 6401 to 6403, until interrupted.
     #[arg(long, conflicts_with = "torture")]
     serve: bool,
+    /// Lose two of the three hosts, and go on from exported snapshots on new ones.
+    #[arg(long, conflicts_with_all = ["torture", "serve"])]
+    repair: bool,
     /// Concurrent clients.
     #[arg(long, default_value_t = 48)]
     clients: usize,
@@ -45,6 +50,7 @@ fn main() -> ExitCode {
     let shown = match options.torture {
         Some(times) => torture(&options, times),
         None if options.serve => serve(&options),
+        None if options.repair => repair::repair(&options),
         None => demo(&options),
     };
     match shown {
@@ -109,6 +115,7 @@ fn demo(options: &Options) -> Result<u64, Box<dyn Error>> {
     let load = Load::start("d", options.clients, &cluster.addresses())?;
     let caught_up = run_script(&mut cluster, &load, &mut progress)?;
     let written = load.finish();
+    show_snapshots(&cluster, dir.path(), &mut progress)?;
 
     progress.say("killing all hosts, and restarting them");
     cluster.look();
@@ -141,6 +148,27 @@ fn demo(options: &Options) -> Result<u64, Box<dyn Error>> {
         return Err("host 1 was not caught up by a snapshot".into());
     }
     Ok(lost)
+}
+
+/// A snapshot that a user asked for, and one that is exported.
+fn show_snapshots(cluster: &Cluster, dir: &Path, progress: &mut Progress) -> Result<(), Box<dyn Error>> {
+    let up = cluster.running().ok_or("no host runs")?;
+    let mut client = Client::connect(cluster.addresses()[up], Duration::from_secs(20))?;
+    let to = dir.join("exports");
+    std::fs::create_dir(&to)?;
+    let to = to.to_str().ok_or("the directory's name is no text")?.as_bytes();
+    let mut ask = |what: &[&[u8]]| match client.ask(what)? {
+        Reply::Simple(line) => Ok(line),
+        other => Err(std::io::Error::other(format!("{other:?}"))),
+    };
+    let saved = ask(&[b"LONGBOAT", b"SNAPSHOT", b"1"])?;
+    progress.say(&format!("host {} takes a snapshot of group 1 on request: {saved}", up + 1));
+    let exported = ask(&[b"LONGBOAT", b"EXPORT", b"1", to])?;
+    let (_, dir) = exported.split_once(" to ").ok_or("the export has no directory")?;
+    let info = longboat::inspect_snapshot(Path::new(dir))?;
+    let (index, bytes) = (info.meta.pos.index, info.file_bytes);
+    progress.say(&format!("and exports one: index {index}, {bytes} bytes, every byte of it checked"));
+    Ok(())
 }
 
 /// Kills and restarts while the load runs. Returns how many snapshots caught the first host up.
