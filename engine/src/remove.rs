@@ -56,7 +56,7 @@ impl StepWorker {
             return;
         }
         let shared = Arc::clone(&replica.shared);
-        tracing::warn!(group = %shared.group, replica = %shared.replica, %by, "the group was imported from a snapshot, this replica of its former history stops");
+        tracing::info!(group = %shared.group, replica = %shared.replica, %by, "the group was imported from a snapshot, this replica of its former history stops");
         self.stop(now, slot, &RequestError::Superseded, &RequestError::Superseded);
         shared.tell(|| ReplicaEvent::Superseded { by });
     }
