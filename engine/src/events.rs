@@ -4,7 +4,7 @@
 //! counted; without a listener nothing is kept. Must not know: who listens.
 
 use crate::transfers::TransferInfo;
-use longboat_raft::{GroupEpoch, GroupId, HostId, Index, Membership, ReplicaId, Term};
+use longboat_raft::{GroupEpoch, GroupId, HostId, Index, Membership, ReplicaId, StoreId, Term};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,6 +30,16 @@ pub enum HostEvent {
     HostSuspected(HostId),
     /// A host that was suspected is heard again.
     HostReturned(HostId),
+    /// A host shows another store than before: it was wiped, or another took its id. What its replicas say is not believed any
+    /// more; replace them by new ones.
+    StoreReplaced {
+        /// The host.
+        host: HostId,
+        /// The store that it had.
+        before: StoreId,
+        /// The store that it has now.
+        now: StoreId,
+    },
     /// The log store failed: this host serves no more.
     LogFailed(String),
 }

@@ -12,6 +12,7 @@ use crate::snapshot::SnapshotIo;
 use crate::space::DiskSpace;
 use crate::start::Starter;
 use crate::step::StepWorker;
+use crate::stores::PeerStores;
 use crate::transfers::Transfers;
 use ahash::{AHashMap, AHashSet};
 use longboat_io::{Clock, Spawner};
@@ -30,6 +31,8 @@ pub struct HostParts<L: LogDb> {
     pub clock: Arc<dyn Clock>,
     /// The log store, just opened.
     pub log: Opened<L>,
+    /// The stores that other hosts were seen to have.
+    pub stores: PeerStores,
     /// The snapshots' files.
     pub snapshots: SnapshotStore,
     /// Runs snapshot work.
@@ -94,11 +97,12 @@ pub struct Host<L: LogDb> {
 impl<L: LogDb> Host<L> {
     /// Puts a host together. Snapshot files that no record names are removed.
     pub fn new(parts: HostParts<L>, notifiers: &Notifiers) -> Self {
-        let HostParts { config, clock, log, snapshots, spawner, transport } = parts;
+        let HostParts { config, clock, log, stores, snapshots, spawner, transport } = parts;
         let workers = notifiers.step.iter().map(|n| WorkerInbox::new(Arc::clone(n))).collect();
         let apply = notifiers.apply.iter().map(|n| ApplyInbox::new(Arc::clone(n))).collect();
         let shared = Arc::new(HostShared {
             log_memory: LogMemory::new(config.log_memory_bytes_max),
+            stores,
             space: DiskSpace::new(config.disk_reserve_bytes),
             config,
             clock,

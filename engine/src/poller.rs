@@ -95,7 +95,10 @@ impl FrameSink for Sink {
         tracing::debug!(%host, "peer disconnected");
     }
 
-    fn connected(&mut self, host: HostId, _store: StoreId, incarnation: u64) {
+    fn connected(&mut self, host: HostId, store: StoreId, incarnation: u64) {
+        if let Some(job) = self.host.store_seen(host, store) {
+            self.snapshots.spawner.spawn(job);
+        }
         self.liveness.incarnation(self.now, host, incarnation);
     }
 }

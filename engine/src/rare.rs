@@ -290,7 +290,9 @@ impl Replica {
         *sequences += 1;
         let sequence = CHANGE_SEQUENCES | *sequences;
         let options = ProposeOptions::default();
-        let proposed = self.core.propose_change(now, change.clone(), sequence, self.origin, options);
+        let mut change = change.clone();
+        self.shared.host.stores.fill_in(&mut change, self.core.membership());
+        let proposed = self.core.propose_change(now, change, sequence, self.origin, options);
         // A core that refused has nothing new to put out.
         self.stirred |= proposed.is_ok();
         match proposed {

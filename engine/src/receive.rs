@@ -105,6 +105,10 @@ impl StepWorker {
             self.host.counters.dropped_unknown.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        if replica.is_fenced(message.from) {
+            self.host.counters.dropped_fenced.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         if let Body::Snapshot(meta) = &message.body {
             replica.delivered = Some(meta.pos.index);
         }

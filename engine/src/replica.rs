@@ -123,6 +123,8 @@ pub struct Replica {
     pub(crate) silence: Option<Box<Silence>>,
     /// The version of the hosts' suspicions that its core was told.
     pub(crate) suspicions: u64,
+    /// Members whose hosts lost the stores that they spoke from, as of that version of what is known of stores.
+    fenced: (u64, Vec<ReplicaId>),
 }
 
 impl Replica {
@@ -173,6 +175,7 @@ impl Replica {
             sending: Sending::default(),
             silence: None,
             suspicions: 0,
+            fenced: (0, Vec::new()),
         };
         replica.routes_from_membership();
         replica
@@ -223,6 +226,16 @@ impl Replica {
             }
             None => false,
         }
+    }
+
+    /// Whether this member's host lost the store that it spoke from: what it says now it may have said otherwise.
+    pub(crate) fn is_fenced(&mut self, from: ReplicaId) -> bool {
+        let stores = &self.shared.host.stores;
+        let version = stores.version();
+        if self.fenced.0 != version {
+            self.fenced = (version, stores.fenced(self.config.group, self.epoch, self.core.membership()));
+        }
+        self.fenced.1.contains(&from)
     }
 
     /// The moment at which this replica wants a visit.
@@ -443,6 +456,7 @@ impl Replica {
                     self.routes_from_membership();
                     // The hosts of the new members are not known to be suspected or not.
                     self.suspicions = 0;
+                    self.fenced.0 = 0;
                     let after = self.shared.host.pool.membership(Arc::clone(self.core.shared_membership()));
                     let config = Arc::clone(self.core.shared_config());
                     self.core.share(&after, &config);

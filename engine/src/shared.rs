@@ -11,6 +11,7 @@ use crate::replica::Replica;
 use crate::request::{Rare, Reply};
 use crate::snapshot::SnapshotCounters;
 use crate::space::DiskSpace;
+use crate::stores::PeerStores;
 use crate::transfers::Transfers;
 use ahash::{AHashMap, AHashSet};
 use bytes::Bytes;
@@ -461,6 +462,8 @@ pub struct HostCounters {
     pub dropped_unknown: AtomicU64,
     /// Messages of another epoch of their group.
     pub dropped_epoch: AtomicU64,
+    /// Messages of members whose hosts lost the stores that they spoke from.
+    pub dropped_fenced: AtomicU64,
     /// Frames that were malformed.
     pub bad_frames: AtomicU64,
     /// Frames that were dropped because a worker had too much waiting.
@@ -496,6 +499,8 @@ pub struct HostShared {
     pub unsynced_bytes: AtomicU64,
     /// Bytes of log in memory.
     pub log_memory: LogMemory,
+    /// The stores that other hosts have, and who is not to be believed.
+    pub stores: PeerStores,
     /// Room on the disk.
     pub space: DiskSpace,
     /// The journal is far beyond its bound.

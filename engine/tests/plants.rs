@@ -13,6 +13,8 @@ mod list;
 mod shelf;
 #[path = "rounds/storage.rs"]
 mod storage;
+#[path = "rounds/stores.rs"]
+mod stores;
 #[path = "rounds/transfers.rs"]
 mod transfers;
 #[path = "rounds/trio.rs"]

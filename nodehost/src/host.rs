@@ -8,8 +8,8 @@ use crate::replica::Replica;
 use longboat_engine::log_writer::WriterInbox;
 use longboat_engine::transfers::TransferInfo;
 use longboat_engine::{
-    CloseError, GroupShared, Host, HostParts, HostShared, ReplicaConfig, Start, StartError, StartSpec, Starter,
-    ThreadLayout, Threads,
+    CloseError, GroupShared, Host, HostParts, HostShared, PeerFile, PeerStores, ReplicaConfig, Start, StartError,
+    StartSpec, Starter, ThreadLayout, Threads,
 };
 use longboat_io::{Clock, MonotonicClock, RayonSpawner, RealDisk};
 use longboat_logdb::{LogStats, SharedLog, SnapshotRecord};
@@ -69,6 +69,8 @@ pub struct HostInfo {
     pub transport: TransportStats,
     /// Messages for groups or replicas that are not here.
     pub dropped_unknown: u64,
+    /// Messages of replicas whose hosts lost the stores that they spoke from.
+    pub dropped_fenced: u64,
     /// Malformed frames.
     pub bad_frames: u64,
     /// Replicas stopped because of a contradiction in what they were told.
@@ -149,12 +151,13 @@ impl NodeHost {
         let notifiers = layout.notifiers(&engine);
         let snapshot_threads = if config.snapshot_workers > 0 { config.snapshot_workers } else { SNAPSHOT_THREADS };
         let spawner = RayonSpawner::new(&format!("lb{}-snap", config.host_id), snapshot_threads)?;
-        let snapshots = SnapshotStore::new(disk, config.data_dir.join("snapshots"))
+        let snapshots = SnapshotStore::new(disk.clone(), config.data_dir.join("snapshots"))
             .with_write_limit(config.snapshot_save_bytes_per_s);
         let parts = HostParts {
             config: engine,
             clock,
             log,
+            stores: PeerStores::open(PeerFile::new(disk, &config.data_dir)).map_err(longboat_logdb::OpenError::from)?,
             snapshots: snapshots.clone(),
             spawner: Arc::new(spawner.clone()),
             transport: transport.clone(),
@@ -364,6 +367,7 @@ impl NodeHost {
             log: self.inner.writer.stats(),
             transport: self.inner.transport.stats(),
             dropped_unknown: c.dropped_unknown.load(Ordering::Relaxed),
+            dropped_fenced: c.dropped_fenced.load(Ordering::Relaxed),
             bad_frames: c.bad_frames.load(Ordering::Relaxed),
             violations: c.violations.load(Ordering::Relaxed),
             machine_failures: c.machine_failures.load(Ordering::Relaxed),

@@ -9,6 +9,7 @@
 
 use crate::config::{ConfigError, NodeHostConfig};
 use crate::members::{self, FirstMembers, MemberInfo};
+use longboat_engine::STORE_NOT_KNOWN;
 use longboat_io::{RealDisk, SharedDisk};
 use longboat_logdb::{
     Bootstrap, GroupState, LogDb, LogError, Opened, Record, SharedLog, SharedLogConfig, SnapshotRecord, Update,
@@ -242,6 +243,8 @@ fn new_membership(group: GroupId, new: &Membership, old: &Membership) -> Result<
     let mut membership = new.clone();
     membership.change_id = old.change_id;
     membership.removed = old.removed.clone();
+    // On stores that others may not have seen yet, or that were made just for this.
+    membership.hosts.values_mut().for_each(|member| member.store = STORE_NOT_KNOWN);
     if let Some(replica) = new.replicas().find(|r| old.removed.contains(r)) {
         return Err(ImportError::Removed { group, replica });
     }

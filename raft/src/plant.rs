@@ -149,6 +149,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("fallback-without-its-log", "an older snapshot is used without what the log has after it"),
     ("state-lost-not-seen", "a state machine is used although no snapshot could be recovered"),
     ("abort-not-seen", "a save goes on although it was aborted"),
+    ("wiped-host-is-believed", "a host that lost its store goes on with the replicas that it had"),
     ("commands-fill-the-disk", "clients' commands are taken whatever is left on the disk"),
     ("export-directory-made", "an export makes the directory that it is given"),
     ("imported-mark-ignored", "an on-disk state machine goes on from its own storage after an import"),

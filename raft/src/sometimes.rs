@@ -72,6 +72,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("stream-replaced-by-a-newer", "a snapshot's transfer is given up for a newer one's"),
     ("snapshot-transfer-stalled", "a snapshot's transfer does not move"),
     ("store-failed-under-a-host", "a host's store fails and its groups stop"),
+    ("host-with-another-store", "a host comes back with another store than it had"),
     ("disk-has-little-room", "a host refuses clients' commands because its disk is nearly full"),
     ("disk-has-no-room-for-entries", "a host refuses other leaders' entries because its disk is nearly full"),
     ("woken-by-a-digest", "two hosts find that they are silent differently"),

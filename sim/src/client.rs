@@ -294,7 +294,10 @@ impl Clients {
 
     /// The host has lost its memory: nobody will ever answer what was asked there.
     pub fn forget(&mut self, host: HostId) {
-        for (_, lost) in self.waiting.extract_if(.., |_, w| w.host == host).collect::<Vec<_>>() {
+        let (lost, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|(_, w)| w.host == host);
+        self.waiting = waiting;
+        let lost: BTreeMap<u64, Waiting> = lost;
+        for lost in lost.into_values() {
             if let Request::Session(request) = &lost.request {
                 self.lost(lost.group, request);
             }

@@ -8,7 +8,7 @@ use crate::network::{Network, SimTransport};
 use crate::oracle::Oracle;
 use crate::recorder::Recorder;
 use crate::swarm::Swarm;
-use longboat_engine::{GroupShared, Host, HostParts, Notifiers, Start, StartSpec, Work, Worker};
+use longboat_engine::{GroupShared, Host, HostParts, Notifiers, PeerFile, PeerStores, Start, StartSpec, Work, Worker};
 use longboat_io::sim::{SimDisk, SimOp};
 use longboat_io::{Clock, Job, JobState};
 use longboat_logdb::{OpenError, Opened, SharedLog};
@@ -199,10 +199,16 @@ impl SimHost {
         let config = around.swarm.engine(self.id, life_seed, self.lives);
         let notifiers = Notifiers::separate(&config);
         let (spawner, transport) = (SimSpawner::new(), around.network.join(self.id));
+        let file = PeerFile::new(Arc::clone(&disk), "/data");
+        let stores = match PeerStores::open(file) {
+            Ok(stores) => stores,
+            Err(error) => return around.oracle.violate(format!("host {} can't start: {error}", self.id)),
+        };
         let parts = HostParts {
             config,
             clock: Arc::clone(&around.clock) as Arc<dyn Clock>,
             log,
+            stores,
             snapshots: SnapshotStore::new(disk, "/data/snapshots".into()),
             spawner: Arc::clone(&spawner) as Arc<_>,
             transport: Arc::clone(&transport) as Arc<dyn Transport>,

@@ -8,7 +8,7 @@ use crate::oracle::Oracle;
 use crate::rng::Rng;
 use bytes::{Bytes, BytesMut};
 use longboat_io::Clock;
-use longboat_raft::{Body, HostId, Time};
+use longboat_raft::{Body, HostId, StoreId, Time};
 use longboat_transport::{FrameSink, Lane, Sent, Transport, TransportStats, wire};
 use parking_lot::Mutex;
 use std::cmp::Reverse;
@@ -63,6 +63,7 @@ struct Net {
 #[derive(Debug, Default)]
 pub struct Port {
     arrived: Mutex<VecDeque<(HostId, Lane, Bytes)>>,
+    connected: Mutex<Vec<(HostId, StoreId, u64)>>,
 }
 
 /// The network.
@@ -109,6 +110,13 @@ impl Network {
         self.net.lock().ports.insert(host, Arc::clone(&port));
         let (network, closed) = (Arc::clone(self), AtomicBool::new(false));
         Arc::new(SimTransport { network, host, port, closed, sent: AtomicU64::new(0) })
+    }
+
+    /// What runs on `host` is told that `other` connected, with its store, in this life of it.
+    pub fn tell_connected(&self, host: HostId, other: HostId, store: StoreId, life: u64) {
+        if let Some(port) = self.net.lock().ports.get(&host) {
+            port.connected.lock().push((other, store, life));
+        }
     }
 
     /// The host is gone: what arrives is lost.
@@ -238,6 +246,9 @@ impl Transport for SimTransport {
     }
 
     fn poll(&self, sink: &mut dyn FrameSink) -> usize {
+        for (other, store, life) in std::mem::take(&mut *self.port.connected.lock()) {
+            sink.connected(other, store, life);
+        }
         let arrived = std::mem::take(&mut *self.port.arrived.lock());
         let count = arrived.len();
         for (from, lane, frame) in arrived {

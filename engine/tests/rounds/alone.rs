@@ -2,7 +2,8 @@
 
 use crate::wire::Wire;
 use longboat_engine::{
-    EngineConfig, GroupShared, Host, HostParts, Notifiers, ReplicaConfig, Start, StartError, StartSpec, Worker,
+    EngineConfig, GroupShared, Host, HostParts, Notifiers, PeerFile, PeerStores, ReplicaConfig, Start, StartError,
+    StartSpec, Worker,
 };
 use longboat_io::sim::SimDisk;
 use longboat_io::{Clock, Job, JobState, RealDisk, SharedDisk, Spawner};
@@ -108,6 +109,7 @@ impl Alone {
             config,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             log,
+            stores: PeerStores::open(PeerFile::new(Arc::clone(&disk), dir)).ok()?,
             snapshots: SnapshotStore::new(disk, dir.join("snapshots")),
             spawner: Arc::clone(&jobs) as Arc<dyn Spawner>,
             transport: Arc::clone(&wire) as Arc<dyn Transport>,

@@ -27,6 +27,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("older-log-not-kept", the_log_reaches_back_to_the_oldest_snapshot_that_is_kept),
     ("fallback-without-its-log", an_older_snapshot_is_brought_up_to_date_by_the_log),
     ("state-lost-not-seen", nothing_is_asked_of_a_machine_without_state),
+    ("wiped-host-is-believed", crate::stores::a_wiped_host_is_not_believed),
     ("abort-not-seen", an_aborted_save_leaves_nothing),
 ];
 

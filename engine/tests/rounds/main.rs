@@ -10,6 +10,7 @@ mod list;
 mod log;
 mod shelf;
 mod storage;
+mod stores;
 mod transfers;
 mod trio;
 mod wire;
@@ -36,6 +37,11 @@ fn transfers_come_to_their_end() {
         eprintln!("{name}");
         scenario();
     }
+}
+
+#[test]
+fn a_replica_that_is_new_on_a_wiped_host_is_believed() {
+    stores::a_replica_that_is_new_on_a_wiped_host_is_believed();
 }
 
 #[test]

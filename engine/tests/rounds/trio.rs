@@ -4,8 +4,8 @@ use crate::alone::{Alone, GROUP, Jobs, MILLI, TestClock};
 use crate::shelf::{Shelf, Storage};
 use bytes::{Bytes, BytesMut};
 use longboat_engine::{
-    Changed, EngineConfig, GroupShared, Host, HostParts, Notifiers, Rare, ReplicaConfig, SnapshotOptions,
-    SnapshotOutcome, Start, StartSpec, Worker,
+    Changed, EngineConfig, GroupShared, Host, HostParts, Notifiers, PeerFile, PeerStores, Rare, ReplicaConfig,
+    SnapshotOptions, SnapshotOutcome, Start, StartSpec, Worker,
 };
 use longboat_io::{Clock, RealDisk, SharedDisk, Spawner};
 use longboat_logdb::{KeyValue, SharedLog, SharedLogConfig};
@@ -205,6 +205,7 @@ impl Trio {
             config,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             log,
+            stores: PeerStores::open(PeerFile::new(Arc::clone(&disk), dir.path())).expect("readable"),
             snapshots: SnapshotStore::new(disk, dir.path().join("snapshots")),
             spawner: Arc::clone(&jobs) as Arc<dyn Spawner>,
             transport: Arc::new(Wire { host: HostId(id), wires: Arc::clone(&self.wires) }),

@@ -4,7 +4,7 @@ use crate::alone::{Alone, GROUP, MILLI};
 use bytes::{Bytes, BytesMut};
 use longboat_engine::Worker;
 use longboat_io::Clock;
-use longboat_raft::{Body, GroupEpoch, HostId, Message, ReplicaId, Term};
+use longboat_raft::{Body, GroupEpoch, HostId, Message, ReplicaId, StoreId, Term};
 use longboat_transport::wire::{self, FrameBuilder, HostMessage};
 use longboat_transport::{FrameSink, Lane, Sent, Transport, TransportStats};
 use parking_lot::Mutex;
@@ -17,6 +17,7 @@ use std::time::Duration;
 pub struct Wire {
     sent: Mutex<Vec<(HostId, Bytes)>>,
     arriving: Mutex<VecDeque<(HostId, Bytes)>>,
+    connected: Mutex<Vec<(HostId, StoreId)>>,
 }
 
 fn joined(parts: &[Bytes]) -> Bytes {
@@ -31,6 +32,8 @@ impl Transport for Wire {
         Sent::Queued
     }
     fn poll(&self, sink: &mut dyn FrameSink) -> usize {
+        let connected = std::mem::take(&mut *self.connected.lock());
+        connected.into_iter().for_each(|(host, store)| sink.connected(host, store, 1));
         let arriving = std::mem::take(&mut *self.arriving.lock());
         let count = arriving.len();
         arriving.into_iter().for_each(|(from, frame)| sink.frame(from, Lane::Control, frame));
@@ -61,6 +64,13 @@ impl Alone {
             self.poll();
             self.pass(1);
         }
+        self.poll();
+        self.step();
+    }
+
+    /// A host connects, and shows its store.
+    pub fn connect(&mut self, from: u64, store: StoreId) {
+        self.wire.connected.lock().push((HostId(from), store));
         self.poll();
         self.step();
     }

@@ -14,5 +14,6 @@ mod refusals;
 mod replication;
 mod sessions;
 mod snapshots;
+mod stores;
 mod verify;
 mod witness;
