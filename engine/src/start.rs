@@ -341,7 +341,7 @@ impl Starter {
         }
         let (state, new) = match state {
             // Of a start from a snapshot that a crash has cut short, nothing but its first record may be here.
-            Some(state) if !state.removed && !(matches!(start, Start::Snapshot(_)) && is_blank(&state)) => {
+            Some(state) if !(state.removed || matches!(start, Start::Snapshot(_)) && is_blank(&state)) => {
                 (state, false)
             }
             former => {
