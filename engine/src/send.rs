@@ -47,6 +47,7 @@ struct Answers {
 #[derive(Debug)]
 pub(crate) struct Sends {
     next_id: AtomicU64,
+    next_ticket: AtomicU64,
     running: AtomicUsize,
     answers: Mutex<AHashMap<u64, Arc<Answers>>>,
     pace: Pace,
@@ -58,6 +59,7 @@ impl Sends {
     pub(crate) fn new(bytes_per_s: u64) -> Self {
         Self {
             next_id: AtomicU64::new(0),
+            next_ticket: AtomicU64::new(1),
             running: AtomicUsize::new(0),
             answers: Mutex::default(),
             pace: Pace::new(bytes_per_s),
@@ -109,6 +111,8 @@ impl Sends {
 pub struct SendTicket {
     io: Arc<SnapshotIo>,
     shared: Arc<GroupShared>,
+    /// What tells the end of this transfer from that of an earlier one to the same follower.
+    pub(crate) number: u64,
     pub(crate) to: ReplicaId,
     host: HostId,
     term: Term,
@@ -131,7 +135,8 @@ impl SendTicket {
         let free = |n: usize| (n < max).then_some(n + 1);
         io.sends.running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok()?;
         let (shared, term) = (Arc::clone(&replica.shared), replica.core.term());
-        Some(Self { io: Arc::clone(io), shared, to, host, term, meta, bytes, ended: false })
+        let number = io.sends.next_ticket.fetch_add(1, Ordering::Relaxed);
+        Some(Self { io: Arc::clone(io), shared, number, to, host, term, meta, bytes, ended: false })
     }
 
     /// The transfer ended.
@@ -150,7 +155,7 @@ impl SendTicket {
         if !ok && plant::is("failed-stream-unreported") {
             return;
         }
-        let command = Command::SnapshotSent { shared: Arc::clone(&self.shared), to: self.to, ok };
+        let command = Command::SnapshotSent { shared: Arc::clone(&self.shared), to: self.to, number: self.number, ok };
         self.io.host.workers[self.shared.worker()].command(command);
     }
 

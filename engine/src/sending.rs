@@ -24,6 +24,8 @@ pub(crate) struct Sending {
     list: Vec<One>,
     /// Bytes that the log has taken in this life.
     log_bytes: u64,
+    /// The newest transfer to each follower, until it has ended.
+    under_way: Vec<(ReplicaId, u64)>,
     /// Followers that wait until the host has room for another transfer.
     waiting: Vec<ReplicaId>,
     /// The group is in the host's line.
@@ -56,15 +58,24 @@ impl Sending {
     }
 
     /// A snapshot at `index` is on its way to a follower.
-    pub(crate) fn begins(&mut self, to: ReplicaId, index: Index) {
+    pub(crate) fn begins(&mut self, to: ReplicaId, index: Index, number: u64) {
+        self.under_way.retain(|one| one.0 != to);
+        self.under_way.push((to, number));
         self.list.retain(|one| one.to != to);
         self.list.push(One { to, index, log_bytes: self.log_bytes, arrived: false });
     }
 
-    /// It arrived, or did not.
-    pub(crate) fn ended(&mut self, to: ReplicaId, ok: bool) {
+    /// It arrived, or did not. Returns false when another one to the same follower has taken its place: the end of one that
+    /// began in an earlier leadership, and stood since, says nothing of that.
+    pub(crate) fn ended(&mut self, to: ReplicaId, number: u64, ok: bool) -> bool {
+        let before = self.under_way.len();
+        self.under_way.retain(|one| *one != (to, number));
+        if self.under_way.len() == before && !longboat_raft::plant::is("former-transfer-ends-a-later-one") {
+            return false;
+        }
         self.list.retain(|one| one.to != to || ok);
         self.list.iter_mut().filter(|one| one.to == to).for_each(|one| one.arrived = true);
+        true
     }
 
     /// Forgets those that need the log no more. Returns the followers whose transfers are to be broken off, because too much

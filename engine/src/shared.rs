@@ -70,6 +70,8 @@ pub enum Command {
         shared: Arc<GroupShared>,
         /// The follower.
         to: ReplicaId,
+        /// Which of the transfers to it.
+        number: u64,
         /// Whether all of it arrived.
         ok: bool,
     },

@@ -27,7 +27,7 @@ use ahash::AHashMap;
 use longboat_io::{Job, JobState, Spawner};
 use longboat_logdb::{GroupState, LogReader, Record, SnapshotRecord, Update};
 use longboat_raft::{
-    Fetch, GroupId, Guard, Index, LogPos, Output, Persist, Progress, ReplicaId, SnapshotMeta, sometimes,
+    Fetch, GroupId, Guard, Index, LogPos, Output, Persist, Progress, ReplicaId, SnapshotMeta, plant, sometimes,
 };
 use longboat_rsm::snapshot::{Content, Prepared, SaveJob, SavedSnapshot, SnapshotError, SnapshotHeader, SnapshotStore};
 use longboat_rsm::{MachineKind, RequestError, SnapshotRefusal};
@@ -290,8 +290,14 @@ impl SnapshotIo {
 
     /// Removes one snapshot that no record names.
     pub fn discard(&self, replica: &Replica, index: Index) {
-        // An own save at the same index may be under way: its files have the same name, and the same content.
-        if replica.last_request == index || replica.snapshot.as_ref().is_some_and(|s| s.meta.pos.index == index) {
+        // An own save at the same index may be under way: its files have the same name, and the same content. So may have one
+        // that is recorded: until the record that takes its place is durable, it is what a crash would leave.
+        let newest = replica.snapshot.as_ref().map(|s| s.meta.pos.index);
+        let is_named = replica.recorded == index || replica.older.contains(&index);
+        if replica.last_request == index
+            || newest == Some(index)
+            || (is_named && !plant::is("recorded-snapshot-discarded"))
+        {
             return;
         }
         self.spawner.spawn(Box::new(RemoveJob {
@@ -344,7 +350,7 @@ impl SnapshotIo {
         match SendTicket::take(self, replica, to, host, (newest.meta, Some(newest.bytes))) {
             Some(ticket) => {
                 replica.core.snapshot_sending(to, ticket.meta.pos);
-                replica.sending.begins(to, ticket.meta.pos.index);
+                replica.sending.begins(to, ticket.meta.pos.index, ticket.number);
                 ticket.send_file();
             }
             None => self.wait_for_turn(replica, to),
@@ -373,7 +379,7 @@ impl SnapshotIo {
             return self.wait_for_turn(replica, to);
         };
         replica.core.snapshot_sending(to, ticket.meta.pos);
-        replica.sending.begins(to, index);
+        replica.sending.begins(to, index, ticket.number);
         items.push(ApplyItem::Stream(Box::new(ticket)));
     }
 }

@@ -221,10 +221,11 @@ impl StepWorker {
                         w.late.push((at, Late::Saved(outcome)));
                     });
                 }
-                Command::SnapshotSent { shared, to, ok } => self.with(&shared, |w, slot| {
+                Command::SnapshotSent { shared, to, number, ok } => self.with(&shared, |w, slot| {
                     let replica = w.replica(slot);
-                    replica.core.snapshot_finished(to, ok);
-                    replica.sending.ended(to, ok);
+                    if replica.sending.ended(to, number, ok) {
+                        replica.core.snapshot_finished(to, ok);
+                    }
                     replica.shared.tell(|| ReplicaEvent::SnapshotSent { to, ok });
                 }),
                 Command::Deliver { shared, from, message } => {

@@ -31,6 +31,8 @@ const FINISHED_MAX: usize = 64;
 /// One stream that this host receives.
 #[derive(Debug)]
 struct Receive {
+    /// Who sends it: a chunk of anybody else's is none of it, whatever number it bears.
+    from: HostId,
     stream_id: u64,
     term: Term,
     meta: SnapshotMeta,
@@ -120,7 +122,9 @@ impl SnapshotIo {
             return;
         }
         let stream = self.receives.streams.lock().get(&chunk.group).cloned();
-        let Some(stream) = stream.filter(|s| s.stream_id == chunk.stream_id) else {
+        let Some(stream) =
+            stream.filter(|s| s.stream_id == chunk.stream_id && (s.from == from || plant::is("chunk-from-anybody")))
+        else {
             self.answer(from, &key, 0, ChunkOutcome::Refused);
             return;
         };
@@ -169,7 +173,7 @@ impl SnapshotIo {
         }
         let mut streams = self.receives.streams.lock();
         if let Some(old) = streams.get(&chunk.group) {
-            if old.stream_id == chunk.stream_id {
+            if old.stream_id == chunk.stream_id && old.from == from {
                 return true;
             }
             let newer = (chunk.term, meta.pos.index) > (old.term, old.meta.pos.index);
@@ -183,6 +187,7 @@ impl SnapshotIo {
         }
         let index = meta.pos.index;
         let stream = Arc::new(Receive {
+            from,
             stream_id: chunk.stream_id,
             term: chunk.term,
             meta,

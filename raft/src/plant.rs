@@ -10,6 +10,16 @@ pub const ALL: &[(&str, &str)] = &[
     ("request-vote-before-durable", "RequestVote leaves before the candidate's term and own vote are durable"),
     ("vote-lost-on-recycle", "a group's newest term and vote are dropped when their journal segment is recycled"),
     ("reopen-without-rewrite", "a reopened journal trusts its last record without writing and syncing it again"),
+    (
+        "former-transfer-ends-a-later-one",
+        "the end of an earlier transfer to a follower is taken for that of the later one",
+    ),
+    (
+        "recorded-snapshot-discarded",
+        "files that a durable record names go because a leader sent the same snapshot in vain",
+    ),
+    ("chunk-from-anybody", "a chunk of a snapshot is taken from a host that does not send that"),
+    ("stop-taken-for-a-failure", "a recovery that ends because its replica stops counts as a failed state machine"),
     ("storage-opened-while-in-use", "storage is opened although a former life of the replica may be at work on it"),
     ("started-while-closing", "a replica whose storage was opened while its host closed is started"),
     ("save-behind-its-storage", "a state is saved or sent as one of an earlier index than it is of"),

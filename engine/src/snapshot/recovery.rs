@@ -53,6 +53,12 @@ impl SnapshotIo {
                     tracing::error!(group = %shared.group, replica = %shared.replica, %index, %error, "no snapshot can be used, the leader is asked for one");
                     recovered(&shared, index, Recovery::Lost);
                 }
+                // A replica that stops has its recovery stopped. Its state machine has not failed, and is not used any more.
+                Err(SnapshotError::Stopped)
+                    if shared.is_closed.load(Ordering::SeqCst) && !plant::is("stop-taken-for-a-failure") =>
+                {
+                    tracing::debug!(group = %shared.group, replica = %shared.replica, %index, "recovery stopped");
+                }
                 Err(error) => machine_failed(&shared, format!("recovery at {index}: {error}")),
             }
             io.host.apply[shared.apply_worker].job_done(shared, MachineJob::Alone);

@@ -5,6 +5,7 @@ use crate::shelf::Storage;
 use crate::trio::{Frame, Trio};
 use bytes::{Bytes, BytesMut};
 use longboat_engine::apply::{ApplyItem, ApplyTask};
+use longboat_engine::shared::Command;
 use longboat_raft::{HostId, Index, LogPos, ReplicaId, SnapshotMeta, Term};
 use longboat_transport::Lane;
 use longboat_transport::wire::{Chunk, SnapshotFrame};
@@ -26,6 +27,10 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("storage-behind-its-snapshot", storage_that_was_lost_is_filled_by_the_leader),
     ("overtaken-save-recorded", a_save_that_an_install_has_overtaken_leaves_no_record),
     ("orphans-kept", snapshots_that_no_record_names_go_at_the_start),
+    ("former-transfer-ends-a-later-one", the_end_of_a_former_transfer_is_not_taken_for_a_later_ones),
+    ("recorded-snapshot-discarded", a_snapshot_that_came_in_vain_takes_no_recorded_one_with_it),
+    ("chunk-from-anybody", a_chunk_of_another_host_is_none_of_a_stream),
+    ("stop-taken-for-a-failure", a_replica_that_stops_while_it_recovers_has_not_failed),
 ];
 
 /// A leader with a state of several chunks, whose log begins behind its snapshot.
@@ -287,6 +292,76 @@ fn snapshots_that_no_record_names_go_at_the_start() {
     }
     drop(Alone::open(dir.path()));
     assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0, "a crash's leavings stay for ever");
+}
+
+fn the_end_of_a_former_transfer_is_not_taken_for_a_later_ones() {
+    let (mut trio, _) = led(1);
+    hold_chunks(&trio, 2);
+    trio.join(2);
+    trio.until("a view", |trio| trio.one(1).storage.lock().views == 1);
+    trio.pass(50);
+    // One that began in an earlier leadership, and stood since.
+    let shared = Arc::clone(&trio.one(1).shared);
+    let former = Command::SnapshotSent { shared, to: ReplicaId(2), number: 0, ok: false };
+    trio.one(1).host.shared.workers[0].command(former);
+    trio.pass(200);
+    assert_eq!(trio.one(1).storage.lock().views, 1, "another transfer began beside the one that is under way");
+    trio.put(300..320);
+    let index = trio.save(1).unwrap();
+    assert!(trio.start_index(1) < index, "the log behind the running transfer has gone");
+    trio.wires.open();
+    trio.until_values(2, 0..320);
+}
+
+fn a_snapshot_that_came_in_vain_takes_no_recorded_one_with_it() {
+    let (mut trio, index) = led(0);
+    trio.put(300..320);
+    // A newer one is on its way to the disk, and does not reach it.
+    trio.one(1).writer_stands = true;
+    let asked = trio.one(1).shared.enqueue_snapshot(Default::default(), longboat_raft::Time(u64::MAX)).unwrap();
+    trio.pass(50);
+    // One at the index of the recorded one was received, and raft had no use for it.
+    let one = trio.one(1);
+    let replica = one.host.steps[0].replicas().next().unwrap();
+    one.host.snapshots.discard(replica, index);
+    trio.pass(50);
+    assert!(trio.files(1).contains(&index), "a crash now would leave a record of what is gone");
+    drop(asked);
+    trio.restart(1, |storage| storage);
+    trio.pass(300);
+    assert_eq!(trio.recorded(1), index);
+    trio.check();
+}
+
+fn a_chunk_of_another_host_is_none_of_a_stream() {
+    let (mut trio, _) = led(1);
+    let held = hold_chunks(&trio, 1);
+    trio.join(2);
+    trio.until("a chunk", |_| !held.lock().is_empty());
+    let frame = held.lock()[0].clone();
+    let mut chunk = decoded(&frame).unwrap();
+    chunk.data = Bytes::from(vec![0; chunk.data.len()]);
+    trio.wires.inject(Frame { from: HostId(3), ..encoded(&frame, &chunk) });
+    trio.pass(5);
+    trio.wires.open();
+    trio.until_values(2, 0..300);
+    assert_eq!(trio.one(1).storage.lock().views, 1, "what another host sent broke the transfer");
+}
+
+fn a_replica_that_stops_while_it_recovers_has_not_failed() {
+    let (mut trio, index) = led(1);
+    installed_and_not_recorded(&mut trio, index);
+    // Its recovery is the next thing that the pool would do.
+    (trio.one(2).pool_stands, trio.one(2).writer_stands) = (true, false);
+    trio.until("a record", |trio| trio.recorded(2) >= index);
+    trio.pass(5);
+    assert_eq!(trio.one(2).storage.lock().recovered, 0);
+    assert!(trio.one(2).host.starter.stop(GROUP));
+    trio.pass(5);
+    trio.one(2).pool_stands = false;
+    trio.pass(20);
+    assert!(trio.one(2).host.shared.group(GROUP).is_none(), "it has stopped");
+    trio.check();
 }
 
 /// What else a transfer goes through.
