@@ -1,6 +1,7 @@
 //! Starting and stopping replicas. Never blocks on workers, and may be called from inside a state machine.
 
 use crate::config::ReplicaConfig;
+use crate::events::ReplicaEvent;
 use crate::log_writer::{SealedBatch, WriterInbox};
 use crate::open::{Beginning, Opened};
 use crate::replica::Replica;
@@ -11,7 +12,7 @@ use crate::stored::is_blank;
 use ahash::{AHashMap, AHashSet};
 use longboat_logdb::{Bootstrap, GroupState, LogReader, ReadError, Record, SnapshotRecord, Update};
 use longboat_raft::{
-    Core, CoreConfig, GroupEpoch, GroupId, HardState, HostId, Index, LogPos, Membership, ReplicaId, ReplicaKind,
+    Core, CoreConfig, GroupEpoch, GroupId, Guard, HardState, HostId, Index, LogPos, Membership, ReplicaId, ReplicaKind,
     Restored, Run, SnapshotMeta, Time, Violation, plant,
 };
 use longboat_rsm::snapshot::{SnapshotError, SnapshotStore};
@@ -401,6 +402,9 @@ impl Starter {
         }
         if beginning.stands {
             shared.published.applied.store(applied.0, Ordering::Release);
+        }
+        if beginning.guard != Guard::None {
+            shared.tell(|| ReplicaEvent::SnapshotNeeded);
         }
         let older =
             self.older_snapshots(&shared, snapshot.as_ref().filter(|_| beginning.recover.is_some()), state.start);
