@@ -52,7 +52,6 @@ pub const ALL: &[(&str, &str)] = &[
         "a message counts although its sender lives on another host than the one that it came from",
     ),
     ("other-epoch-is-heard", "a message of another history of its group counts"),
-    ("wakes-go-on-after-return", "groups that a suspected host led are woken although it is back before their turn"),
     ("beat-hash-ignored", "hosts do not compare who is silent between them"),
     ("gone-notice-dropped", "a replica that stops on a live host tells nobody"),
     ("slow-rounds-suspect-nobody", "a host whose polling thread is always late suspects nobody"),

@@ -19,7 +19,6 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("gone-notice-dropped", followers_of_a_replica_that_stops_are_told_before_the_next_beat),
     ("beat-hash-ignored", a_lost_word_of_a_stopped_leader_is_found_by_the_beats),
     ("suspicion-missed-while-agreeing", followers_whose_disks_hang_while_their_leader_dies_elect_another),
-    ("wakes-go-on-after-return", a_host_that_is_back_before_its_groups_turn_came_goes_on_leading),
 ];
 
 fn pass(world: &mut World, nanos: u64) {

@@ -190,3 +190,8 @@ fn groups_of_a_dead_host_elect_within_two_election_timeouts() {
 fn a_host_that_was_cut_off_while_its_groups_slept_is_brought_up_to_date() {
     silence::a_host_that_was_cut_off_while_its_groups_slept_is_brought_up_to_date();
 }
+
+#[test]
+fn a_host_that_is_back_before_its_groups_turn_came_goes_on_leading() {
+    silence::a_host_that_is_back_before_its_groups_turn_came_goes_on_leading();
+}

@@ -206,7 +206,6 @@ impl StepWorker {
     fn wake_for(&mut self, now: Time, at: SlotRef, why: Why) {
         if let Why::Suspected(host) = why
             && !self.host.peers.is_suspected(host)
-            && !plant::is("wakes-go-on-after-return")
         {
             return;
         }
