@@ -71,6 +71,8 @@ pub struct HostFigures {
     pub bytes_sent: u64,
     /// Silent replicas.
     pub silent: u64,
+    /// How often the hosts' threads were woken.
+    pub wakes: u64,
 }
 
 /// What the hosts' journals have done.
@@ -150,6 +152,7 @@ impl<S: StateMachine + Default> Cluster<S> {
             sum.frames_sent += info.transport.frames_sent;
             sum.bytes_sent += info.transport.bytes_sent;
             sum.silent += info.silent;
+            sum.wakes += info.thread_wakes;
         }
         sum
     }

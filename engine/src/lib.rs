@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod client;
 pub mod config;
+mod durable;
 pub mod events;
 pub mod host;
 mod late;

@@ -5,7 +5,7 @@
 //!   and so all before it, durable.
 //! - After the first failure of the store nothing is released any more.
 
-use crate::config::HOUSEKEEPING_NANOS;
+use crate::config::{HOUSEKEEPING_NANOS, UNSYNCED_BYTES_MAX};
 use crate::notify::Notifier;
 use crate::outbox::OutFrame;
 use crate::reseal::ResealJob;
@@ -164,8 +164,12 @@ impl<L: LogDb> LogWriter<L> {
             let mut batch = self.waiting.pop_front().expect("just seen");
             Self::send(&*self.transport, &mut batch.held);
             if let Some(worker) = batch.worker {
-                self.host.workers[worker].durable.store(batch.worker_seq, Ordering::Release);
-                self.touched[worker] = true;
+                let inbox = &self.host.workers[worker];
+                // This before the look: the worker says that it wants to know, and looks then.
+                inbox.durable.store(batch.worker_seq, Ordering::SeqCst);
+                // Other workers wait for what this one still counts as unsynced, if that is much.
+                let much = self.host.unsynced_bytes.load(Ordering::Relaxed) > UNSYNCED_BYTES_MAX / 2;
+                self.touched[worker] |= batch.worker_seq <= inbox.wanted_durable.load(Ordering::SeqCst) || much;
             }
         }
         let since = self.waiting.front().map_or(0, |w| w.since.0.max(1));

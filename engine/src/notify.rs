@@ -4,10 +4,10 @@
 //! round makes the next `park` return at once.
 
 use longboat_transport::Transport;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How the thread behind some workers is woken.
 #[derive(Default)]
@@ -17,6 +17,8 @@ pub struct Notifier {
     transport: OnceLock<Arc<dyn Transport>>,
     notified: AtomicBool,
     waiting: AtomicBool,
+    /// Sleeps that ended before their time.
+    wakes: AtomicU64,
 }
 
 impl std::fmt::Debug for Notifier {
@@ -53,6 +55,11 @@ impl Notifier {
         }
     }
 
+    /// How often its thread was woken, by others or by sockets.
+    pub fn wakes(&self) -> u64 {
+        self.wakes.load(Ordering::Relaxed)
+    }
+
     /// Takes the notification, before a round.
     pub fn take(&self) -> bool {
         self.notified.swap(false, Ordering::SeqCst)
@@ -62,9 +69,13 @@ impl Notifier {
     pub fn park(&self, timeout: Duration) {
         self.waiting.store(true, Ordering::SeqCst);
         if !self.notified.load(Ordering::SeqCst) {
+            let begun = Instant::now();
             match self.transport.get() {
                 Some(transport) => transport.wait(timeout),
                 None => std::thread::park_timeout(timeout),
+            }
+            if begun.elapsed() < timeout {
+                self.wakes.fetch_add(1, Ordering::Relaxed);
             }
         }
         self.waiting.store(false, Ordering::SeqCst);

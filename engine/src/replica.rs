@@ -240,9 +240,14 @@ impl Replica {
 
     /// The moment at which this replica wants a visit.
     pub fn deadline(&self) -> Time {
+        self.core.deadline().min(self.requests_deadline())
+    }
+
+    /// As [`Replica::deadline`], of all but the protocol.
+    pub(crate) fn requests_deadline(&self) -> Time {
         let waiting = self.waiting.deadline(self.patience_nanos()).min(self.queued_until).min(self.rare_deadline());
         let waiting = waiting.min(self.log_use_deadline()).min(self.ask_again);
-        self.core.deadline().min(self.tracker.deadline()).min(waiting)
+        self.tracker.deadline().min(waiting)
     }
 
     /// Takes what the clients left and gives it to the core. `take_proposals` is false while the host has too much unsynced.

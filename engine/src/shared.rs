@@ -124,6 +124,8 @@ pub struct WorkerInbox {
     has_commands: AtomicBool,
     /// The worker's newest batch that is durable, with all before it.
     pub durable: AtomicU64,
+    /// The worker does something as soon as its batches up to this one are durable: it is woken for each of them.
+    pub wanted_durable: AtomicU64,
     /// Wakes the worker.
     pub notifier: Arc<Notifier>,
 }
@@ -138,6 +140,7 @@ impl WorkerInbox {
             commands: Mutex::new(Vec::new()),
             has_commands: AtomicBool::new(false),
             durable: AtomicU64::new(0),
+            wanted_durable: AtomicU64::new(0),
             notifier,
         }
     }
@@ -526,6 +529,18 @@ pub struct HostShared {
 }
 
 impl HostShared {
+    /// How often threads that step or apply were woken. One thread may run several workers.
+    pub fn thread_wakes(&self) -> u64 {
+        let all = self.workers.iter().map(|w| &w.notifier).chain(self.apply.iter().map(|a| &a.notifier));
+        let mut distinct: Vec<&Arc<Notifier>> = Vec::new();
+        for notifier in all {
+            if !distinct.iter().any(|known| Arc::ptr_eq(known, notifier)) {
+                distinct.push(notifier);
+            }
+        }
+        distinct.iter().map(|notifier| notifier.wakes()).sum()
+    }
+
     /// Whether the group's replica does not run here, but once did.
     pub fn was_here(&self, group: GroupId) -> bool {
         (self.stopped.lock().contains_key(&group) || self.quarantined.lock().contains(&group))

@@ -10,6 +10,7 @@
 //! - A token, message or command for an older generation of a slot finds no replica and is dropped.
 
 use crate::apply::ApplyTask;
+use crate::durable::Sealed;
 use crate::events::ReplicaEvent;
 use crate::late::Late;
 use crate::liveness::Waking;
@@ -59,14 +60,6 @@ const fn next_generation(generation: u32) -> u32 {
     (generation + 1) & 0xFF_FFFF
 }
 
-/// What waits for a sealed batch to be durable.
-struct Sealed {
-    seq: u64,
-    bytes: u64,
-    tokens: Vec<(SlotRef, PersistToken)>,
-    after: Vec<(SlotRef, AfterDurable)>,
-}
-
 /// The batch that this round gathers.
 #[derive(Default)]
 pub(crate) struct Open {
@@ -97,21 +90,24 @@ pub struct StepWorker {
     wheel: TimingWheel,
     /// Slots to visit in this round, each once.
     active: Vec<u32>,
-    out: Output,
+    /// Given from visit to visit; large, so that it is not to be moved.
+    out: Option<Box<Output>>,
     early: Outbox,
     pub(crate) open: Open,
-    sealed: VecDeque<Sealed>,
+    pub(crate) sealed: VecDeque<Sealed>,
+    /// The log writer is to wake this worker when what it has sealed is durable.
+    pub(crate) awaits_disk: bool,
     next_seq: u64,
     pub(crate) control: VecDeque<InFrame>,
     pub(crate) bulk: VecDeque<InFrame>,
     pub(crate) taken: Vec<InFrame>,
     /// Messages of the frame being stepped, and whom they are for.
     pub(crate) ahead: Vec<(SlotRef, Incoming)>,
-    ready: Vec<SlotRef>,
+    pub(crate) ready: Vec<SlotRef>,
     expired: Vec<u32>,
     pub(crate) apply: Vec<Vec<ApplyTask>>,
     /// Groups whose proposals wait until the host has less unsynced.
-    starved: Vec<SlotRef>,
+    pub(crate) starved: Vec<SlotRef>,
     /// What is done after the visits, when all that these groups' cores have accepted is sealed.
     pub(crate) late: Vec<(SlotRef, Late)>,
     /// Silent replicas, and those to wake.
@@ -149,10 +145,11 @@ impl StepWorker {
             by_group: AHashMap::new(),
             wheel: TimingWheel::new(now),
             active: Vec::new(),
-            out: Output::default(),
+            out: None,
             early: Outbox::default(),
             open: Open::default(),
             sealed: VecDeque::new(),
+            awaits_disk: false,
             next_seq: 1,
             control: VecDeque::new(),
             bulk: VecDeque::new(),
@@ -342,38 +339,6 @@ impl StepWorker {
         tracing::debug!(group = %shared.group, replica = %shared.replica, "replica stopped");
     }
 
-    fn complete_durable(&mut self) {
-        let durable = self.inbox().durable.load(Ordering::Acquire);
-        while self.sealed.front().is_some_and(|s| s.seq <= durable) {
-            let sealed = self.sealed.pop_front().expect("just seen");
-            self.host.unsynced_bytes.fetch_sub(sealed.bytes, Ordering::Relaxed);
-            for (at, token) in sealed.tokens {
-                // A token of a replica that has moved out is dropped with it.
-                if self.replica_at(at).is_none() {
-                    continue;
-                }
-                self.guarded(at.slot, |w| {
-                    let replica = w.replica(at.slot);
-                    let stepped = replica.core.persisted(token);
-                    if stepped.is_err() || replica.wants_visit() {
-                        w.after_step(at.slot, stepped);
-                    }
-                });
-            }
-            for (at, after) in sealed.after {
-                self.after_durable(at, after);
-            }
-        }
-        if !self.starved.is_empty() && self.host.takes_proposals() {
-            for at in std::mem::take(&mut self.starved) {
-                if let Some(replica) = self.replica_at(at) {
-                    replica.starved = false;
-                    self.ready.push(at);
-                }
-            }
-        }
-    }
-
     /// A contradiction stops the replica; else it is visited at the end of the round.
     pub(crate) fn after_step(&mut self, slot: u32, stepped: Result<(), Violation>) {
         match stepped {
@@ -453,15 +418,30 @@ impl StepWorker {
     fn expire(&mut self, now: Time) {
         let mut expired = std::mem::take(&mut self.expired);
         self.wheel.expire(now, &mut expired);
-        for slot in expired.drain(..) {
-            if self.slots[slot as usize].replica.is_some() {
-                self.guarded(slot, |w| {
-                    w.replica(slot).advance(now);
-                    w.activate(slot);
-                });
+        for slots in expired.chunks(WARM_AHEAD) {
+            self.warm(slots.iter().copied());
+            for &slot in slots {
+                if self.slots[slot as usize].replica.is_some() {
+                    self.guarded(slot, |w| w.expire_one(now, slot));
+                }
             }
         }
+        expired.clear();
         self.expired = expired;
+    }
+
+    /// Most deadlines have moved later since they were noted, and most of a leader's that have come find its followers flowing.
+    fn expire_one(&mut self, now: Time, slot: u32) {
+        let replica = self.replica(slot);
+        let requests = replica.requests_deadline();
+        if replica.core.deadline().min(requests) <= now {
+            replica.advance(now);
+            if requests <= now || replica.wants_visit() {
+                return self.activate(slot);
+            }
+        }
+        let deadline = self.replica(slot).deadline();
+        self.wheel.schedule(slot, deadline);
     }
 
     // ---- outputs ------------------------------------------------------------------------------------------------
@@ -503,11 +483,12 @@ impl StepWorker {
 
     fn visit(&mut self, now: Time, slot: u32) {
         self.tell_suspicions(now, slot);
-        let mut out = std::mem::take(&mut self.out);
+        let mut out = self.out.take().unwrap_or_default();
         let at = SlotRef { slot, generation: self.slots[slot as usize].generation };
         let replica = self.slots[slot as usize].replica.as_deref_mut().expect("the caller checked");
         replica.take_applied();
         replica.core.take_output(now, &mut out);
+        self.awaits_disk |= replica.core.awaits_disk();
         let (group, epoch) = (replica.config.group, replica.epoch);
         // What is to be durable goes into the batch first, and the messages that wait for it right after, with nothing between
         // that could fail: a replica whose visit breaks off below has sealed what its acknowledgements and votes rest on.
@@ -565,7 +546,7 @@ impl StepWorker {
             self.apply[shared.apply_worker].push(ApplyTask { shared, items });
         }
         out.clear();
-        self.out = out;
+        self.out = Some(out);
         self.count_memory(now, at);
         if wants_snapshot {
             let request = SnapshotRequest::periodic(&self.replica(slot).shared);
@@ -601,9 +582,11 @@ impl StepWorker {
             };
             let tokens = replace_sized(&mut open.tokens);
             let after = std::mem::take(&mut open.after);
+            self.awaits_disk |= !after.is_empty();
             self.sealed.push_back(Sealed { seq, bytes, tokens, after });
             self.writer.push(batch);
         }
+        self.ask_to_be_woken();
         for (worker, tasks) in self.apply.iter_mut().enumerate() {
             if !tasks.is_empty() {
                 self.host.apply[worker].push(tasks);
@@ -674,7 +657,11 @@ impl Worker for StepWorker {
         self.do_late();
         self.settle_memory(now);
         self.flush();
-        Work { did: busy, again: more || !self.active.is_empty(), next: earlier(self.wheel.next(), self.waking.next()) }
+        Work {
+            did: busy,
+            again: more || !self.active.is_empty() || self.missed_durable(),
+            next: earlier(self.wheel.next(), self.waking.next()),
+        }
     }
 }
 

@@ -79,6 +79,8 @@ pub struct HostInfo {
     pub machine_failures: u64,
     /// Bytes of log that its replicas hold in memory.
     pub log_memory_bytes: u64,
+    /// How often threads that step, apply or write the log were woken, by others or by sockets.
+    pub thread_wakes: u64,
     /// Events that a slow listener had no room for.
     pub events_dropped: u64,
     /// Why the host serves no more, if its log store failed.
@@ -372,6 +374,7 @@ impl NodeHost {
             violations: c.violations.load(Ordering::Relaxed),
             machine_failures: c.machine_failures.load(Ordering::Relaxed),
             log_memory_bytes: shared.log_memory.bytes(),
+            thread_wakes: shared.thread_wakes() + self.inner.writer.notifier.wakes(),
             events_dropped: shared.events.dropped(),
             failed: shared.failed.lock().clone(),
         }

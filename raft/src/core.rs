@@ -404,6 +404,11 @@ impl Core {
         ids ^ times ^ lens as u64 ^ self.durability.durable().0
     }
 
+    /// As [`Core::warm`], for what [`Core::persisted`] looks at.
+    pub fn warm_durable(&self) -> u64 {
+        self.durability.warm() ^ self.log.last().index.0 ^ self.commit.0 ^ self.term.0
+    }
+
     /// As [`Core::warm`], for what is a pointer further: members, the newest run.
     pub fn warm_deep(&self) -> u64 {
         let peers = self.peers.iter().map(|p| p.matched.0 ^ p.read_round).fold(0, |a, b| a ^ b);
@@ -447,6 +452,12 @@ impl Core {
                 self.become_follower(self.term, None);
             }
         }
+    }
+
+    /// Whether this replica does something as soon as what is being written is durable. Of others nobody has to be told.
+    pub fn awaits_disk(&self) -> bool {
+        self.durability.in_flight()
+            && (self.role != Role::Follower || self.commit > self.durability.durable() || self.is_falling_quiet())
     }
 
     /// Takes its role from the membership in effect, but for what it is from the start.

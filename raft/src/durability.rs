@@ -12,7 +12,7 @@
 use crate::ids::{Index, ReplicaId, Term, Time};
 use crate::plant;
 use crate::sometimes;
-use std::collections::VecDeque;
+use smallvec::SmallVec;
 
 /// Stands for one sealed batch, until it is durable. Given back to [`crate::Core::persisted`] in the order of sealing.
 #[must_use = "a batch whose token is lost never counts as durable"]
@@ -62,7 +62,7 @@ pub(crate) struct Unsealed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Durability {
     sequence: u64,
-    flying: VecDeque<Batch>,
+    flying: SmallVec<[Batch; 1]>,
     durable: Index,
     /// The last index that the disk holds once all sealed batches are durable.
     sealed_last: Index,
@@ -78,7 +78,7 @@ impl Durability {
     pub(crate) fn restored(last: Index, ballot: Ballot) -> Self {
         Self {
             sequence: 0,
-            flying: VecDeque::new(),
+            flying: SmallVec::new(),
             durable: last,
             sealed_last: last,
             sealed_ballot: ballot,
@@ -90,6 +90,11 @@ impl Durability {
     /// The last index of the log's durable prefix.
     pub(crate) fn durable(&self) -> Index {
         self.durable
+    }
+
+    /// A word of the oldest batch under way.
+    pub(crate) fn warm(&self) -> u64 {
+        self.flying.first().map_or(0, |batch| batch.sequence) ^ self.durable.0
     }
 
     /// Lets go of room for batches that are durable.
@@ -104,7 +109,7 @@ impl Durability {
 
     /// When the oldest batch under way was sealed.
     pub(crate) fn oldest_sealed(&self) -> Option<Time> {
-        self.flying.front().map(|batch| batch.sealed_at)
+        self.flying.first().map(|batch| batch.sealed_at)
     }
 
     /// The entries from `from` on were removed from the log.
@@ -137,7 +142,7 @@ impl Durability {
         self.sequence += 1;
         // A reset removes everything that was in the log before it.
         let cut = if self.reset { Some(Index(1)) } else { self.cut };
-        self.flying.push_back(Batch { sequence: self.sequence, sealed_at: now, last, cut, ballot });
+        self.flying.push(Batch { sequence: self.sequence, sealed_at: now, last, cut, ballot });
         self.sealed_last = last;
         self.sealed_ballot = ballot;
         self.cut = None;
@@ -147,7 +152,8 @@ impl Durability {
 
     /// The oldest batch is durable. Returns the term and vote that it made durable.
     pub(crate) fn complete(&mut self, token: &PersistToken) -> Ballot {
-        let batch = self.flying.pop_front().expect("a token is given out only for a batch under way");
+        assert!(!self.flying.is_empty(), "a token is given out only for a batch under way");
+        let batch = self.flying.remove(0);
         assert_eq!(batch.sequence, token.sequence, "batches complete in the order of their sealing");
         let pending = if self.reset { Some(Index(1)) } else { self.cut };
         let lowest_cut = self.flying.iter().filter_map(|b| b.cut).chain(pending).min();
@@ -168,7 +174,7 @@ impl Durability {
 impl Durability {
     /// Another token for the oldest batch under way.
     pub(crate) fn oldest_token(&self) -> Option<PersistToken> {
-        self.flying.front().map(|b| PersistToken { sequence: b.sequence, last: b.last })
+        self.flying.first().map(|b| PersistToken { sequence: b.sequence, last: b.last })
     }
 
     /// All of it but the numbers of batches, which only tell that they complete in order, and the times of their sealing: no

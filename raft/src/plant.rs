@@ -36,6 +36,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("commit-old-term-by-counting", "a leader commits entries of an earlier term by counting replicas"),
     ("aba-token", "a completed write marks overwritten indexes as durable without regard to later tail cuts"),
     ("apply-before-durable", "committed entries are applied before they are durable locally"),
+    ("durable-without-a-wake", "a worker whose replicas wait for the disk is not woken when it is done"),
     (
         "quiesce-without-match",
         "a group falls silent although a follower's log or commit index differs from the leader's",

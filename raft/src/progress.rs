@@ -10,7 +10,7 @@
 use crate::ids::{Index, ReplicaId, Time};
 use crate::plant;
 use crate::sometimes;
-use std::collections::VecDeque;
+use smallvec::SmallVec;
 
 /// How entries are sent to a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,25 +36,21 @@ pub(crate) struct InflightBounds {
 /// Appends that were sent and not yet acknowledged: the last index and the bytes of each, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Inflights {
-    sent: VecDeque<(Index, u32)>,
+    sent: SmallVec<[(Index, u32); 2]>,
     bytes: u64,
 }
 
 impl Inflights {
     fn add(&mut self, last: Index, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        self.sent.push_back((last, bytes));
+        self.sent.push((last, bytes));
         self.bytes += u64::from(bytes);
     }
 
     fn free_through(&mut self, index: Index) {
-        while let Some((last, bytes)) = self.sent.front() {
-            if *last > index {
-                break;
-            }
-            self.bytes -= u64::from(*bytes);
-            self.sent.pop_front();
-        }
+        let acknowledged = self.sent.iter().take_while(|(last, _)| *last <= index).count();
+        let bytes: u64 = self.sent.drain(..acknowledged).map(|(_, bytes)| u64::from(bytes)).sum();
+        self.bytes -= bytes;
     }
 
     fn full(&self, bounds: InflightBounds) -> bool {

@@ -206,8 +206,7 @@ impl Core {
     /// Whether [`Core::send_due`] might have something for this member.
     fn is_due(&self, at: usize) -> bool {
         let peer = &self.peers[at];
-        let (commit, last) = (self.commit, self.last_for(at));
-        peer.next <= last || peer.owes_empty || peer.commit_due(commit) || self.helps_out
+        peer.next <= self.last_for(at) || peer.owes_empty || peer.commit_due(self.commit) || self.helps_out
     }
 
     /// The last entry that the member may be sent. A witness gets only what is on this disk too. Else, with a leader that crashed

@@ -29,6 +29,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("state-lost-not-seen", nothing_is_asked_of_a_machine_without_state),
     ("wiped-host-is-believed", crate::stores::a_wiped_host_is_not_believed),
     ("abort-not-seen", an_aborted_save_leaves_nothing),
+    ("durable-without-a-wake", a_leader_is_woken_when_its_entries_are_durable),
 ];
 
 /// A host with a group of one voter, which leads.
@@ -334,4 +335,15 @@ fn an_aborted_save_leaves_nothing() {
     }
     assert!(!led.shared.abort_snapshots(), "none is left");
     led.saved();
+}
+
+fn a_leader_is_woken_when_its_entries_are_durable() {
+    let mut led = Led::new(|_| {});
+    let deadline = led.alone.clock.now().plus_nanos(1_000 * MILLI);
+    led.shared.enqueue::<List>([7].into_iter(), ProposeOptions::default(), deadline).unwrap();
+    led.alone.step();
+    let notifier = Arc::clone(&led.alone.host.shared.workers[0].notifier);
+    notifier.take();
+    led.alone.write();
+    assert!(notifier.take(), "its own log counts towards the majority, and nobody else would tell");
 }

@@ -16,11 +16,15 @@ mod trio;
 mod wire;
 
 use alone::{Alone, GROUP, MILLI, outcome, voters};
+use longboat_engine::shared::Command;
 use longboat_engine::{Changed, Rare};
 use longboat_io::Clock;
-use longboat_raft::{ConfigChange, HostId, Member, ReplicaId, StoreId};
+use longboat_raft::{
+    Body, ConfigChange, EntryKind, HostId, Index, LogPos, Member, Message, Origin, ReplicaId, RunBuilder, StoreId, Term,
+};
 use longboat_rsm::{Pending, RequestError, Stage};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 #[test]
@@ -94,4 +98,30 @@ fn a_removal_that_is_asked_for_again_ends_when_the_first_one_does() {
     }
     assert!(matches!(alone.host.starter.remove_data(GROUP), Err(RequestError::NotHere(GROUP))));
     assert_eq!(Arc::strong_count(&shared), 1, "nobody holds what is gone");
+}
+
+#[test]
+fn a_follower_is_woken_for_a_disk_only_when_it_has_something_to_apply() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut alone = Alone::open(dir.path());
+    let shared = alone.start(1, voters(3)).expect("starts");
+    alone.step();
+    alone.write();
+    let notifier = Arc::clone(&alone.host.shared.workers[0].notifier);
+    for (index, commit) in [(1, 0), (2, 2)] {
+        let mut chunk = RunBuilder::new();
+        chunk.push(EntryKind::Empty, 0, b"");
+        let runs = [chunk.seal(Term(1), Index(index), Origin::default())].into_iter().collect();
+        let prev = if index == 1 { LogPos::ZERO } else { LogPos { term: Term(1), index: Index(1) } };
+        let body = Body::Append { prev, commit: Index(commit), runs };
+        let message = Box::new(Message { from: ReplicaId(2), to: ReplicaId(1), term: Term(1), body });
+        let from = HostId(2);
+        alone.host.shared.command(0, Command::Deliver { shared: Arc::clone(&shared), from, message });
+        alone.step();
+        notifier.take();
+        alone.write();
+        assert_eq!(notifier.take(), commit > 0, "entry {index}, committed through {commit}");
+    }
+    alone.step();
+    assert_eq!(shared.published.commit.load(Ordering::Relaxed), 2);
 }
