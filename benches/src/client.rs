@@ -1,7 +1,8 @@
 //! One thread that keeps operations under way in many groups, through the public API.
 //!
 //! Each group is a [`Lane`]: proposals and reads as batches, in the order in which they were called. What is completed is replaced
-//! at once, so that the number under way stays the same (a closed loop). A lane has one waker: when its oldest batch
+//! at once, so that the number under way stays the same (a closed loop); or, with a rate, operations are called when their time has
+//! come, whatever is under way, and their latency counts from that time on (an open loop). A lane has one waker: when its oldest batch
 //! completes, the lane goes on the ready list and the thread is unparked, once, whatever number of lanes is ready.
 //!
 //! An operation that fails is not counted as completed; another takes its place at the group's present leader.
@@ -22,6 +23,8 @@ use std::time::{Duration, Instant};
 
 /// How long a lane waits after a refusal before it calls again.
 const REFUSED_PAUSE: Duration = Duration::from_micros(500);
+/// How often operations of an open loop are called.
+const PACE: Duration = Duration::from_micros(200);
 /// The deadline of every operation.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -36,6 +39,8 @@ pub struct ClientConfig {
     pub reads_percent: usize,
     /// The command.
     pub payload: &'static [u8],
+    /// Operations per second of one client thread, spread over its groups in turn; `None` for as fast as they complete.
+    pub rate: Option<f64>,
 }
 
 /// What tells clients when to count and when to end.
@@ -123,8 +128,9 @@ struct Lane {
     leader: usize,
     proposals: VecDeque<Call>,
     reads: VecDeque<Call>,
-    /// Operations that are due and not called yet.
+    /// Operations that are due and not called yet, and since when, if that matters.
     owed: usize,
+    due: Option<Instant>,
     /// Operations called so far, modulo 100: decides which are reads.
     turn: usize,
     waker: Waker,
@@ -138,6 +144,9 @@ struct Client {
     counts: Counts,
     /// Lanes whose last call was refused.
     refused: Vec<u32>,
+    /// Of an open loop: when it began, and how many operations have become due.
+    began: Instant,
+    paced: u64,
 }
 
 impl Client {
@@ -152,14 +161,16 @@ impl Client {
                 handles,
                 proposals: VecDeque::new(),
                 reads: VecDeque::new(),
-                owed: config.inflight,
+                owed: if config.rate.is_some() { 0 } else { config.inflight },
+                due: None,
                 turn: 0,
                 waker: Waker::from(Arc::clone(&notified)),
                 notified,
             }
         };
         let lanes = groups.into_iter().enumerate().map(lane).collect();
-        Self { lanes, list, config, counts: Counts::default(), refused: Vec::new() }
+        let (counts, refused, began) = (Counts::default(), Vec::new(), Instant::now());
+        Self { lanes, list, config, counts, refused, began, paced: 0 }
     }
 
     fn run(mut self, phase: &Phase) -> Counts {
@@ -170,10 +181,14 @@ impl Client {
                 self.visit(lane, counting);
             }
             std::mem::swap(&mut due, &mut *self.list.lanes.lock());
+            self.pace(&mut due);
             if !due.is_empty() {
                 continue;
             }
-            if self.refused.is_empty() {
+            if self.config.rate.is_some() {
+                thread::park_timeout(PACE);
+                due.append(&mut self.refused);
+            } else if self.refused.is_empty() {
                 thread::park();
             } else {
                 thread::park_timeout(REFUSED_PAUSE);
@@ -183,6 +198,23 @@ impl Client {
         self.counts
     }
 
+    /// Makes operations due whose time has come, in one lane after the other.
+    fn pace(&mut self, due: &mut Vec<u32>) {
+        let Some(rate) = self.config.rate else { return };
+        let now = Instant::now();
+        let target = (now.saturating_duration_since(self.began).as_secs_f64() * rate) as u64;
+        for number in self.paced..target {
+            let at = (number % self.lanes.len() as u64) as usize;
+            let lane = &mut self.lanes[at];
+            if lane.owed == 0 {
+                lane.due = Some(self.began + Duration::from_secs_f64(number as f64 / rate));
+                due.push(at as u32);
+            }
+            lane.owed += 1;
+        }
+        self.paced = self.paced.max(target);
+    }
+
     /// Takes what is completed in a lane, and calls as many operations again.
     fn visit(&mut self, number: u32, counting: bool) {
         let lane = &mut self.lanes[number as usize];
@@ -190,7 +222,7 @@ impl Client {
         lane.notified.ready.store(false, Ordering::Release);
         let now = Instant::now();
         loop {
-            let failed = lane.take_completed(now, counting, &mut self.counts);
+            let failed = lane.take_completed(now, counting, self.config.rate.is_none(), &mut self.counts);
             if failed {
                 lane.leader = leader_of(&lane.handles).unwrap_or(lane.leader);
             }
@@ -223,12 +255,12 @@ fn next_completed(calls: &mut VecDeque<Call>, waker: &Waker) -> Option<(Vec<Resu
 
 impl Lane {
     /// Counts what is completed. What is not gets the waker. Returns whether operations failed.
-    fn take_completed(&mut self, now: Instant, counting: bool, counts: &mut Counts) -> bool {
+    fn take_completed(&mut self, now: Instant, counting: bool, replace: bool, counts: &mut Counts) -> bool {
         let mut any_failed = false;
         let queues = [(&mut self.proposals, &mut counts.proposals), (&mut self.reads, &mut counts.reads)];
         for (calls, completed_sum) in queues {
             while let Some((results, called)) = next_completed(calls, &self.waker) {
-                self.owed += results.len();
+                self.owed += if replace { results.len() } else { 0 };
                 let mut failed = 0;
                 for error in results.iter().filter_map(|r| r.as_ref().err()) {
                     failed += 1;
@@ -266,7 +298,7 @@ impl Lane {
         if count == 0 {
             return Ok(());
         }
-        let called = Instant::now();
+        let called = self.due.unwrap_or_else(Instant::now);
         let results = self.handles[self.leader].read_batch(std::iter::repeat_n((), count), TIMEOUT)?;
         self.reads.push_back(Call { results, called });
         Ok(())
@@ -276,7 +308,7 @@ impl Lane {
         if count == 0 {
             return Ok(());
         }
-        let called = Instant::now();
+        let called = self.due.unwrap_or_else(Instant::now);
         let commands = std::iter::repeat_n(Load::Sent(payload), count);
         let results = self.handles[self.leader].propose_batch(commands, TIMEOUT)?;
         self.proposals.push_back(Call { results, called });

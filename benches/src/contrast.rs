@@ -124,7 +124,11 @@ pub fn run(scenario: Scenario, options: &Options, dir: PathBuf) -> Result<Contra
     let payload: &'static [u8] = Vec::leak(vec![7; options.payload]);
     let class = |groups: std::ops::Range<usize>, inflight: u32| {
         let inflight = inflight as usize;
-        Class { groups, config: ClientConfig { inflight, call_max: inflight, reads_percent: 0, payload }, threads: 1 }
+        Class {
+            groups,
+            config: ClientConfig { inflight, call_max: inflight, reads_percent: 0, payload, rate: None },
+            threads: 1,
+        }
     };
     let all = 0..config.groups;
     let before = measure(&cluster, &[class(all.clone(), options.inflight)], options.warmup, options.duration);

@@ -20,6 +20,10 @@ pub struct Options {
     /// Operations under way per group, all the time.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub inflight: u32,
+    /// Operations per second, called when their time has come (an open loop; --inflight is only the largest call then)
+    /// [default: as fast as they complete]
+    #[arg(long, value_name = "N", value_parser = rate)]
+    pub rate: Option<f64>,
     /// Linearizable reads among a hundred operations; the others are proposals.
     #[arg(long, value_name = "PCT", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub reads: u32,
@@ -81,6 +85,14 @@ pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(n) if (1.0..=1e9).contains(&n) => Ok(n),
+        Ok(n) => Err(format!("{n} per second, not between 1 and a billion")),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
 impl Options {
     /// Tells a person what is going on. Programs read one line.
     fn say(&self, what: &str) {
@@ -94,7 +106,8 @@ impl Options {
         let call_max = self.call_max.unwrap_or(inflight).max(1);
         // Lives as long as the process: commands share it without counting references.
         let payload = Vec::leak(vec![7; self.payload]);
-        ClientConfig { inflight, call_max, reads_percent: self.reads as usize, payload }
+        let rate = self.rate.map(|rate| rate / f64::from(self.clients));
+        ClientConfig { inflight, call_max, reads_percent: self.reads as usize, payload, rate }
     }
 
     fn cluster_config(&self, dir: PathBuf) -> ClusterConfig {
