@@ -7,7 +7,7 @@ use crate::config::ROUND_NANOS_MAX;
 use crate::rare::Asker;
 use crate::shared::{InFrame, SlotRef};
 use crate::step::{StepWorker, WARM_AHEAD};
-use longboat_raft::{Body, GroupEpoch, HostId, Message, Time, plant};
+use longboat_raft::{Body, GroupEpoch, Guard, HostId, Message, Time, plant};
 use longboat_transport::{Lane, wire};
 use std::sync::atomic::Ordering;
 
@@ -93,6 +93,21 @@ impl StepWorker {
             }
         }
         true
+    }
+
+    /// A snapshot came, or was refused because its state is here. The latter is told without files: when the state has been
+    /// lost since, there is nothing to begin again from, and the leader is asked for all of it.
+    pub(crate) fn told_of_snapshot(&mut self, now: Time, slot: u32, from: HostId, message: Message) {
+        let Some(replica) = self.replica_in(slot) else { return };
+        let (group, epoch) = (replica.config.group, replica.epoch);
+        if let Body::Snapshot(meta) = &message.body
+            && replica.core.guard() != Guard::None
+            && !self.snapshots.has_received(group, meta.pos.index)
+            && !plant::is("install-without-files")
+        {
+            return;
+        }
+        self.deliver(now, slot, epoch, from, message);
     }
 
     pub(crate) fn deliver(&mut self, now: Time, slot: u32, epoch: GroupEpoch, from: HostId, message: Message) {

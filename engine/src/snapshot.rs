@@ -281,6 +281,11 @@ impl SnapshotIo {
         }));
     }
 
+    /// Whether the files of a snapshot that raft is told of were received.
+    pub(crate) fn has_received(&self, group: GroupId, index: Index) -> bool {
+        self.received.lock().contains_key(&(group, index))
+    }
+
     /// A snapshot that raft was told of and did not install is named by no record: what was received of it goes.
     pub(crate) fn discard_received(&self, replica: &Replica, index: Index) {
         if self.received.lock().remove(&(replica.config.group, index)).is_some() {

@@ -226,8 +226,7 @@ impl StepWorker {
                     replica.shared.tell(|| ReplicaEvent::SnapshotSent { to, ok });
                 }),
                 Command::Deliver { shared, from, message } => {
-                    let epoch = shared.epoch;
-                    self.with(&shared, |w, slot| w.deliver(now, slot, epoch, from, *message));
+                    self.with(&shared, |w, slot| w.told_of_snapshot(now, slot, from, *message));
                 }
                 Command::Recovered(shared, index, how) => {
                     self.with(&shared, |w, slot| w.recovery_ended(slot, index, how));

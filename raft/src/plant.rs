@@ -20,6 +20,10 @@ pub const ALL: &[(&str, &str)] = &[
     ),
     ("chunk-from-anybody", "a chunk of a snapshot is taken from a host that does not send that"),
     ("stop-taken-for-a-failure", "a recovery that ends because its replica stops counts as a failed state machine"),
+    (
+        "install-without-files",
+        "a replica without state begins again from a snapshot that was refused, so that it has no files",
+    ),
     ("storage-opened-while-in-use", "storage is opened although a former life of the replica may be at work on it"),
     ("started-while-closing", "a replica whose storage was opened while its host closed is started"),
     ("save-behind-its-storage", "a state is saved or sent as one of an earlier index than it is of"),

@@ -5,10 +5,11 @@ use crate::shelf::{Shelf, Storage};
 use crate::transfers::led;
 use crate::trio::Trio;
 use longboat_engine::apply::{ApplyItem, ApplyTask};
+use longboat_engine::shared::Command;
 use longboat_engine::snapshot::{SaveTask, SnapshotRequest};
 use longboat_engine::{GroupShared, SnapshotOptions, StartError, StartSpec, Worker};
 use longboat_io::Clock;
-use longboat_raft::{Index, LogPos, ReplicaId, SnapshotMeta, Term, Time};
+use longboat_raft::{Body, HostId, Index, LogPos, Membership, Message, ReplicaId, SnapshotMeta, Term, Time};
 use longboat_rsm::{Machine, OnDisk, RequestError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,6 +22,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("save-behind-its-storage", storage_that_is_ahead_of_the_log_is_not_exported),
     ("last-command-after-its-snapshot", a_snapshot_asks_for_no_command_after_it),
     ("wait-without-state", who_waits_for_an_index_is_not_told_of_state_that_is_lost),
+    ("install-without-files", a_snapshot_without_files_brings_no_state_back),
     ("panic-leaves-its-group", an_assertion_in_an_apply_worker_stops_one_replica),
 ];
 
@@ -95,7 +97,8 @@ fn a_snapshot_asks_for_no_command_after_it() {
     assert!(!trio.one(2).shared.published.needs_snapshot.load(Ordering::Relaxed), "all that it needs is here");
 }
 
-fn who_waits_for_an_index_is_not_told_of_state_that_is_lost() {
+/// A follower that lost the storage for which the log before this index has gone, and is heard by nobody.
+fn lost() -> (Trio, Index) {
     let (mut trio, _) = led(1);
     trio.join(2);
     trio.until_values(2, 0..300);
@@ -105,6 +108,27 @@ fn who_waits_for_an_index_is_not_told_of_state_that_is_lost() {
     trio.wires.filter(|_| None);
     trio.restart(2, |_| Storage::default());
     trio.pass(20);
+    (trio, index)
+}
+
+fn a_snapshot_without_files_brings_no_state_back() {
+    let (mut trio, index) = lost();
+    let shared = Arc::clone(&trio.one(2).shared);
+    let term = Term(shared.published.term.load(Ordering::Relaxed));
+    // It was refused as known before the state was lost, and raft hears of it after.
+    let membership = Membership::clone(&shared.membership.lock());
+    let meta = SnapshotMeta { pos: LogPos::new(term, index), membership };
+    let (from, to, body) = (ReplicaId(1), ReplicaId(2), Body::Snapshot(Box::new(meta)));
+    let message = Box::new(Message { from, to, term, body });
+    trio.one(2).host.shared.workers[0].command(Command::Deliver { shared, from: HostId(1), message });
+    trio.pass(50);
+    trio.check();
+    trio.wires.open();
+    trio.until_values(2, 0..305);
+}
+
+fn who_waits_for_an_index_is_not_told_of_state_that_is_lost() {
+    let (mut trio, index) = lost();
     let deadline = trio.clock.now().plus_nanos(60_000 * MILLI);
     let waits = trio.one(2).shared.enqueue_wait(index, deadline).unwrap();
     trio.pass(50);
