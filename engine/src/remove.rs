@@ -12,7 +12,7 @@ use crate::snapshot::AfterDurable;
 use crate::step::StepWorker;
 use longboat_io::{Job, JobState};
 use longboat_logdb::{GroupState, Record, Update};
-use longboat_raft::{GroupEpoch, GroupId, HostId, ReplicaId, Time};
+use longboat_raft::{GroupEpoch, GroupId, HostId, ReplicaId, Time, plant};
 use longboat_rsm::RequestError;
 use longboat_rsm::snapshot::SnapshotStore;
 use longboat_transport::wire::GoneReplica;
@@ -52,6 +52,7 @@ impl StepWorker {
     pub(crate) fn hear_superseded(&mut self, now: Time, slot: u32, from: HostId, by: GroupEpoch) {
         let replica = self.replica(slot);
         let known = replica.core.membership().hosts.values().any(|m| m.host == from);
+        let known = known || plant::is("superseded-believed-of-anybody");
         if !known || replica.shared.stopping.swap(true, std::sync::atomic::Ordering::SeqCst) {
             return;
         }

@@ -56,6 +56,7 @@ pub const ALL: &[(&str, &str)] = &[
         "sender-from-anywhere",
         "a message counts although its sender lives on another host than the one that it came from",
     ),
+    ("superseded-believed-of-anybody", "a replica stops by the word of any host that its history has ended"),
     ("other-epoch-is-heard", "a message of another history of its group counts"),
     ("beat-hash-ignored", "hosts do not compare who is silent between them"),
     ("gone-notice-dropped", "a replica that stops on a live host tells nobody"),

@@ -24,6 +24,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("sender-from-anywhere", a_message_counts_only_from_the_host_that_its_sender_lives_on),
     ("other-epoch-is-heard", a_message_of_another_history_is_dropped),
     ("gone-believed-of-anybody", only_a_replicas_own_host_is_believed_that_it_has_stopped),
+    ("superseded-believed-of-anybody", only_a_members_host_is_believed_that_a_history_has_ended),
     ("started-before-a-tombstone", a_group_does_not_come_back_before_the_tombstone_of_its_former_replica_is_written),
 ];
 
@@ -177,6 +178,24 @@ fn only_a_replicas_own_host_is_believed_that_it_has_stopped() {
         lone.arrive(2, gone(epoch));
         lone.listen(5);
         assert!(!silent(&lone), "its leader has stopped");
+    });
+}
+
+fn only_a_members_host_is_believed_that_a_history_has_ended() {
+    alone(|mut lone| {
+        let shared = lone.start(1, voters(3)).expect("starts");
+        let gone = |epoch: u64| {
+            let superseded = GoneReplica { group: GROUP, epoch: GroupEpoch(epoch), replica: ReplicaId(1) };
+            HostMessage::Gone(vec![superseded]).encode()
+        };
+        lone.arrive(9, gone(shared.epoch.0 + 1));
+        lone.arrive(2, gone(shared.epoch.0));
+        lone.arrive(2, gone(shared.epoch.0 - 1));
+        lone.listen(5);
+        assert_eq!(shared.refusal(), None, "stopped by a stranger's word, or one of no later history");
+        lone.arrive(2, gone(shared.epoch.0 + 1));
+        lone.listen(5);
+        assert_eq!(shared.refusal(), Some(RequestError::Superseded));
     });
 }
 

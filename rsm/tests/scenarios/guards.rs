@@ -30,6 +30,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("broken-not-set-aside", a_damaged_snapshot_is_set_aside),
     ("export-directory-made", an_export_does_not_make_the_users_directory),
     ("export-metadata-not-compared", an_export_is_refused_with_the_metadata_of_another),
+    ("imported-mark-ignored", an_import_rolls_storage_back_once),
 ];
 
 const FIRST: Entry = Entry::Session { session: 1, series: 1, command: 50 };
@@ -216,4 +217,26 @@ fn an_export_is_refused_with_the_metadata_of_another() {
     verify_export(&disk, &path(&exported[0])).unwrap();
     std::fs::copy(path(&exported[1]).join("snapshot.meta"), path(&exported[0]).join("snapshot.meta")).unwrap();
     verify_export(&disk, &path(&exported[0])).unwrap_err();
+}
+
+fn an_import_rolls_storage_back_once() {
+    let (dir, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let disk = Arc::<Mutex<Stored>>::default();
+    let machine = opened(&disk, false);
+    machine.lock().apply_run(&commands(1, &[50, 51, 52]), None).unwrap();
+    let export_to = Some(to.path().to_owned());
+    save_to(&store(&dir), prepared(&machine, Content::Full), header(3, Content::Full), export_to, &Arc::default())
+        .unwrap();
+    // What follows is of a history that the import ends.
+    machine.lock().apply_run(&commands(4, &[60, 61]), None).unwrap();
+    store(&dir).import(&to.path().join("snapshot-7-3"), REPLICA, |_| ()).unwrap();
+    let machine = opened(&disk, false);
+    recover(&store(&dir), &machine, 3).unwrap();
+    assert_eq!(listed::<OnDisk<Shelf>>(&**machine.lock()), Ok(vec![50, 51, 52]));
+    assert!(!store(&dir).is_imported(GROUP, REPLICA, Index(3)), "from now on the storage counts");
+    // What the new history adds stays after a restart.
+    machine.lock().apply_run(&commands(4, &[70]), None).unwrap();
+    let machine = opened(&disk, false);
+    recover(&store(&dir), &machine, 3).unwrap();
+    assert_eq!(listed::<OnDisk<Shelf>>(&**machine.lock()), Ok(vec![50, 51, 52, 70]));
 }
