@@ -300,6 +300,7 @@ impl ApplyWorker {
                 epoch: shared.epoch,
                 meta: ticket.meta.clone(),
                 kind: shared.kind,
+                compression: shared.compression,
                 ..SnapshotHeader::default()
             };
             prepared.fill_in(&mut header);

@@ -1,6 +1,7 @@
 //! Limits and timings of a host and of a replica, with their reasons.
 
 use longboat_raft::{GroupId, HostId, ReplicaId};
+use longboat_rsm::snapshot::Compression;
 
 /// Bytes of one open chunk before the next is begun: what one append message carries, so that runs need no cutting on the way.
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
@@ -37,6 +38,8 @@ pub struct EngineConfig {
     pub queue_bytes_max: usize,
     /// Reads that may wait in the queue of one group.
     pub queue_reads_max: usize,
+    /// Snapshots that this host saves at once by itself.
+    pub snapshot_saves_max: usize,
     /// Snapshot streams that this host sends at once.
     pub snapshot_sends_max: usize,
     /// Snapshot streams that this host receives at once.
@@ -75,6 +78,8 @@ pub struct ReplicaConfig {
     pub unapplied_bytes_max: usize,
     /// Applied entries between automatic snapshots; 0 for none.
     pub snapshot_entries: u64,
+    /// How snapshots are compressed.
+    pub snapshot_compression: Compression,
     /// Entries that are kept behind a snapshot, so that slow followers need no install.
     pub compaction_overhead: u64,
     /// The log goes behind each snapshot by itself; else only when that is asked for.

@@ -89,6 +89,8 @@ pub struct Replica {
     pub(crate) next_save: Option<SnapshotRequest>,
     /// Through where the log goes with truncations that are durable or on their way.
     pub(crate) truncating: Index,
+    /// Bytes that the log had taken when the newest snapshot was saved.
+    pub(crate) log_bytes_saved: u64,
     /// Who reads the log.
     pub(crate) log_use: Option<Box<LogUse>>,
     /// The files of the newest recorded snapshot are damaged: the next one is saved whatever its index.
@@ -159,6 +161,7 @@ impl Replica {
             exporting: false,
             next_save: None,
             truncating: Index::ZERO,
+            log_bytes_saved: 0,
             log_use: None,
             record_is_hollow: false,
             older: Vec::new(),

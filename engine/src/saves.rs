@@ -96,7 +96,8 @@ fn refusal(request: &SnapshotRequest, index: Index) -> Option<SnapshotRefusal> {
 impl StepWorker {
     /// A snapshot request has its turn. It waits for a save that is under way if it, or that one, is an export: what the one
     /// makes is not what the other asks for.
-    pub(crate) fn queue_snapshot(&mut self, slot: u32, request: SnapshotRequest) {
+    pub(crate) fn queue_snapshot(&mut self, slot: u32, mut request: SnapshotRequest) {
+        let admission = Arc::clone(&self.snapshots.admission);
         let at = self.slot_ref(slot);
         let replica = self.replica(slot);
         // The state machine does not stand at what was handed out: the request's turn comes when the install is durable.
@@ -105,6 +106,15 @@ impl StepWorker {
         }
         if replica.core.guard() != Guard::None {
             return request.complete(Err(RequestError::StateLost));
+        }
+        let freed = replica.sending.log_bytes() - replica.log_bytes_saved;
+        request.admitted = match request.is_users() {
+            true => Some(admission.begin()),
+            false => admission.ask(&replica.shared, freed),
+        };
+        if request.admitted.is_none() {
+            tracing::debug!(group = %replica.config.group, replica = %replica.config.replica, freed, "snapshot waits for its turn");
+            return;
         }
         if replica.saves > 0 && (replica.exporting || request.export_to().is_some()) {
             if replica.next_save.is_some() {
@@ -201,6 +211,7 @@ impl StepWorker {
         let record = record_of(saved, false);
         update.record = Some(Box::new(Record::Snapshot(record.clone())));
         replica.snapshot = Some(Box::new(record));
+        replica.log_bytes_saved = replica.sending.log_bytes();
         tracing::debug!(%group, replica = %id, %index, ?compact_to, "snapshot record on its way");
         let after = AfterDurable::Saved { meta: Box::new(saved.meta.clone()), compact_to, request };
         self.push_update(update);

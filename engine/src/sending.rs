@@ -57,6 +57,11 @@ impl Sending {
         self.log_bytes += bytes;
     }
 
+    /// Bytes that the log has taken in this life.
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.log_bytes
+    }
+
     /// A snapshot at `index` is on its way to a follower.
     pub(crate) fn begins(&mut self, to: ReplicaId, index: Index, number: u64) {
         self.under_way.retain(|one| one.0 != to);

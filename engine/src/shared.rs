@@ -18,6 +18,7 @@ use bytes::Bytes;
 use longboat_io::Clock;
 use longboat_logdb::GroupState;
 use longboat_raft::{GroupEpoch, GroupId, HostId, Index, Membership, Message, ReplicaId, Term, plant};
+use longboat_rsm::snapshot::Compression;
 use longboat_rsm::{AnyReads, DynMachine, Lookups, MachineKind, RequestError, WitnessMachine};
 use longboat_transport::Lane;
 use parking_lot::{Mutex, RwLock};
@@ -262,6 +263,8 @@ pub struct GroupShared {
     saves: Mutex<Vec<Weak<AtomicBool>>>,
     /// The state machine's storage was let go of: another life of the replica may open it.
     pub machine_gone: AtomicBool,
+    /// How its snapshots are compressed.
+    pub compression: Compression,
     /// Applied entries between periodic snapshots; 0 for none.
     pub snapshot_entries: u64,
     /// The applied index at which the next periodic snapshot is due.
@@ -304,6 +307,8 @@ pub struct GroupParts {
     pub witness: bool,
     /// Client sessions that the group keeps.
     pub sessions_max: u32,
+    /// How its snapshots are compressed.
+    pub compression: Compression,
     /// Applied entries between periodic snapshots; 0 for none.
     pub snapshot_entries: u64,
     /// The sequence number of the first proposal: random, so that an answer meant for a former life matches none of this one's.
@@ -345,6 +350,7 @@ impl GroupShared {
             fallbacks: Mutex::new(Vec::new()),
             machine_lost: AtomicBool::new(false),
             machine_gone: AtomicBool::new(false),
+            compression: parts.compression,
             snapshot_entries: parts.snapshot_entries,
             snapshot_due: AtomicU64::new(u64::MAX),
             host: Arc::clone(host),

@@ -6,9 +6,11 @@
 //!
 //! Invariant: files that a durable record names are never removed before another record replaced it.
 
+mod admission;
 mod recovery;
 mod request;
 
+pub use admission::Admission;
 pub use recovery::Recovery;
 pub use request::{
     NotSaved, SaveOutcome, SaveTask, SnapshotOptions, SnapshotOutcome, SnapshotRequest, SnapshotTimeout,
@@ -111,6 +113,8 @@ pub struct SnapshotIo {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) reader: Arc<dyn LogReader>,
     pub(crate) sends: Sends,
+    /// How many saves there are.
+    pub admission: Arc<Admission>,
     pub(crate) receives: Receives,
     /// Sizes of received files whose record is not made yet.
     pub(crate) received: Mutex<AHashMap<(GroupId, Index), u64>>,
@@ -130,6 +134,7 @@ impl SnapshotIo {
             spawner,
             transport,
             reader,
+            admission: Admission::new(host.config.snapshot_saves_max),
             sends: Sends::new(host.config.snapshot_send_bytes_per_s),
             receives: Receives::new(host.config.snapshot_receive_bytes_per_s),
             host,
@@ -172,6 +177,7 @@ impl SnapshotIo {
             meta: task.meta.clone(),
             kind: shared.kind,
             content: content_of(shared, &task),
+            compression: shared.compression,
             ..SnapshotHeader::default()
         };
         let needs_sync = header.content == Content::Metadata;

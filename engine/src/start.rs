@@ -392,6 +392,7 @@ impl Starter {
             machine_type,
             witness: config.witness,
             sessions_max: config.sessions_max,
+            compression: config.snapshot_compression,
             snapshot_entries,
             first_sequence,
         };

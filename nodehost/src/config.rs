@@ -2,6 +2,7 @@
 
 use longboat_engine::{EngineConfig, ReplicaConfig, StartError};
 use longboat_raft::{GroupId, HostId, ReplicaId};
+use longboat_rsm::snapshot::Compression;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -88,6 +89,8 @@ pub struct NodeHostConfig {
     /// [`DiskFull`](crate::RequestError::DiskFull), and with less than half of it other leaders' entries too, while reads, snapshots and
     /// membership changes go on. 0 for no reserve: then a full disk fails the host.
     pub disk_reserve_bytes: u64,
+    /// Automatic snapshots that are saved at once; those go first that free most of the log. Requested ones do not wait.
+    pub snapshot_saves_max: usize,
     /// Snapshot streams to other hosts at once.
     pub snapshot_sends_max: usize,
     /// Snapshot streams from other hosts at once.
@@ -126,6 +129,7 @@ impl Default for NodeHostConfig {
             log_cache_bytes_max: 1 << 20,
             log_memory_bytes_max: 1 << 30,
             disk_reserve_bytes: 256 << 20,
+            snapshot_saves_max: 4,
             snapshot_sends_max: 8,
             snapshot_receives_max: 8,
             snapshot_save_bytes_per_s: SNAPSHOT_BYTES_PER_S,
@@ -173,6 +177,7 @@ impl NodeHostConfig {
         within("queue_reads_max", self.queue_reads_max as u64, 1, 1 << 30)?;
         within("log_memory_bytes_max", self.log_memory_bytes_max, 1 << 20, 1 << 40)?;
         within("disk_reserve_bytes", self.disk_reserve_bytes, 0, 1 << 50)?;
+        within("snapshot_saves_max", self.snapshot_saves_max as u64, 1, 1024)?;
         within("snapshot_sends_max", self.snapshot_sends_max as u64, 1, 1024)?;
         within("snapshot_receives_max", self.snapshot_receives_max as u64, 1, 1024)?;
         within("suspect_after_ms", self.suspect_after_ms, 0, 600_000)
@@ -198,6 +203,7 @@ impl NodeHostConfig {
             queue_entries_max: self.queue_entries_max,
             queue_bytes_max: self.queue_bytes_max,
             queue_reads_max: self.queue_reads_max,
+            snapshot_saves_max: self.snapshot_saves_max,
             snapshot_sends_max: self.snapshot_sends_max,
             snapshot_receives_max: self.snapshot_receives_max,
             snapshot_send_bytes_per_s: self.snapshot_send_bytes_per_s,
@@ -229,6 +235,8 @@ pub struct GroupConfig {
     pub unapplied_bytes_max: usize,
     /// Applied entries between automatic snapshots; 0 for none.
     pub snapshot_entries: u64,
+    /// How snapshots are compressed, on disk and on their way to followers.
+    pub snapshot_compression: Compression,
     /// Entries that are kept in the log behind a snapshot, so that slow followers need no install.
     pub compaction_overhead: u64,
     /// Snapshots let the log go only on request: with [`crate::Replica::request_compaction`], or by what one request for a
@@ -259,6 +267,7 @@ impl Default for GroupConfig {
             heartbeat_interval_ms: 250,
             unapplied_bytes_max: 64 << 20,
             snapshot_entries: 0,
+            snapshot_compression: Compression::None,
             compaction_overhead: 1_000,
             disable_auto_compaction: false,
             snapshots_kept: 1,
@@ -307,6 +316,7 @@ impl GroupConfig {
             heartbeat_interval_nanos: self.heartbeat_interval_ms * 1_000_000,
             unapplied_bytes_max: self.unapplied_bytes_max,
             snapshot_entries: self.snapshot_entries,
+            snapshot_compression: self.snapshot_compression,
             compaction_overhead: self.compaction_overhead,
             auto_compaction: !self.disable_auto_compaction,
             snapshots_kept: self.snapshots_kept,

@@ -33,6 +33,7 @@ pub use longboat_raft::{
     SessionId, StoreId, Term,
 };
 pub use longboat_rsm::retry::{ClientSession, Series};
+pub use longboat_rsm::snapshot::Compression;
 pub use longboat_rsm::snapshot::SnapshotError;
 pub use longboat_rsm::{
     Codec, CodecError, Commands, Concurrent, ConcurrentMachine, DiskMachine, Machine, MachineError, MachineKind,

@@ -163,6 +163,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("older-log-not-kept", "log goes that an older snapshot needs"),
     ("fallback-without-its-log", "an older snapshot is used without what the log has after it"),
     ("state-lost-not-seen", "a state machine is used although no snapshot could be recovered"),
+    ("saves-unbounded", "a host saves as many snapshots at once as are due"),
     ("abort-not-seen", "a save goes on although it was aborted"),
     ("wiped-host-is-believed", "a host that lost its store goes on with the replicas that it had"),
     ("commands-fill-the-disk", "clients' commands are taken whatever is left on the disk"),

@@ -3,6 +3,7 @@
 mod in_session;
 
 use crate::cabinet::Filed;
+use crate::keeper::{Held, Kept};
 use crate::machine::{Add, Ledger, Seen};
 use crate::oracle::Oracle;
 use crate::sessions::Sessions;
@@ -13,6 +14,7 @@ use longboat_rsm::{DynMachine, Machine, MachineKind, OnDisk, Pending, Reads, Req
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -55,6 +57,8 @@ pub enum Asked {
         /// The outcome.
         pending: Pending<()>,
     },
+    /// Something about a group's data.
+    Kept(Kept),
     /// That a replica's data is gone.
     Bury {
         /// Which.
@@ -111,6 +115,12 @@ pub struct Outcomes {
     pub transfers: u64,
     /// Replicas whose data was removed.
     pub buried: u64,
+    /// Snapshots exported.
+    pub exports: u64,
+    /// Logs compacted on request.
+    pub compactions: u64,
+    /// Reads of what a pin holds.
+    pub pinned_reads: u64,
     /// Sessions registered.
     pub sessions: u64,
     /// Attempts in sessions, or of commands that may be sent again, that were answered.
@@ -143,6 +153,10 @@ pub struct Clients {
     probes_from: u64,
     progressed: BTreeSet<GroupId>,
     ended: Vec<Ended>,
+    /// Exports that were reported.
+    pub(crate) exports: Vec<(HostId, GroupId, Index, PathBuf)>,
+    /// Log pins.
+    pub(crate) held: Vec<Held>,
     /// The clients that work in sessions.
     pub(crate) sessions: Sessions,
     /// Counts so far.
@@ -161,6 +175,8 @@ impl Clients {
             probes_from: u64::MAX,
             progressed: BTreeSet::new(),
             ended: Vec::new(),
+            exports: Vec::new(),
+            held: Vec::new(),
             sessions,
             outcomes: Outcomes::default(),
         }
@@ -259,6 +275,15 @@ impl Clients {
         self.waiting.values().any(|w| w.group == group && matches!(w.request, Request::Asked(_)))
     }
 
+    /// The exports that were reported since the last call.
+    pub(crate) fn take_exports(&mut self) -> Vec<(HostId, GroupId, Index, PathBuf)> {
+        std::mem::take(&mut self.exports)
+    }
+
+    pub(crate) fn violate(&self, what: String) {
+        self.oracle.violate(what);
+    }
+
     /// What operators have to know since the last call.
     pub fn take_ended(&mut self) -> Vec<Ended> {
         std::mem::take(&mut self.ended)
@@ -294,6 +319,7 @@ impl Clients {
 
     /// The host has lost its memory: nobody will ever answer what was asked there.
     pub fn forget(&mut self, host: HostId) {
+        self.held.retain(|held| held.host() != host);
         let (lost, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|(_, w)| w.host == host);
         self.waiting = waiting;
         let lost: BTreeMap<u64, Waiting> = lost;
@@ -421,6 +447,7 @@ impl Clients {
                 Poll::Pending => return true,
                 Poll::Ready(done) => self.outcomes.errors += u64::from(done.is_err()),
             },
+            Asked::Kept(kept) => return self.look_kept(host, group, kept, cx),
             Asked::Bury { replica, pending } => match Pin::new(pending).poll(cx) {
                 Poll::Pending => return true,
                 Poll::Ready(Ok(())) => {

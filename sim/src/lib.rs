@@ -14,6 +14,7 @@ pub mod faults;
 pub mod hash;
 pub mod host;
 pub mod jobs;
+mod keeper;
 pub mod machine;
 mod members;
 pub mod model;

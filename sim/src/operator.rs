@@ -51,9 +51,11 @@ pub enum Operation {
     Prefer,
     /// Stops a replica, to start it again later.
     Stop,
+    /// Exports a snapshot, aborts those under way, compacts, pins or reads the log.
+    Keep,
 }
 
-const ALL: [Operation; 11] = [
+const ALL: [Operation; 12] = [
     Operation::AddVoter,
     Operation::AddNonVoting,
     Operation::AddAndPromote,
@@ -65,6 +67,7 @@ const ALL: [Operation; 11] = [
     Operation::Transfer,
     Operation::Prefer,
     Operation::Stop,
+    Operation::Keep,
 ];
 
 /// What operators do in one world.
@@ -112,6 +115,7 @@ pub(crate) struct Desk {
     /// Healed at this moment: nothing new is begun.
     pub(crate) settling: Option<Time>,
     replicas: u64,
+    exports: u64,
     /// The newest replacement of each group, which may be asked for again.
     replacements: BTreeMap<GroupId, Replacement>,
 }
@@ -119,7 +123,15 @@ pub(crate) struct Desk {
 impl Desk {
     pub(crate) fn new(rng: Rng, on: bool, now: Time) -> Self {
         let next = if on { now } else { Time(u64::MAX) };
-        Self { rng, next, settling: None, replicas: FIRST_JOINING, replacements: BTreeMap::new() }
+        Self { rng, next, settling: None, replicas: FIRST_JOINING, exports: 0, replacements: BTreeMap::new() }
+    }
+}
+
+impl Desk {
+    /// A number that no export had before.
+    pub(crate) fn next_export(&mut self) -> u64 {
+        self.exports += 1;
+        self.exports
     }
 }
 
@@ -133,6 +145,7 @@ impl World {
     pub(crate) fn operate(&mut self, now: Time) {
         let operations = self.around.swarm.operations.clone();
         self.read_answers();
+        self.check_exports();
         self.tend();
         if let Some(since) = self.desk.settling {
             self.desk.next = now.plus_nanos(LOOK_NANOS);
@@ -152,6 +165,7 @@ impl World {
         match kind {
             Operation::Transfer => self.transfer(host, &shared, deadline),
             Operation::Prefer => self.prefer(host, &shared),
+            Operation::Keep => self.keep(host, &shared, deadline),
             Operation::Stop => self.stop_for_a_while(host, group),
             Operation::Replace => self.replace(host, &shared, deadline),
             kind => self.change(kind, host, &shared, deadline),

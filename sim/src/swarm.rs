@@ -7,6 +7,7 @@ use longboat_engine::{EngineConfig, ReplicaConfig};
 use longboat_io::sim::SimDiskConfig;
 use longboat_logdb::{KeyValue, SharedLogConfig};
 use longboat_raft::{GroupId, HostId, Member, Membership, ReplicaId, StoreId};
+use longboat_rsm::snapshot::Compression;
 use std::collections::BTreeMap;
 
 const MILLI: u64 = 1_000_000;
@@ -256,6 +257,7 @@ impl Swarm {
             queue_entries_max: 256,
             queue_bytes_max: 4 << 20,
             queue_reads_max: 256,
+            snapshot_saves_max: 2,
             snapshot_sends_max: 2,
             snapshot_receives_max: 2,
             snapshot_send_bytes_per_s: 0,
@@ -281,6 +283,7 @@ impl Swarm {
             compaction_overhead: self.compaction_overhead,
             auto_compaction: true,
             snapshots_kept: 1,
+            snapshot_compression: Compression::None,
             pre_vote: self.pre_vote,
             check_quorum: self.check_quorum,
             quiesce_after_nanos: self.quiesce_after_nanos,

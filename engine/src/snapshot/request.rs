@@ -3,6 +3,7 @@
 //! Invariants: a request ends once, also when its replica or host is gone; whoever ends a request early sets its stop flag,
 //! and what works on it looks at that flag at every block. Must not know: raft state, files.
 
+use super::admission::Admitted;
 use crate::shared::GroupShared;
 use longboat_raft::{Index, SnapshotMeta, Time};
 use longboat_rsm::snapshot::SavedSnapshot;
@@ -83,6 +84,8 @@ pub struct SnapshotRequest {
     options: SnapshotOptions,
     /// Once set, what works on it ends at the next block.
     stop: Arc<AtomicBool>,
+    /// It counts among the host's saves.
+    pub(crate) admitted: Option<Admitted>,
 }
 
 impl SnapshotRequest {
@@ -93,13 +96,13 @@ impl SnapshotRequest {
         results: Arc<Completion<SnapshotOutcome>>,
         deadline: Time,
     ) -> Self {
-        Self { results: Some(results), deadline, options, stop: shared.new_save() }
+        Self { results: Some(results), deadline, options, stop: shared.new_save(), admitted: None }
     }
 
     /// The engine's own, every so many applied entries.
     pub fn periodic(shared: &GroupShared) -> Self {
         let (results, options) = (None, SnapshotOptions::default());
-        Self { results, deadline: Time(u64::MAX), options, stop: shared.new_save() }
+        Self { results, deadline: Time(u64::MAX), options, stop: shared.new_save(), admitted: None }
     }
 
     /// Where it is exported to, if it is an export.

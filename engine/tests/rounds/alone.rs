@@ -10,7 +10,7 @@ use longboat_io::{Clock, Job, JobState, RealDisk, SharedDisk, Spawner};
 use longboat_logdb::{GroupState, KeyValue, SharedLog, SharedLogConfig};
 use longboat_raft::{GroupId, HostId, Member, Membership, ReplicaId, StoreId, Time};
 use longboat_rsm::machine::WitnessMachine;
-use longboat_rsm::snapshot::SnapshotStore;
+use longboat_rsm::snapshot::{Compression, SnapshotStore};
 use longboat_rsm::{Machine, Pending, RequestError};
 use longboat_transport::Transport;
 use parking_lot::Mutex;
@@ -128,6 +128,7 @@ impl Alone {
             queue_entries_max: 256,
             queue_bytes_max: 4 << 20,
             queue_reads_max: 256,
+            snapshot_saves_max: 1,
             snapshot_sends_max: 1,
             snapshot_receives_max: 1,
             snapshot_send_bytes_per_s: 0,
@@ -169,6 +170,7 @@ impl Alone {
             compaction_overhead: 0,
             auto_compaction: true,
             snapshots_kept: 1,
+            snapshot_compression: Compression::None,
             pre_vote: true,
             check_quorum: true,
             quiesce_after_nanos: 0,

@@ -7,8 +7,8 @@ use longboat_engine::{
     SnapshotOutcome, Start,
 };
 use longboat_io::{Clock, RealDisk, SharedDisk};
-use longboat_raft::{Index, ProposeOptions, ReplicaId};
-use longboat_rsm::snapshot::verify_export;
+use longboat_raft::{GroupId, Index, ProposeOptions, ReplicaId};
+use longboat_rsm::snapshot::{Compression, verify_export};
 use longboat_rsm::{Pending, Reads, RequestError, SnapshotRefusal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,6 +28,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("fallback-without-its-log", an_older_snapshot_is_brought_up_to_date_by_the_log),
     ("state-lost-not-seen", nothing_is_asked_of_a_machine_without_state),
     ("wiped-host-is-believed", crate::stores::a_wiped_host_is_not_believed),
+    ("saves-unbounded", snapshots_that_free_most_are_saved_first_and_one_by_one),
     ("abort-not-seen", an_aborted_save_leaves_nothing),
     ("durable-without-a-wake", a_leader_is_woken_when_its_entries_are_durable),
 ];
@@ -259,6 +260,7 @@ fn damage(led: &Led, index: Index) {
 }
 
 fn two_kept(config: &mut ReplicaConfig) {
+    config.snapshot_compression = Compression::Lz4;
     config.snapshots_kept = 2;
 }
 
@@ -314,6 +316,37 @@ fn nothing_is_asked_of_a_machine_without_state() {
     led.shared.lookup(None, Box::new(reads));
     assert_eq!(outcome(pending), Err(RequestError::StateLost));
     assert_eq!(led.snapshot(SnapshotOptions::default()), Err(RequestError::StateLost));
+}
+
+fn snapshots_that_free_most_are_saved_first_and_one_by_one() {
+    let dir = TempDir::new().unwrap();
+    let mut alone = Alone::open(dir.path());
+    let groups: Vec<_> = (1..=3u64)
+        .map(|group| {
+            let config = ReplicaConfig { group: GroupId(group), snapshot_entries: 10, ..Alone::config(1) };
+            alone.start_machine(config, voters(1), List::default())
+        })
+        .collect();
+    alone.pass(300);
+    // Group 1 is the first that is due, and of the others group 3 has more to let go.
+    for (shared, count) in groups.iter().zip([20u64, 40, 80]) {
+        let deadline = alone.clock.now().plus_nanos(10_000 * MILLI);
+        shared
+            .enqueue::<List>((0..count).collect::<Vec<_>>().into_iter(), ProposeOptions::default(), deadline)
+            .unwrap();
+        alone.pass(5);
+    }
+    let saved = |alone: &Alone| -> Vec<u64> {
+        let list = |group| alone.host.snapshots.store().list(GroupId(group), ReplicaId(1)).unwrap();
+        (1..=3).filter(|&group| !list(group).is_empty()).collect()
+    };
+    assert_eq!(alone.host.snapshots.admission.running(), 1);
+    for expected in [&[1][..], &[1, 3], &[1, 2, 3]] {
+        alone.run_jobs();
+        assert_eq!(saved(&alone), expected);
+        alone.pass(3);
+    }
+    assert_eq!(alone.host.snapshots.admission.running(), 0);
 }
 
 fn an_aborted_save_leaves_nothing() {
