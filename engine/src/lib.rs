@@ -14,6 +14,7 @@ pub mod liveness;
 mod log_access;
 pub mod log_writer;
 pub mod memory;
+mod moves;
 pub mod notify;
 mod open;
 pub mod outbox;

@@ -43,10 +43,10 @@ const VISITS_MAX: usize = 3;
 /// that what is fetched is still there when its turn comes.
 pub(crate) const WARM_AHEAD: usize = 16;
 
-struct Slot {
-    generation: u32,
-    active: bool,
-    replica: Option<Box<Replica>>,
+pub(crate) struct Slot {
+    pub(crate) generation: u32,
+    pub(crate) active: bool,
+    pub(crate) replica: Option<Box<Replica>>,
 }
 
 /// Takes a vector, and leaves an empty one that need not grow to the same length step by step.
@@ -56,7 +56,7 @@ fn replace_sized<T>(vec: &mut Vec<T>) -> Vec<T> {
 }
 
 /// Generations have 24 bits, as in a replica's route.
-const fn next_generation(generation: u32) -> u32 {
+pub(crate) const fn next_generation(generation: u32) -> u32 {
     (generation + 1) & 0xFF_FFFF
 }
 
@@ -84,8 +84,8 @@ pub struct StepWorker {
     pub(crate) transport: Arc<dyn Transport>,
     writer: Arc<WriterInbox>,
     pub(crate) snapshots: Arc<SnapshotIo>,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) free: Vec<u32>,
     pub(crate) by_group: AHashMap<GroupId, u32>,
     wheel: TimingWheel,
     /// Slots to visit in this round, each once.
@@ -120,7 +120,7 @@ pub struct StepWorker {
     pub(crate) room: Room,
     /// Who waits until a group is unloaded, to remove its data.
     pub(crate) removals: Vec<Removal>,
-    failed: bool,
+    pub(crate) failed: bool,
 }
 
 impl StepWorker {
@@ -256,21 +256,6 @@ impl StepWorker {
         }
     }
 
-    /// The replica stops in order: what it has accepted is sealed first, and once that is durable it may be started again.
-    pub(crate) fn stop(&mut self, now: Time, slot: u32, queued: &RequestError, under_way: &RequestError) {
-        // What was not proposed yet must not be proposed by the visit: nothing may come into the log after it.
-        self.replica(slot).fail_queued(queued);
-        self.visit(now, slot);
-        let at = self.slot_ref(slot);
-        let replica = self.replica(slot);
-        let state = Box::new(replica.stored_state());
-        // The commit index goes along, so that the stopped group keeps no segment from being settled.
-        let update = replica.empty_update();
-        self.push_update(update);
-        self.remove(slot, queued, under_way);
-        self.open.after.push((at, AfterDurable::Stopped(state)));
-    }
-
     pub(crate) fn slot_ref(&self, slot: u32) -> SlotRef {
         SlotRef { slot, generation: self.slots[slot as usize].generation }
     }
@@ -287,77 +272,12 @@ impl StepWorker {
         self.slots[slot as usize].replica.as_deref_mut().expect("a slot in by_group or active is taken")
     }
 
-    fn start(&mut self, now: Time, mut replica: Box<Replica>) {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, active: false, replica: None });
-            (self.slots.len() - 1) as u32
-        });
-        let entry = &mut self.slots[slot as usize];
-        entry.generation = next_generation(entry.generation);
-        let at = SlotRef { slot, generation: entry.generation };
-        let shared = Arc::clone(&replica.shared);
-        if let Some(meta) = replica.recover_first.take() {
-            let items = vec![crate::apply::ApplyItem::Recover(meta)];
-            self.apply[shared.apply_worker].push(ApplyTask { shared: Arc::clone(&shared), items });
-        }
-        replica.publish();
-        let timeout = replica.config.election_timeout_nanos;
-        self.host.peers.replica_started(self.host.config.host, &shared.membership.lock(), timeout);
-        entry.replica = Some(replica);
-        self.by_group.insert(shared.group, slot);
-        shared.moved_in(at);
-        tracing::debug!(group = %shared.group, replica = %shared.replica, "replica started");
-        shared.tell(|| ReplicaEvent::Started);
-        let full = self.room != Room::Enough;
-        self.replica(slot).core.set_full(now, full);
-        self.replica(slot).advance(now);
-        self.activate(slot);
-    }
-
-    /// The replica moves out. What was queued was not applied; what was under way may have been.
-    fn remove(&mut self, slot: u32, queued: &RequestError, under_way: &RequestError) {
-        let entry = &mut self.slots[slot as usize];
-        let Some(mut replica) = entry.replica.take() else { return };
-        entry.generation = next_generation(entry.generation);
-        self.free.push(slot);
-        self.by_group.remove(&replica.config.group);
-        self.uncount_memory(replica.held_bytes);
-        if let Some(silence) = replica.silence.take() {
-            self.waking.index.remove(&self.host.peers, slot, &silence);
-        }
-        let timeout = replica.config.election_timeout_nanos;
-        self.host.peers.replica_stopped(self.host.config.host, &replica.shared.membership.lock(), timeout);
-        if !self.host.has_failed.load(Ordering::SeqCst) {
-            self.waking.stopped(&replica);
-        }
-        replica.shared.close(queued.clone());
-        replica.fail_all(queued, under_way);
-        let shared = Arc::clone(&replica.shared);
-        self.apply[shared.apply_worker]
-            .push(ApplyTask { shared: Arc::clone(&shared), items: vec![crate::apply::ApplyItem::Close] });
-        tracing::debug!(group = %shared.group, replica = %shared.replica, "replica stopped");
-    }
-
     /// A contradiction stops the replica; else it is visited at the end of the round.
     pub(crate) fn after_step(&mut self, slot: u32, stepped: Result<(), Violation>) {
         match stepped {
             Ok(()) => self.activate(slot),
             Err(violation) => self.quarantine(slot, &violation.to_string()),
         }
-    }
-
-    /// The replica stops for as long as the host runs: what it was told, or what it did, contradicts itself.
-    fn quarantine(&mut self, slot: u32, why: &str) {
-        let replica = self.replica(slot);
-        let (group, id) = (replica.config.group, replica.config.replica);
-        tracing::error!(%group, replica = %id, why, "replica quarantined");
-        replica.shared.tell(|| ReplicaEvent::Quarantined { reason: why.to_owned() });
-        self.host.counters.violations.fetch_add(1, Ordering::Relaxed);
-        self.host.quarantined.lock().insert(group);
-        self.host.groups.write().remove(&group);
-        self.remove(slot, &RequestError::Stopped, &RequestError::OutcomeUnknown);
-        // Nothing else will unload it: whoever waits for that to remove its data is answered now.
-        self.unloaded(group);
     }
 
     /// Runs what concerns one group; a panic there (a broken assertion over its own state) stops that group only.
@@ -480,7 +400,7 @@ impl StepWorker {
         std::hint::black_box(near ^ far);
     }
 
-    fn visit(&mut self, now: Time, slot: u32) {
+    pub(crate) fn visit(&mut self, now: Time, slot: u32) {
         self.tell_suspicions(now, slot);
         let mut out = self.out.take().unwrap_or_default();
         let at = SlotRef { slot, generation: self.slots[slot as usize].generation };
@@ -599,38 +519,6 @@ impl StepWorker {
             tracing::debug!(group = %replica.config.group, %error, "cold read failed, the follower needs a snapshot");
         }
         replica.core.fetched(ticket, runs.map_err(|_| longboat_raft::Compacted));
-    }
-
-    /// The log store failed: every request ends, nothing is sent any more.
-    fn fail(&mut self) {
-        sometimes!("store-failed-under-a-host");
-        self.failed = true;
-        let reason = self.host.failed.lock().clone().unwrap_or_default();
-        let error = RequestError::HostFailed(reason);
-        for slot in 0..self.slots.len() as u32 {
-            self.remove(slot, &error, &error);
-        }
-        self.late.clear();
-        self.closing.clear();
-        self.removals.clear();
-        for sealed in self.sealed.drain(..) {
-            for (_, after) in sealed.after {
-                after.abandon();
-            }
-        }
-    }
-}
-
-impl StepWorker {
-    /// After a failure: a replica that is still on its way in is turned away. What other commands hold resolves by being dropped.
-    fn refuse_commands(&mut self) {
-        let error = RequestError::HostFailed(self.host.failed.lock().clone().unwrap_or_default());
-        for command in self.inbox().take_commands() {
-            if let Command::Start(mut replica) = command {
-                replica.shared.close(error.clone());
-                replica.fail_all(&error, &error);
-            }
-        }
     }
 }
 
