@@ -107,6 +107,16 @@ impl Group {
         self.committed_at(pos.index).filter(|c| c.term == pos.term).map(|c| c.chain)
     }
 
+    /// The hash of the log that a snapshot at `pos` stands for on `host`. A witness is given what is committed, applied by somebody
+    /// or not; its log has other sums, and is compared with nobody's.
+    fn base_at(&self, host: HostId, pos: LogPos) -> Option<u64> {
+        let for_witness = || {
+            let known = self.commits.values().any(|commit| commit.index >= pos.index);
+            (self.witnesses.contains(&host) && known && !self.holders(pos).is_empty()).then_some(0)
+        };
+        self.chain_at(pos).or_else(for_witness)
+    }
+
     fn match_log(&mut self, host: HostId, written: &[(Index, Mark)]) -> Result<(), String> {
         // Without the payloads the log has other sums.
         if self.witnesses.contains(&host) {
@@ -129,7 +139,7 @@ impl Group {
             if change.removes() {
                 self.graves.push(fold.clone());
             }
-            let written = fold.apply(&change, |pos| self.chain_at(pos)).map_err(|e| format!("host {host} {e}"))?;
+            let written = fold.apply(&change, |pos| self.base_at(host, pos)).map_err(|e| format!("host {host} {e}"))?;
             self.shadows.entry(host).or_default().durable = fold;
             self.match_log(host, &written)?;
         }
@@ -142,7 +152,7 @@ impl Group {
         if shadow.durable.exists && state.is_none_or(|s| s.removed) {
             self.graves.push(shadow.durable.clone());
         }
-        let recovered = shadow.recovered(state, |pos| self.chain_at(pos));
+        let recovered = shadow.recovered(state, |pos| self.base_at(host, pos));
         self.shadows.insert(host, shadow);
         let written = recovered.map_err(|e| format!("durable state lost: host {host} {e}"))?;
         self.match_log(host, &written)

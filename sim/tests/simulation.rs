@@ -3,6 +3,7 @@
 //! A failing seed is replayed by the command that the test prints.
 
 use longboat_raft::{HostId, Time};
+use longboat_sim::reduce::{Reduction, run_reduced};
 use longboat_sim::rng::Rng;
 use longboat_sim::swarm::Swarm;
 use longboat_sim::{Report, Totals, Trace, World, room, run, run_unattended, silence};
@@ -194,4 +195,23 @@ fn a_host_that_was_cut_off_while_its_groups_slept_is_brought_up_to_date() {
 #[test]
 fn a_host_that_is_back_before_its_groups_turn_came_goes_on_leading() {
     silence::a_host_that_is_back_before_its_groups_turn_came_goes_on_leading();
+}
+
+#[test]
+fn a_witness_is_given_a_snapshot_of_what_is_committed_though_nobody_has_applied_it() {
+    let without = [
+        "without=KillThenPowerLoss",
+        "group=4",
+        "no-sessions",
+        "hosts=2",
+        "calm-network",
+        "small",
+        "no-requested-snapshots",
+        "schedule=6",
+        "fault-ms=474",
+        "one-worker",
+    ];
+    let without: Vec<Reduction> = without.iter().map(|text| text.parse().expect("a reduction")).collect();
+    let report = run_reduced(227, true, &without, Trace::default());
+    assert_eq!(report.violation, None);
 }
