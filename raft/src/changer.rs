@@ -484,6 +484,20 @@ mod tests {
     }
 
     #[test]
+    fn an_update_moves_a_member_and_adds_nobody() {
+        let update = |replica| Change {
+            kind: ChangeKind::Update,
+            replica: ReplicaId(replica),
+            member: Member { host: crate::HostId(9), ..Member::default() },
+            promotion: Promotion::Never,
+        };
+        let moved = simple(&of(&[1, 2, 3]), &[update(2)]).expect("allowed");
+        assert_eq!((moved.host_of(ReplicaId(2)), moved.voters.len()), (Some(crate::HostId(9)), 3));
+        let same = simple(&of(&[1, 2, 3]), &[update(7)]).expect("of no effect");
+        assert_eq!(same, of(&[1, 2, 3]));
+    }
+
+    #[test]
     fn every_error_travels() {
         let (r, a, b) = (ReplicaId(7), Index(8), Index(9));
         let all = (1..=255).filter_map(|n| ChangeError::from_parts(n, 7, 9));

@@ -189,3 +189,45 @@ fn every_truncation_is_noticed() {
         assert!(matches!(got, Err(RunError::Truncated { .. })), "{len}: {got:?}");
     }
 }
+
+#[test]
+fn lengths_say_what_is_encoded() {
+    for run in [three(), with_sessions()] {
+        let mut bytes = BytesMut::new();
+        run.encode(&mut bytes);
+        assert_eq!(bytes.len(), run.encoded_len());
+        assert_eq!(bytes[..], [&run.head()[..], &run.payload()[..]].concat()[..]);
+        assert_eq!(Run::measure(&bytes), Ok((run.head().len(), run.payload().len())));
+        bytes.put_slice(b"rest");
+        assert_eq!(Run::verify(&bytes), Ok(run.encoded_len()));
+        let last = run.encoded_len() - 1;
+        bytes[last] ^= 1;
+        assert!(Run::verify(&bytes).is_err(), "a damaged payload");
+        assert!(matches!(Run::verify(&bytes[..last]), Err(RunError::Truncated { .. })));
+    }
+    let mut chunk = RunBuilder::new();
+    assert_eq!((chunk.encoded_len(), chunk.payload_bytes(), chunk.count()), (0, 0, 0));
+    chunk.push(EntryKind::Command, 7, b"hello");
+    chunk.push_session_with(call(2), 8, 100, |out| out.put_slice(b"again")).expect("short");
+    assert_eq!((chunk.payload_bytes(), chunk.count()), (10, 2));
+    let expected = chunk.encoded_len();
+    let run = chunk.seal(Term(1), Index(1), Origin { replica: ReplicaId(1), start: 1 });
+    assert_eq!(run.encoded_len(), expected);
+}
+
+#[test]
+fn a_head_whose_lengths_are_out_of_bounds_is_refused() {
+    let mut bytes = BytesMut::new();
+    three().encode(&mut bytes);
+    for at in [40, 44] {
+        let mut bytes = bytes.clone();
+        bytes[at..at + 4].copy_from_slice(&(RUN_PAYLOAD_BYTES_MAX as u32 + 1).to_le_bytes());
+        assert_eq!(Run::measure(&bytes), Err(RunError::Malformed("length out of bounds")), "at {at}");
+        bytes[at..at + 4].copy_from_slice(&(RUN_PAYLOAD_BYTES_MAX as u32).to_le_bytes());
+        assert!(Run::measure(&bytes).is_ok(), "at {at}: just within them");
+    }
+    for count in [0, RUN_ENTRIES_MAX as u32 + 1] {
+        bytes[4..8].copy_from_slice(&count.to_le_bytes());
+        assert_eq!(Run::measure(&bytes), Err(RunError::Malformed("count of entries out of bounds")));
+    }
+}
