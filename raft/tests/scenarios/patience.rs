@@ -190,3 +190,21 @@ pub fn a_promotion_leaves_what_is_recorded_of_the_member() {
         assert_eq!(after.hosts[&learner], said);
     }
 }
+
+/// Of a disk that is done with a write only those are told who do something then.
+#[cfg_attr(not(feature = "plant"), test)]
+pub fn only_who_does_something_with_it_awaits_its_disk() {
+    let mut c = three();
+    c.pass(ELECTION / 2);
+    for n in [1, 2, 3] {
+        assert!(!c.core(n).persist_in_flight() && !c.core(n).awaits_disk(), "{n} has nothing under way");
+        assert!(!c.core(n).has_more_to_send(), "{n} has sent all that it has");
+    }
+    c.node(1).slow_disk = true;
+    c.node(2).slow_disk = true;
+    c.isolate(3);
+    c.write(1, &["b"]);
+    assert!(c.core(1).persist_in_flight() && c.core(1).awaits_disk(), "a leader counts its own entries");
+    assert!(c.core(2).persist_in_flight(), "the follower is writing");
+    assert!(!c.core(2).awaits_disk(), "its acknowledgement leaves by itself, and nothing is committed");
+}
