@@ -286,3 +286,17 @@ fn a_member_to_which_entries_flow_needs_no_heartbeat_and_gets_one_when_they_stop
     c.end_round(1);
     assert_eq!(heartbeats(&c, 2), 1, "nothing flows any more");
 }
+
+#[test]
+fn what_is_under_way_to_a_member_is_counted_until_it_answers() {
+    let mut c = Cluster::with(&[1, 2, 3], |_| {});
+    c.elect(1);
+    c.isolate(2);
+    c.write(1, &["a"]);
+    c.write(1, &["b"]);
+    let under_way = |c: &mut Cluster, n| c.core(1).progress(id(n)).expect("a member").inflight();
+    assert_eq!((under_way(&mut c, 2), under_way(&mut c, 3)), (2, 0));
+    c.heal();
+    c.pass(3 * HEARTBEAT);
+    assert_eq!(under_way(&mut c, 2), 0);
+}

@@ -353,3 +353,19 @@ fn a_member_is_not_told_to_go_by_somebody_who_knows_less() {
     c.give(message(3, 2, 0, Body::Removed { change: Index(1) }));
     assert!(!told_to_go(&mut c, 2) && c.core(2).dropped() == dropped + 1);
 }
+
+#[test]
+fn a_candidate_that_is_told_to_go_stops_campaigning() {
+    let mut c = Cluster::with(&[1, 2, 3], |config| {
+        sees_off(config);
+        config.pre_vote = false;
+    });
+    c.elect(1);
+    c.isolate(3);
+    c.change_through(1, ConfigChange::remove(id(3)));
+    c.campaign(3);
+    assert_eq!(c.core(3).role(), Role::Candidate);
+    c.give(message(1, 3, 0, Body::Removed { change: Index(100) }));
+    assert!(told_to_go(&mut c, 3));
+    assert_eq!(c.core(3).role(), Role::Follower);
+}
