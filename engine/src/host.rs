@@ -14,7 +14,7 @@ use crate::start::Starter;
 use crate::step::StepWorker;
 use crate::stores::PeerStores;
 use crate::transfers::Transfers;
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashMap;
 use longboat_io::{Clock, Spawner};
 use longboat_logdb::{LogDb, Opened};
 use longboat_rsm::snapshot::SnapshotStore;
@@ -109,7 +109,7 @@ impl<L: LogDb> Host<L> {
             workers,
             apply,
             groups: RwLock::new(AHashMap::new()),
-            quarantined: Mutex::new(AHashSet::new()),
+            quarantined: Mutex::new(AHashMap::new()),
             stopped: Mutex::new(AHashMap::new()),
             pool: crate::pool::Pool::default(),
             burying: Mutex::new(AHashMap::new()),

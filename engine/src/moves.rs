@@ -86,10 +86,12 @@ impl StepWorker {
     pub(crate) fn quarantine(&mut self, slot: u32, why: &str) {
         let replica = self.replica(slot);
         let (group, id) = (replica.config.group, replica.config.replica);
+        let members = (replica.shared.epoch, Arc::clone(&replica.shared.membership.lock()));
         tracing::error!(%group, replica = %id, why, "replica quarantined");
         replica.shared.tell(|| ReplicaEvent::Quarantined { reason: why.to_owned() });
         self.host.counters.violations.fetch_add(1, Ordering::Relaxed);
-        self.host.quarantined.lock().insert(group);
+        // Before it leaves the running ones: whoever lists all groups finds it in one of the two.
+        self.host.quarantined.lock().insert(group, members);
         self.host.groups.write().remove(&group);
         self.remove(slot, &RequestError::Stopped, &RequestError::OutcomeUnknown);
         // Nothing else will unload it: whoever waits for that to remove its data is answered now.

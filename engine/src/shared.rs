@@ -13,7 +13,7 @@ use crate::snapshot::SnapshotCounters;
 use crate::space::DiskSpace;
 use crate::stores::PeerStores;
 use crate::transfers::Transfers;
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashMap;
 use bytes::Bytes;
 use longboat_io::Clock;
 use longboat_logdb::GroupState;
@@ -421,7 +421,7 @@ impl GroupShared {
         self.stop_saves();
     }
 
-    /// What will stop a save that is asked for now.
+    /// What will stop the save that is about to be queued.
     pub(crate) fn new_save(&self) -> Arc<AtomicBool> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut saves = self.saves.lock();
@@ -500,7 +500,7 @@ pub struct HostShared {
     /// The groups on this host.
     pub groups: RwLock<AHashMap<GroupId, Arc<GroupShared>>>,
     /// Groups that were stopped because of a contradiction: they stay so while the host runs.
-    pub quarantined: Mutex<AHashSet<GroupId>>,
+    pub quarantined: Mutex<AHashMap<GroupId, (GroupEpoch, Arc<Membership>)>>,
     /// What the store holds of groups that are not running. Locked before `groups` where both are.
     pub stopped: Mutex<AHashMap<GroupId, GroupState>>,
     /// Groups whose tombstone is not durable yet, or whose files are still going: none of them starts. With whoever asked for
@@ -549,7 +549,7 @@ impl HostShared {
 
     /// Whether the group's replica does not run here, but once did.
     pub fn was_here(&self, group: GroupId) -> bool {
-        (self.stopped.lock().contains_key(&group) || self.quarantined.lock().contains(&group))
+        (self.stopped.lock().contains_key(&group) || self.quarantined.lock().contains_key(&group))
             && !self.groups.read().contains_key(&group)
     }
 

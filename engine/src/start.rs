@@ -246,7 +246,7 @@ impl Starter {
             if self.host.groups.read().contains_key(&group) {
                 return Err(StartError::AlreadyStarted(group));
             }
-            if self.host.quarantined.lock().contains(&group) {
+            if self.host.quarantined.lock().contains_key(&group) {
                 return Err(StartError::Quarantined(group));
             }
             if self.host.burying.lock().contains_key(&group) && !plant::is("started-before-a-tombstone") {
@@ -310,7 +310,7 @@ impl Starter {
             for group in specs.iter().map(|s| s.config.group) {
                 // One that is quarantined is gone from the running ones at once, and was listed before: its jobs may still
                 // be at work on the storage.
-                let quarantined = !running.contains_key(&group) && self.host.quarantined.lock().contains(&group);
+                let quarantined = !running.contains_key(&group) && self.host.quarantined.lock().contains_key(&group);
                 if quarantined && !plant::is("storage-opened-while-in-use") {
                     drop((opening, running));
                     return Err(StartError::Quarantined(group));

@@ -228,7 +228,10 @@ impl HostShared {
                 let newest = state.snapshot.as_ref().map_or(&state.bootstrap.membership, |s| &s.meta.membership);
                 (*group, state.bootstrap.epoch, Arc::new(newest.clone()))
             });
-            here.chain(restored).collect()
+            // A quarantined one runs again when this host is started anew.
+            let quarantined = self.quarantined.lock();
+            let resting = quarantined.iter().map(|(group, (epoch, members))| (*group, *epoch, Arc::clone(members)));
+            here.chain(restored).chain(resting).collect()
         };
         match self.stores.seen(host, store, members) {
             Seen::AsBefore => return None,

@@ -44,6 +44,11 @@ fn transfers_come_to_their_end() {
 }
 
 #[test]
+fn a_wiped_host_is_not_believed_by_a_group_that_was_quarantined() {
+    stores::a_wiped_host_is_not_believed_by_a_group_that_was_quarantined();
+}
+
+#[test]
 fn a_replica_that_is_new_on_a_wiped_host_is_believed() {
     stores::a_replica_that_is_new_on_a_wiped_host_is_believed();
 }

@@ -37,7 +37,7 @@ fn storage_that_may_be_in_use_is_not_opened() {
     let dir = TempDir::new().unwrap();
     let (alone, storage) = (Alone::open(dir.path()), Storage::default());
     // What was stopped for a contradiction is gone from the table at once; jobs of it may still be at work.
-    alone.host.shared.quarantined.lock().insert(GROUP);
+    alone.host.shared.quarantined.lock().insert(GROUP, Default::default());
     assert!(matches!(start(&alone, &storage), Err(StartError::Quarantined(GROUP))));
     assert!(!storage.lock().open, "opened while its former life may use it");
 }

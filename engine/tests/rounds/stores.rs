@@ -67,3 +67,29 @@ pub fn a_replica_that_is_new_on_a_wiped_host_is_believed() {
     hear_candidate(&mut alone, 2);
     assert_eq!(term(&alone), Term(6));
 }
+
+/// A wiped host is not believed either in what it says for a group that was quarantined here when it came back.
+pub fn a_wiped_host_is_not_believed_by_a_group_that_was_quarantined() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut alone = Alone::open(dir.path());
+    alone.start(1, voters(3)).expect("starts");
+    alone.pass(5);
+    alone.connect(2, BEFORE);
+    alone.run_jobs();
+    // Of entries that it never acknowledged a leader says that they are committed.
+    alone.hear(3, GroupEpoch(1), 3, 1, Body::Heartbeat { commit: Index(50), read_round: 0 });
+    alone.poll();
+    alone.step();
+    assert_eq!(alone.host.shared.counters.violations.load(Ordering::Relaxed), 1);
+    alone.connect(2, AFTER);
+    alone.run_jobs();
+    drop(alone);
+
+    let mut alone = Alone::open(dir.path());
+    alone.start(1, Start::Restart).expect("starts");
+    alone.pass(5);
+    hear_candidate(&mut alone, 2);
+    assert!(term(&alone) < Term(6), "it heard a replica that forgot what it said");
+    hear_candidate(&mut alone, 3);
+    assert_eq!(term(&alone), Term(6));
+}
