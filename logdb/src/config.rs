@@ -34,6 +34,16 @@ pub enum KeyValue {
     Memory,
 }
 
+/// What RocksDB does its input and output through.
+#[derive(Clone)]
+pub struct RocksEnv(pub rocksdb::Env);
+
+impl std::fmt::Debug for RocksEnv {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RocksEnv")
+    }
+}
+
 /// What a shared store is opened with.
 #[derive(Clone, Debug)]
 pub struct SharedLogConfig {
@@ -55,6 +65,9 @@ pub struct SharedLogConfig {
     pub archive_span_bytes_min: u64,
     /// Where rows go.
     pub key_value: KeyValue,
+    /// What RocksDB does its input and output through; the machine's file system if not given. Tests that take the power away
+    /// have one of their own.
+    pub rocks_env: Option<RocksEnv>,
     /// Ids come from this seed instead of the machine's random numbers, so that runs repeat. A directory that is made
     /// anew must be given another seed than the one before it, or it would claim to be the same store.
     pub seed: Option<u64>,
@@ -72,6 +85,7 @@ impl SharedLogConfig {
             settle_segments: SETTLE_SEGMENTS_DEFAULT,
             archive_span_bytes_min: ARCHIVE_SPAN_BYTES_MIN_DEFAULT,
             key_value: KeyValue::RocksDb,
+            rocks_env: None,
             seed: None,
         }
     }

@@ -300,7 +300,7 @@ mod tests {
     type Open = fn(&Path) -> Box<dyn Kv>;
 
     const STORES: [Open; 2] = [
-        |dir| Box::new(RocksKv::open(dir).expect("opens")),
+        |dir| Box::new(RocksKv::open(dir, None).expect("opens")),
         |dir| {
             let disk: SharedDisk = Arc::new(RealDisk);
             Box::new(MemKv::open(disk, dir).expect("opens"))

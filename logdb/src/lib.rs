@@ -28,7 +28,8 @@ mod upkeep;
 mod writer;
 
 pub use config::{
-    JOURNAL_BYTES_MAX_DEFAULT, KeyValue, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SharedLogConfig,
+    JOURNAL_BYTES_MAX_DEFAULT, KeyValue, RocksEnv, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    SharedLogConfig,
 };
 pub use store::SharedLog;
 

@@ -173,7 +173,7 @@ fn lock_journal(
 fn open_kv(disk: &SharedDisk, config: &SharedLogConfig) -> Result<Box<dyn Kv>, OpenError> {
     let dir = config.data_dir.join("kv");
     Ok(match config.key_value {
-        KeyValue::RocksDb => Box::new(RocksKv::open(&dir)?),
+        KeyValue::RocksDb => Box::new(RocksKv::open(&dir, config.rocks_env.as_ref())?),
         KeyValue::Memory => Box::new(MemKv::open(Arc::clone(disk), &dir)?),
     })
 }

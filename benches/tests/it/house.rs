@@ -15,6 +15,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("io", &["raft"]),
     ("rsm", &["raft", "io"]),
     ("logdb", &["raft", "io"]),
+    ("faultfs", &[]),
     ("transport", &["raft", "io"]),
     ("engine", &["raft", "io", "rsm", "logdb", "transport"]),
     ("nodehost", &["raft", "io", "rsm", "logdb", "transport", "engine"]),

@@ -1,7 +1,7 @@
 //! RocksDB, set up to be the fold of the journal: no log of its own, both column families flushed together.
 
 use super::{Kv, KvBatch, KvError, KvResult, Row, TABLES, Table};
-use crate::OpenError;
+use crate::{OpenError, RocksEnv};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, Direction, FlushOptions, IteratorMode, Options,
     WriteBatch, WriteOptions,
@@ -25,9 +25,12 @@ pub(crate) struct RocksKv {
 }
 
 impl RocksKv {
-    pub(crate) fn open(dir: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn open(dir: &Path, env: Option<&RocksEnv>) -> Result<Self, OpenError> {
         let failed = |e: rocksdb::Error| OpenError::KeyValue(e.to_string());
-        let options = Self::options().map_err(failed)?;
+        let mut options = Self::options().map_err(failed)?;
+        if let Some(RocksEnv(env)) = env {
+            options.set_env(env);
+        }
         let families = TABLES.iter().zip(WRITE_BUFFER_BYTES).map(|(name, buffer)| {
             let mut family = Options::default();
             family.set_write_buffer_size(buffer);
@@ -154,7 +157,7 @@ mod tests {
     #[test]
     fn rocksdb_does_not_resume_after_errors_and_flushes_both_families_together() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let _kv = RocksKv::open(dir.path()).expect("opens");
+        let _kv = RocksKv::open(dir.path(), None).expect("opens");
         let options = options_in_effect(dir.path());
         for wanted in ["max_bgerror_resume_count=0", "atomic_flush=true"] {
             assert!(options.lines().any(|l| l.trim() == wanted), "{wanted} is not in effect:\n{options}");
@@ -165,7 +168,7 @@ mod tests {
     fn a_failed_flush_stays_failed_though_the_cause_is_gone() {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let (dir, away) = (parent.path().join("kv"), parent.path().join("away"));
-        let kv = RocksKv::open(&dir).expect("opens");
+        let kv = RocksKv::open(&dir, None).expect("opens");
         let batch = |v: u8| {
             let mut batch = KvBatch::default();
             batch.put(Table::State, vec![1], vec![v]);

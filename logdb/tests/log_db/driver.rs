@@ -38,10 +38,13 @@ impl From<LogError> for Stopped {
     }
 }
 
+/// What disks say that have stopped: the simulated one, and RocksDB's when its power is gone.
+const STOPPED: [&str; 2] = ["the simulated machine has stopped", "the power is gone"];
+
 /// What was read. A machine that has stopped reads nothing; any other failure is the store's.
 fn unless_stopped(read: Result<Vec<Seen>, ReadError>) -> Result<Vec<Seen>, Stopped> {
     read.map_err(|e| match e {
-        ReadError::Failed(why) if why.contains("the simulated machine has stopped") => {
+        ReadError::Failed(why) if STOPPED.iter().any(|stopped| why.contains(stopped)) => {
             Stopped::Read(ReadError::Failed(why))
         }
         e => panic!("durable and kept, but {e}"),

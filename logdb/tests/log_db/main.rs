@@ -2,7 +2,7 @@
 //!
 //! `conformance` says what any store must do; `random` holds stores against the model over random operations and
 //! reopenings; `crash` kills, cuts the power and fails syncs at every write; `recovery`
-//! holds single crashes that are rarer than that; `refusals` are the directories that
+//! holds single crashes that are rarer than that; `power` cuts it for RocksDB too; `refusals` are the directories that
 //! must not be opened; `recycling` goes round the journal many times; `archive` has segments that stay.
 
 mod archive;
@@ -10,6 +10,7 @@ mod conformance;
 mod crash;
 mod driver;
 mod model;
+mod power;
 mod random;
 mod recovery;
 mod recycling;
