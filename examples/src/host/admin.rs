@@ -4,8 +4,8 @@ use super::KvHost;
 use crate::kv::Kv;
 use crate::server::admin::{Admin, Answering, Kind, Said};
 use longboat::{
-    Changed, ConfigChange, GroupConfig, GroupId, HostId, Membership, Pending, Replica, ReplicaId, ReplicaKind,
-    ReplicaStart, RequestError, SnapshotOptions, SnapshotOutcome,
+    ChangeError, Changed, ConfigChange, GroupConfig, GroupId, HostId, Membership, Pending, Replica, ReplicaId,
+    ReplicaKind, ReplicaStart, RequestError, SnapshotOptions, SnapshotOutcome, TransferError,
 };
 use std::time::Duration;
 
@@ -110,8 +110,16 @@ impl KvHost {
     }
 }
 
+/// The text of an error reply. As with commands on keys: `TRYAGAIN` had no effect and may succeed a moment later, `UNKNOWN` may have
+/// had it, and `ERR` stays refused.
 fn failed(error: &RequestError) -> String {
     let kind = match error {
+        // A change that was answered is in effect where it was asked for. The leader, or its successor, may be a moment behind.
+        RequestError::ConfigRefused(ChangeError::InFlight | ChangeError::AlreadyJoint) => "TRYAGAIN",
+        RequestError::TransferFailed(
+            TransferError::Busy(_) | TransferError::LostLeadership | TransferError::TooFarBehind { .. },
+        ) => "TRYAGAIN",
+        RequestError::TransferFailed(TransferError::TimedOut) => "UNKNOWN",
         RequestError::ConfigRefused(_) | RequestError::TransferFailed(_) | RequestError::NotHere(_) => "ERR",
         error if error.may_have_applied() => "UNKNOWN",
         _ => "TRYAGAIN",
@@ -146,4 +154,28 @@ fn members(replica: &Replica) -> Vec<String> {
 fn head(membership: &Membership) -> String {
     let joint = if membership.is_joint() { " joint" } else { "" };
     format!("change {}{joint}", membership.change_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use longboat::Index;
+
+    #[test]
+    fn a_refusal_that_passes_says_so_and_one_that_stays_does_too() {
+        let r = ReplicaId(4);
+        let refused = |why| failed(&RequestError::ConfigRefused(why));
+        let transfer = |why| failed(&RequestError::TransferFailed(why));
+        assert!(refused(ChangeError::InFlight).starts_with("TRYAGAIN "));
+        assert!(refused(ChangeError::AlreadyJoint).starts_with("TRYAGAIN "));
+        assert!(refused(ChangeError::Removed(r)).starts_with("ERR "));
+        assert!(transfer(TransferError::Busy(r)).starts_with("TRYAGAIN "));
+        assert!(transfer(TransferError::LostLeadership).starts_with("TRYAGAIN "));
+        assert!(transfer(TransferError::TooFarBehind { matched: Index(1), last: Index(9) }).starts_with("TRYAGAIN "));
+        assert!(transfer(TransferError::TimedOut).starts_with("UNKNOWN "), "it may win yet");
+        assert!(transfer(TransferError::NotAVoter(r)).starts_with("ERR "));
+        assert!(failed(&RequestError::NotHere(GroupId(1))).starts_with("ERR "));
+        assert!(failed(&RequestError::NoLeader).starts_with("TRYAGAIN "));
+        assert!(failed(&RequestError::OutcomeUnknown).starts_with("UNKNOWN "));
+    }
 }
