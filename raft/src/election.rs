@@ -197,7 +197,6 @@ impl Core {
         // Its own vote would not become durable, and meanwhile others would wait for it.
         let ready = !waiting && !behind && !self.disk_hangs();
         sometimes!(waiting, "campaign-waits-for-a-change");
-        sometimes!(self.outbox.rare.install.is_some(), "campaign-waits-for-an-install");
         !self.farewell.told && ready && !self.is_barred() && self.outbox.rare.install.is_none()
     }
 

@@ -74,7 +74,6 @@ impl Core {
             && self.peers[at].state == ProgressState::Replicate
             && replica != self.id
         {
-            sometimes!("follower-reported-unreachable");
             self.peers[at].become_probe();
         }
     }

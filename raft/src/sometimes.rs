@@ -9,7 +9,6 @@ pub const ALL: &[(&str, &str)] = &[
     ("leader-with-a-hung-disk-makes-way", "a leader whose disk hangs steps down for others who can elect"),
     ("leader-misses-its-quorum", "a leader finds that no majority answered for an election timeout"),
     ("campaign-waits-for-a-change", "a replica may not campaign: a committed membership change is not in effect here"),
-    ("campaign-waits-for-an-install", "a replica may not campaign while a snapshot is being installed"),
     ("pre-vote-lost", "a majority would not vote for a replica that asked first"),
     ("election-lost", "a majority voted against a candidate"),
     ("elected-though-no-voter", "a replica that votes no more is elected to bring the others up to date"),
@@ -41,7 +40,6 @@ pub const ALL: &[(&str, &str)] = &[
     ("woken-while-falling-silent", "a replica wakes that was asking or had agreed to fall silent"),
     ("leaders-host-suspected-in-silence", "a silent replica hears that its leader's host is suspected"),
     ("one-left-behind-is-back", "the host returns of a member that was left out when the group fell silent"),
-    ("follower-reported-unreachable", "a leader hears that a follower can't be reached"),
     ("fetched-what-is-no-longer-next", "entries read for a follower start where it does not stand any more"),
     ("fetched-what-was-compacted", "entries to be read for a follower are gone"),
     ("follower-fed-from-disk", "a follower needs entries that are not in memory"),
@@ -87,6 +85,11 @@ pub const ALL: &[(&str, &str)] = &[
     ("settling-taken-back", "a pass of settling does not come to its end"),
     ("settled-in-place", "entries are kept where they are in the journal"),
     ("several-segments-settled-at-once", "a pass settles more than one segment"),
+    ("clock-set-on", "a host's clock jumps on"),
+    ("clock-set-back", "a host's clock stands still because it was set back"),
+    ("process-suspended", "all threads of a host stop for a while"),
+    ("connection-reset-in-mid-frame", "frames are lost because their connection breaks"),
+    ("slow-link-has-no-room", "a slow link's queue is full"),
     ("archived-segments-freed", "segments that were kept are needed no more"),
 ];
 

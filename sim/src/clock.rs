@@ -1,9 +1,14 @@
-//! Simulated time: one clock for the whole world, moved by the driver alone.
+//! Simulated time: one clock for the whole world, moved by the driver alone, and each host's own, which drifts and jumps.
+//!
+//! Invariant: no clock ever goes back, as no monotonic one does: what is set back stands still until it has caught up.
 
 use longboat_io::Clock;
 use longboat_raft::Time;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+const MILLION: i128 = 1_000_000;
 
 /// A clock that stands still until it is moved.
 #[derive(Debug)]
@@ -26,5 +31,71 @@ impl SimClock {
 impl Clock for SimClock {
     fn now(&self) -> Time {
         Time(self.nanos.load(Ordering::Relaxed))
+    }
+}
+
+/// What a host takes for the time.
+#[derive(Debug)]
+pub struct HostClock {
+    world: Arc<SimClock>,
+    /// How much more it counts than the world in a million, or less.
+    drift_ppm: i64,
+    /// How far it was set on, in nanoseconds, or back.
+    set_nanos: Mutex<i128>,
+    /// The latest time that it told.
+    told: AtomicU64,
+}
+
+impl HostClock {
+    /// A clock that goes faster than the world by so much, or slower.
+    pub fn new(world: Arc<SimClock>, drift_ppm: i64) -> Arc<Self> {
+        Arc::new(Self { world, drift_ppm, set_nanos: Mutex::new(0), told: AtomicU64::new(0) })
+    }
+
+    /// Sets it on, or back.
+    pub fn set(&self, nanos: i64) {
+        *self.set_nanos.lock() += i128::from(nanos);
+    }
+
+    /// What it shows when the world's clock shows `world`.
+    fn shown(&self, world: Time) -> Time {
+        let counted = i128::from(world.0) * (MILLION + i128::from(self.drift_ppm)) / MILLION + *self.set_nanos.lock();
+        Time(u64::try_from(counted).unwrap_or(0).max(self.told.load(Ordering::Relaxed)))
+    }
+
+    /// When the world's clock shows this host's `time`, unless this one is set meanwhile. Never too early.
+    pub fn in_world(&self, time: Time) -> Time {
+        let counted = (i128::from(time.0) - *self.set_nanos.lock()) * MILLION;
+        let rate = MILLION + i128::from(self.drift_ppm);
+        Time(u64::try_from((counted.max(0) + rate - 1) / rate).unwrap_or(u64::MAX))
+    }
+}
+
+impl Clock for HostClock {
+    fn now(&self) -> Time {
+        let now = self.shown(self.world.now());
+        self.told.fetch_max(now.0, Ordering::Relaxed);
+        now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_s_clock_drifts_jumps_on_and_never_goes_back() {
+        let world = SimClock::new();
+        let clock = HostClock::new(Arc::clone(&world), 50_000);
+        assert_eq!(clock.now(), Time(1_050_000_000));
+        clock.set(1_000_000_000);
+        assert_eq!(clock.now(), Time(2_050_000_000));
+        clock.set(-2_000_000_000);
+        assert_eq!(clock.now(), Time(2_050_000_000), "it stands still");
+        let catches_up = clock.in_world(Time(2_050_000_100));
+        world.advance_to(Time(catches_up.0 - 200));
+        assert_eq!(clock.now(), Time(2_050_000_000));
+        world.advance_to(catches_up);
+        assert!(clock.now() >= Time(2_050_000_100), "a deadline is due when it was said to be");
     }
 }

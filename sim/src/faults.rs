@@ -3,7 +3,7 @@
 use crate::rng::Rng;
 use crate::swarm::{FaultKind, Swarm};
 use crate::world::World;
-use longboat_raft::{GroupId, HostId, Time};
+use longboat_raft::{GroupId, HostId, Time, sometimes};
 use std::sync::Arc;
 
 const MILLI: u64 = 1_000_000;
@@ -12,6 +12,7 @@ const MILLI: u64 = 1_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Later {
     Mend { from: HostId, to: HostId },
+    Hasten { from: HostId, to: HostId },
     PowerLoss { host: HostId },
     Room { host: HostId },
     Stop { host: HostId },
@@ -88,6 +89,7 @@ impl World {
         for (_, what) in due {
             match what {
                 Later::Mend { from, to } => self.around.network.set_cut(from, to, false),
+                Later::Hasten { from, to } => self.around.network.set_bandwidth(from, to, 0),
                 Later::PowerLoss { host } => self.power_loss(host),
                 Later::Stop { host } => self.kill(host),
                 Later::Room { host } => self.hosts[host.0 as usize - 1].make_room(),
@@ -158,6 +160,32 @@ impl World {
                 self.fill_disk(host, percent, now.plus_nanos(lasts));
             }
             FaultKind::NoRoom => self.fill_disk(host, 0, now.plus_nanos(lasts)),
+            FaultKind::ClockForward => {
+                let nanos = self.plan.rng.magnitude(10, 60_000) * MILLI;
+                self.set_clock(host, nanos as i64);
+            }
+            FaultKind::ClockBack => {
+                let nanos = self.plan.rng.magnitude(10, 2_000) * MILLI;
+                self.set_clock(host, -(nanos as i64));
+            }
+            FaultKind::Suspend => {
+                self.say(|_| format!("host {host}: the process is stopped for {} ms", lasts / MILLI));
+                if let Some(life) = &mut self.hosts[host.0 as usize - 1].life {
+                    sometimes!("process-suspended");
+                    life.suspend(now.plus_nanos(lasts));
+                }
+            }
+            FaultKind::Reset => {
+                let other = self.any_host();
+                self.say(|_| format!("the connections between {host} and {other} break"));
+                self.around.network.reset(host, other);
+            }
+            FaultKind::SlowLink => {
+                let (to, bytes_per_s) = (self.any_host(), self.plan.rng.magnitude(20_000, 5_000_000));
+                self.say(|_| format!("{host} -> {to} carries {bytes_per_s} bytes a second for {} ms", lasts / MILLI));
+                self.around.network.set_bandwidth(host, to, bytes_per_s);
+                self.plan.later.push((now.plus_nanos(lasts), Later::Hasten { from: host, to }));
+            }
             FaultKind::Pause => {
                 let worker = self.plan.rng.next();
                 self.say(|_| format!("host {host}: a thread pauses for {} ms", lasts / MILLI));
@@ -166,6 +194,13 @@ impl World {
                 }
             }
         }
+    }
+
+    fn set_clock(&mut self, host: HostId, nanos: i64) {
+        sometimes!(nanos > 0, "clock-set-on");
+        sometimes!(nanos < 0, "clock-set-back");
+        self.say(|_| format!("host {host}: its clock is set by {} ms", nanos / MILLI as i64));
+        self.hosts[host.0 as usize - 1].clock.set(nanos);
     }
 
     fn cut(&mut self, from: HostId, to: HostId, until: Time) {

@@ -1,12 +1,13 @@
 //! One simulated host: a disk that outlives the lives of its process, and in each life the shipped engine's workers.
 
 use crate::cabinet::{self, Cabinet, WatchedDisk};
-use crate::clock::SimClock;
+use crate::clock::{HostClock, SimClock};
 use crate::jobs::SimSpawner;
 use crate::machine::Watched;
 use crate::network::{Network, SimTransport};
 use crate::oracle::Oracle;
 use crate::recorder::Recorder;
+use crate::rng::Rng;
 use crate::swarm::Swarm;
 use longboat_engine::{GroupShared, Host, HostParts, Notifiers, PeerFile, PeerStores, Start, StartSpec, Work, Worker};
 use longboat_io::sim::{SimDisk, SimOp};
@@ -53,7 +54,7 @@ pub enum Role {
 struct Wake {
     /// It was told that there is something to do.
     pending: bool,
-    /// It wants a round at this moment.
+    /// It wants a round at this moment of the host's clock.
     next: Option<Time>,
     /// Its thread is not scheduled before this moment.
     paused_until: Time,
@@ -113,9 +114,12 @@ pub struct Life {
     spawner: Arc<SimSpawner>,
     transport: Arc<SimTransport>,
     disk: SimDisk,
+    clock: Arc<HostClock>,
     /// Poller, step workers, apply workers, log writer.
     wakes: Vec<Wake>,
     jobs: Vec<RunningJob>,
+    /// How long the steps of jobs take.
+    pace: Rng,
     /// The replicas here.
     pub groups: BTreeMap<GroupId, Arc<GroupShared>>,
 }
@@ -126,6 +130,8 @@ pub struct SimHost {
     pub id: HostId,
     /// Its disk.
     pub disk: SimDisk,
+    /// Its clock, which goes on while its process does not run.
+    pub clock: Arc<HostClock>,
     around: Surroundings,
     /// Its replicas, whether its process runs or not.
     pub replicas: BTreeMap<GroupId, Placed>,
@@ -151,9 +157,11 @@ impl SimHost {
         let disk = SimDisk::new(seed, around.swarm.disk());
         let here = around.swarm.groups.iter().filter(|(_, hosts)| hosts.contains(&id));
         let replicas = here.map(|(group, _)| (*group, Placed::first(ReplicaId(id.0)))).collect();
+        let clock = HostClock::new(Arc::clone(&around.clock), around.swarm.drift_ppm(id));
         Self {
             id,
             disk,
+            clock,
             around,
             replicas,
             lives: 0,
@@ -198,7 +206,7 @@ impl SimHost {
         let log = Opened { log, store: opened.store, groups: opened.groups };
         let config = around.swarm.engine(self.id, life_seed, self.lives);
         let notifiers = Notifiers::separate(&config);
-        let (spawner, transport) = (SimSpawner::new(), around.network.join(self.id));
+        let (spawner, transport) = (SimSpawner::new(), around.network.join(self.id, log.store, self.lives));
         let file = PeerFile::new(Arc::clone(&disk), "/data");
         let stores = match PeerStores::open(file) {
             Ok(stores) => stores,
@@ -206,7 +214,7 @@ impl SimHost {
         };
         let parts = HostParts {
             config,
-            clock: Arc::clone(&around.clock) as Arc<dyn Clock>,
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             log,
             stores,
             snapshots: SnapshotStore::new(disk, "/data/snapshots".into()),
@@ -220,7 +228,9 @@ impl SimHost {
             Err(error) => return around.oracle.violate(format!("host {} can't start its replicas: {error}", self.id)),
         };
         let (disk, jobs) = (self.disk.clone(), Vec::new());
-        self.life = Some(Box::new(Life { host, notifiers, spawner, transport, disk, wakes, jobs, groups }));
+        let (clock, pace) = (Arc::clone(&self.clock), Rng::new(life_seed));
+        self.life =
+            Some(Box::new(Life { host, notifiers, spawner, transport, disk, clock, wakes, jobs, pace, groups }));
     }
 
     /// The process did not come up, through no fault of its own: it is started again.
@@ -376,8 +386,9 @@ impl SimHost {
 
 impl Life {
     /// The workers that have something to do now.
-    pub fn runnable(&mut self, now: Time, out: &mut Vec<Role>) {
-        self.take_jobs();
+    pub fn runnable(&mut self, now: Time, job_step_nanos: u64, out: &mut Vec<Role>) {
+        self.take_jobs(now, job_step_nanos);
+        let here = self.clock.now();
         for at in 0..self.wakes.len() {
             let role = self.role(at);
             let notified = match role {
@@ -388,7 +399,7 @@ impl Life {
             };
             let wake = &mut self.wakes[at];
             wake.pending |= notified;
-            if wake.paused_until <= now && (wake.pending || wake.next.is_some_and(|t| t <= now)) {
+            if wake.paused_until <= now && (wake.pending || wake.next.is_some_and(|t| t <= here)) {
                 out.push(role);
             }
         }
@@ -432,9 +443,12 @@ impl Life {
         ))
     }
 
-    fn take_jobs(&mut self) {
-        let new = self.spawner.take_new();
-        self.jobs.extend(new.into_iter().map(|job| RunningJob { job, not_before: Time::ZERO }));
+    /// Where jobs are slow, the first step takes as long as the others.
+    fn take_jobs(&mut self, now: Time, takes_nanos_max: u64) {
+        for job in self.spawner.take_new() {
+            let not_before = now.plus_nanos(self.pace.below(takes_nanos_max + 1));
+            self.jobs.push(RunningJob { job, not_before });
+        }
     }
 
     fn role(&self, at: usize) -> Role {
@@ -450,7 +464,7 @@ impl Life {
     /// When a worker has something to do, if nobody tells it anything.
     pub fn next(&self) -> Option<Time> {
         let wakes = self.wakes.iter().filter_map(|w| {
-            let at = if w.pending { Some(Time::ZERO) } else { w.next };
+            let at = if w.pending { Some(Time::ZERO) } else { w.next.map(|t| self.clock.in_world(t)) };
             at.map(|t| t.max(w.paused_until))
         });
         wakes.chain(self.jobs.iter().map(|j| j.not_before)).min()
@@ -467,46 +481,54 @@ impl Life {
         self.wakes[at].paused_until = until;
     }
 
+    /// None of its threads is scheduled for a while.
+    pub fn suspend(&mut self, until: Time) {
+        self.wakes.iter_mut().for_each(|wake| wake.paused_until = until);
+        self.jobs.iter_mut().for_each(|job| job.not_before = job.not_before.max(until));
+    }
+
     /// Runs one round of a worker, and what is checked after it.
     pub fn run(&mut self, role: Role, now: Time, around: &Surroundings, id: HostId) {
         self.disk.set_now(now);
         let at = match role {
-            Role::Job(i) => return self.run_job(i, now),
+            Role::Job(i) => return self.run_job(i, now, around.swarm.job_step_nanos),
             Role::Poller => 0,
             Role::Step(i) => 1 + i,
             Role::Apply(i) => 1 + self.host.steps.len() + i,
             Role::Writer => self.wakes.len() - 1,
         };
         self.wakes[at].pending = false;
+        let here = self.clock.now();
         let work = match role {
             Role::Step(i) => {
                 let worker = &mut self.host.steps[i];
-                let work = worker.run_round(now);
+                let work = worker.run_round(here);
                 worker.replicas().for_each(|replica| around.oracle.observe(id, replica));
                 work
             }
-            Role::Apply(i) => self.host.applies[i].run_round(now),
-            Role::Writer => self.write(now),
-            Role::Poller | Role::Job(_) => self.host.poller.run_round(now),
+            Role::Apply(i) => self.host.applies[i].run_round(here),
+            Role::Writer => self.write(now, here),
+            Role::Poller | Role::Job(_) => self.host.poller.run_round(here),
         };
         self.wakes[at].pending |= work.again;
         self.wakes[at].next = work.next;
     }
 
     /// While a write is under way there is nothing to do before it completes.
-    fn write(&mut self, now: Time) -> Work {
-        let work = self.host.writer.run_round(now);
+    fn write(&mut self, now: Time, here: Time) -> Work {
+        let work = self.host.writer.run_round(here);
         if !work.again {
             return work;
         }
-        let completes = self.disk.next_completion().unwrap_or(now).max(now.plus_nanos(LOOK_AGAIN_NANOS));
-        let next = work.next.filter(|t| *t > now).map_or(completes, |t| t.min(completes));
+        let under_way = self.disk.next_completion().map_or(0, |completes| completes.nanos_since(now));
+        let completes = here.plus_nanos(under_way.max(LOOK_AGAIN_NANOS));
+        let next = work.next.filter(|t| *t > here).map_or(completes, |t| t.min(completes));
         Work { again: false, next: Some(next), ..work }
     }
 
-    fn run_job(&mut self, at: usize, now: Time) {
+    fn run_job(&mut self, at: usize, now: Time, takes_nanos_max: u64) {
         match self.jobs[at].job.step(STEP_BYTES) {
-            JobState::Again => {}
+            JobState::Again => self.jobs[at].not_before = now.plus_nanos(self.pace.below(takes_nanos_max + 1)),
             JobState::Blocked => self.jobs[at].not_before = now.plus_nanos(BLOCKED_NANOS),
             JobState::Done => drop(self.jobs.remove(at)),
         }

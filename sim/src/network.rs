@@ -1,4 +1,7 @@
-//! The network between simulated hosts: it loses, delays, reorders and duplicates frames, and knows one-way cuts.
+//! The network between simulated hosts: it loses, delays, reorders and duplicates frames, and knows one-way cuts, connections
+//! that are reset and links that are slow.
+//!
+//! A host is introduced to another with the first frame of each of its lives, and after each reset, as a handshake does.
 //!
 //! Frames with forwarded proposals are never duplicated: the real transport is a stream, and a forwarded proposal that
 //! arrives twice is two proposals. All other messages are claims that must stand being repeated.
@@ -8,7 +11,7 @@ use crate::oracle::Oracle;
 use crate::rng::Rng;
 use bytes::{Bytes, BytesMut};
 use longboat_io::Clock;
-use longboat_raft::{Body, HostId, StoreId, Time};
+use longboat_raft::{Body, HostId, StoreId, Time, sometimes};
 use longboat_transport::{FrameSink, Lane, Sent, Transport, TransportStats, wire};
 use parking_lot::Mutex;
 use std::cmp::Reverse;
@@ -16,6 +19,12 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+
+/// What may wait for a slow link, in bytes: less than the transport's queues hold, so that they are full at times.
+const SLOW_QUEUE_BYTES_MAX: u128 = 128 << 10;
+/// Frames in 1,000 for a host behind a cut whose sender knows of it.
+const UNREACHABLE_PERMILLE: u32 = 100;
+const SECOND: u128 = 1_000_000_000;
 
 /// How the network behaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,7 +52,20 @@ struct Flight {
     from: HostId,
     to: HostId,
     lane: u8,
+    /// Of this life of the sender.
+    life: Shown,
     frame: Bytes,
+}
+
+/// What a handshake shows of a host: its store, and which life of it this is.
+type Shown = (StoreId, u64);
+
+/// A link that carries little.
+#[derive(Clone, Copy, Debug)]
+struct Slow {
+    bytes_per_s: u64,
+    /// What was sent before is on its way until then.
+    busy_until: Time,
 }
 
 #[derive(Debug)]
@@ -53,7 +75,9 @@ struct Net {
     flying: BinaryHeap<Reverse<Flight>>,
     number: u64,
     ports: BTreeMap<HostId, Arc<Port>>,
+    lives: BTreeMap<HostId, Shown>,
     cuts: BTreeSet<(HostId, HostId)>,
+    slow: BTreeMap<(HostId, HostId), Slow>,
     latest: BTreeMap<(HostId, HostId, u8), Time>,
     dropped: u64,
     duplicated: u64,
@@ -64,6 +88,8 @@ struct Net {
 pub struct Port {
     arrived: Mutex<VecDeque<(HostId, Lane, Bytes)>>,
     connected: Mutex<Vec<(HostId, StoreId, u64)>>,
+    /// The newest life of each host that has been introduced here.
+    introduced: Mutex<BTreeMap<HostId, u64>>,
 }
 
 /// The network.
@@ -96,7 +122,9 @@ impl Network {
             flying: BinaryHeap::new(),
             number: 0,
             ports: BTreeMap::new(),
+            lives: BTreeMap::new(),
             cuts: BTreeSet::new(),
+            slow: BTreeMap::new(),
             latest: BTreeMap::new(),
             dropped: 0,
             duplicated: 0,
@@ -105,18 +133,14 @@ impl Network {
     }
 
     /// A host's end in a new life of it. What is on the way to its former life arrives here too.
-    pub fn join(self: &Arc<Self>, host: HostId) -> Arc<SimTransport> {
+    pub fn join(self: &Arc<Self>, host: HostId, store: StoreId, life: u64) -> Arc<SimTransport> {
         let port = Arc::new(Port::default());
-        self.net.lock().ports.insert(host, Arc::clone(&port));
+        let mut net = self.net.lock();
+        net.ports.insert(host, Arc::clone(&port));
+        net.lives.insert(host, (store, life));
+        drop(net);
         let (network, closed) = (Arc::clone(self), AtomicBool::new(false));
         Arc::new(SimTransport { network, host, port, closed, sent: AtomicU64::new(0) })
-    }
-
-    /// What runs on `host` is told that `other` connected, with its store, in this life of it.
-    pub fn tell_connected(&self, host: HostId, other: HostId, store: StoreId, life: u64) {
-        if let Some(port) = self.net.lock().ports.get(&host) {
-            port.connected.lock().push((other, store, life));
-        }
     }
 
     /// The host is gone: what arrives is lost.
@@ -141,7 +165,36 @@ impl Network {
 
     /// Mends every way.
     pub fn mend(&self) {
-        self.net.lock().cuts.clear();
+        let mut net = self.net.lock();
+        net.cuts.clear();
+        net.slow.clear();
+    }
+
+    /// All connections between two hosts break: what is on the way is lost, also the rest of a frame of which a part has arrived.
+    /// They connect again.
+    pub fn reset(&self, one: HostId, other: HostId) {
+        let mut net = self.net.lock();
+        let between = |f: &Flight| (f.from, f.to) == (one, other) || (f.from, f.to) == (other, one);
+        let before = net.flying.len();
+        net.flying.retain(|f| !between(&f.0));
+        let lost = before - net.flying.len();
+        sometimes!(lost > 0, "connection-reset-in-mid-frame");
+        net.dropped += lost as u64;
+        for (host, peer) in [(one, other), (other, one)] {
+            if let Some(port) = net.ports.get(&host) {
+                port.introduced.lock().remove(&peer);
+            }
+        }
+    }
+
+    /// The way from one host to another carries so many bytes a second; 0 for as many as ever.
+    pub fn set_bandwidth(&self, from: HostId, to: HostId, bytes_per_s: u64) {
+        let mut net = self.net.lock();
+        if bytes_per_s == 0 {
+            net.slow.remove(&(from, to));
+        } else {
+            net.slow.insert((from, to), Slow { bytes_per_s, busy_until: Time::ZERO });
+        }
     }
 
     /// When the next frame arrives.
@@ -173,19 +226,30 @@ impl Network {
             self.oracle.note(&[flight.at.0, flight.from.0, flight.to.0, u64::from(flight.lane)]);
             self.oracle.note_bytes(&flight.frame);
             let lane = Lane::ALL[usize::from(flight.lane)];
+            port.introduce(flight.from, flight.life);
             port.arrived.lock().push_back((flight.from, lane, flight.frame.clone()));
             delivered.push(Delivery { from: flight.from, to: flight.to, lane, frame: flight.frame });
         }
         delivered
     }
 
-    fn send(&self, from: HostId, to: HostId, lane: Lane, frame: Bytes) {
+    fn send(&self, from: HostId, to: HostId, lane: Lane, frame: Bytes) -> Sent {
         let now = self.clock.now();
         let mut net = self.net.lock();
+        if !net.has_room(now, from, to) {
+            sometimes!("slow-link-has-no-room");
+            net.dropped += 1;
+            return Sent::Full;
+        }
+        // Who finds out that a connection is broken can't open another one.
+        if net.cuts.contains(&(from, to)) && lane != Lane::Control && net.rng.chance(UNREACHABLE_PERMILLE) {
+            net.dropped += 1;
+            return Sent::Unreachable;
+        }
         let faults = net.faults;
         if net.rng.chance(faults.drop_permille) {
             net.dropped += 1;
-            return;
+            return Sent::Queued;
         }
         let again = net.rng.chance(faults.duplicate_permille);
         if again && lane != Lane::Snapshot && !carries_proposals(&frame) {
@@ -193,6 +257,19 @@ impl Network {
             net.launch(now, from, to, lane, frame.clone());
         }
         net.launch(now, from, to, lane, frame);
+        Sent::Queued
+    }
+}
+
+impl Port {
+    /// Frames of this life come from now on.
+    fn introduce(&self, host: HostId, (store, life): Shown) {
+        let mut introduced = self.introduced.lock();
+        // What is left of a former life is no handshake.
+        if introduced.get(&host).is_none_or(|known| *known < life) {
+            introduced.insert(host, life);
+            self.connected.lock().push((host, store, life));
+        }
     }
 }
 
@@ -202,8 +279,10 @@ impl Net {
         let straggles = self.rng.chance(faults.straggle_permille);
         let extra = if straggles { faults.straggle_nanos } else { faults.jitter_nanos };
         // Long frames take longer: a gigabyte a second.
-        let mut at = now.plus_nanos(faults.latency_nanos + self.rng.below(extra + 1) + frame.len() as u64);
+        let begins = self.carried(now, from, to, frame.len() as u64);
+        let mut at = begins.plus_nanos(faults.latency_nanos + self.rng.below(extra + 1) + frame.len() as u64);
         let lane = lane as u8;
+        let life = self.lives.get(&from).copied().unwrap_or_default();
         let latest = self.latest.entry((from, to, lane)).or_default();
         // Chunks of a snapshot travel on a stream whatever else happens.
         if !faults.reorder || lane == Lane::Snapshot as u8 {
@@ -211,7 +290,20 @@ impl Net {
         }
         *latest = at.max(*latest);
         self.number += 1;
-        self.flying.push(Reverse(Flight { at, number: self.number, from, to, lane, frame }));
+        self.flying.push(Reverse(Flight { at, number: self.number, from, to, lane, life, frame }));
+    }
+
+    /// Whether a slow link has room for more.
+    fn has_room(&self, now: Time, from: HostId, to: HostId) -> bool {
+        let Some(slow) = self.slow.get(&(from, to)) else { return true };
+        u128::from(slow.busy_until.nanos_since(now)) * u128::from(slow.bytes_per_s) < SLOW_QUEUE_BYTES_MAX * SECOND
+    }
+
+    /// When a frame has left for a host.
+    fn carried(&mut self, now: Time, from: HostId, to: HostId, bytes: u64) -> Time {
+        let Some(slow) = self.slow.get_mut(&(from, to)) else { return now };
+        slow.busy_until = slow.busy_until.max(now).plus_nanos(bytes * SECOND as u64 / slow.bytes_per_s);
+        slow.busy_until
     }
 }
 
@@ -241,8 +333,7 @@ impl Transport for SimTransport {
             self.network.oracle.sent(self.host, frame.clone());
         }
         self.sent.fetch_add(1, Ordering::Relaxed);
-        self.network.send(self.host, to, lane, frame);
-        Sent::Queued
+        self.network.send(self.host, to, lane, frame)
     }
 
     fn poll(&self, sink: &mut dyn FrameSink) -> usize {

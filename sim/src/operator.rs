@@ -161,7 +161,7 @@ impl World {
         let host = *self.desk.rng.pick(&hosts);
         let kind = *self.desk.rng.pick(&operations.kinds);
         let Some(shared) = self.replica(host, group) else { return };
-        let deadline = now.plus_nanos(swarm.timeout_nanos + self.desk.rng.below(2 * swarm.timeout_nanos));
+        let deadline = self.now_at(host).plus_nanos(swarm.timeout_nanos + self.desk.rng.below(2 * swarm.timeout_nanos));
         match kind {
             Operation::Transfer => self.transfer(host, &shared, deadline),
             Operation::Prefer => self.prefer(host, &shared),
@@ -251,7 +251,8 @@ impl World {
                 let hosts = self.hosts_of(group);
                 let host = *self.desk.rng.pick(&hosts);
                 if let Some(shared) = self.replica(host, group) {
-                    self.ask_change(host, &shared, ConfigChange::leave_joint(), now.plus_nanos(GIVE_UP_NANOS));
+                    let by = self.now_at(host).plus_nanos(GIVE_UP_NANOS);
+                    self.ask_change(host, &shared, ConfigChange::leave_joint(), by);
                 }
             }
         }

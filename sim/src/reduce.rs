@@ -38,6 +38,8 @@ pub enum Reduction {
     CalmNetwork,
     /// Nobody changes members, moves leaders or stops replicas.
     NoOperations,
+    /// Clocks that do not drift.
+    SteadyClocks,
     /// No clients in sessions.
     NoSessions,
     /// Small writes and snapshots.
@@ -64,6 +66,7 @@ impl fmt::Display for Reduction {
             Self::RequestMillis(n) => write!(f, "request-ms={n}"),
             Self::CalmNetwork => write!(f, "calm-network"),
             Self::NoOperations => write!(f, "no-operations"),
+            Self::SteadyClocks => write!(f, "steady-clocks"),
             Self::NoSessions => write!(f, "no-sessions"),
             Self::Small => write!(f, "small"),
             Self::NoReads => write!(f, "no-reads"),
@@ -92,6 +95,7 @@ impl FromStr for Reduction {
             "request-ms" => Self::RequestMillis(number()?),
             "calm-network" => Self::CalmNetwork,
             "no-operations" => Self::NoOperations,
+            "steady-clocks" => Self::SteadyClocks,
             "no-sessions" => Self::NoSessions,
             "small" => Self::Small,
             "no-reads" => Self::NoReads,
@@ -128,6 +132,7 @@ impl Reduction {
                     NetworkFaults { latency_nanos: 100_000, jitter_nanos: 200_000, ..NetworkFaults::default() };
             }
             Self::NoOperations => swarm.operations = Operations::default(),
+            Self::SteadyClocks => swarm.drift_ppm.clear(),
             Self::NoSessions => swarm.sessions = 0,
             Self::Small => (swarm.large, swarm.padding_max, swarm.ballast) = ((0, 0), 0, 0),
             Self::NoReads => (swarm.read_permille, swarm.operations.index_read_permille) = (0, 0),
@@ -173,6 +178,9 @@ fn candidates(swarm: &Swarm) -> Vec<Reduction> {
     }
     if swarm.sessions > 0 {
         all.push(Reduction::NoSessions);
+    }
+    if !swarm.drift_ppm.is_empty() {
+        all.push(Reduction::SteadyClocks);
     }
     all.extend((1..swarm.hosts).map(Reduction::Hosts));
     let mut kinds = swarm.faults.clone();

@@ -44,6 +44,16 @@ pub enum FaultKind {
     LittleRoom,
     /// A host's disk is full for a while: what needs more of it fails.
     NoRoom,
+    /// A host's clock jumps on, by up to a minute.
+    ClockForward,
+    /// A host's clock is set back: it stands still until it has caught up.
+    ClockBack,
+    /// A whole process is stopped for a while, and goes on.
+    Suspend,
+    /// The connections between two hosts break.
+    Reset,
+    /// What one host sends another passes slowly for a while.
+    SlowLink,
 }
 
 impl FaultKind {
@@ -51,7 +61,7 @@ impl FaultKind {
     const FIRST: usize = 12;
 
     /// Every kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 19] = [
         Self::Cut,
         Self::Partition,
         Self::IsolateLeader,
@@ -66,7 +76,15 @@ impl FaultKind {
         Self::Pause,
         Self::LittleRoom,
         Self::NoRoom,
+        Self::ClockForward,
+        Self::ClockBack,
+        Self::Suspend,
+        Self::Reset,
+        Self::SlowLink,
     ];
+    /// Those of hosts' clocks, schedulers and links, drawn apart.
+    const OF_THE_WORLD_AROUND: [Self; 5] =
+        [Self::ClockForward, Self::ClockBack, Self::Suspend, Self::Reset, Self::SlowLink];
 }
 
 /// The world of one seed.
@@ -125,6 +143,10 @@ pub struct Swarm {
     pub on_disk: BTreeMap<GroupId, u64>,
     /// The seed of the clients that work in sessions; 0 for none.
     pub sessions: u64,
+    /// How long a step of a background job takes at most, in nanoseconds.
+    pub job_step_nanos: u64,
+    /// How much faster each host's clock goes than the world's, in millionths, or slower; nothing of those that don't drift.
+    pub drift_ppm: BTreeMap<HostId, i64>,
 }
 
 impl Swarm {
@@ -173,6 +195,8 @@ impl Swarm {
             operations: Operations::default(),
             on_disk: BTreeMap::new(),
             sessions: 0,
+            job_step_nanos: 0,
+            drift_ppm: BTreeMap::new(),
         };
         // Hosts that keep little for each of their groups also have little for all of them.
         if swarm.log_cache_bytes_max == 4 << 10 {
@@ -209,6 +233,40 @@ impl Swarm {
         if rng.chance(300) {
             self.faults.extend([*rng.pick(&[FaultKind::LittleRoom, FaultKind::LittleRoom, FaultKind::NoRoom])]);
         }
+    }
+
+    /// In some worlds clocks drift and jump, processes are suspended, connections break, links are slow.
+    pub fn draw_surroundings(&mut self, rng: &mut Rng) {
+        if rng.chance(300) {
+            let drift_max = *rng.pick(&[200, 5_000, 50_000]);
+            let drifts =
+                (1..=self.hosts).map(|host| (HostId(host), rng.below(2 * drift_max + 1) as i64 - drift_max as i64));
+            self.drift_ppm = drifts.collect();
+        }
+        if rng.chance(400) {
+            let count = rng.between(1, 3);
+            self.faults.extend((0..count).map(|_| *rng.pick(&FaultKind::OF_THE_WORLD_AROUND)));
+        }
+        if rng.chance(300) {
+            self.job_step_nanos = *rng.pick(&[200_000, 2 * MILLI, 20 * MILLI]);
+        }
+        if self.large.0 > 0 && rng.chance(200) {
+            // What gathers behind a hung disk is more than one record takes.
+            self.faults.extend([FaultKind::Stall; 2]);
+            (self.large.0, self.segments_max, self.fault_lasts_nanos) = (150, 16, 3 * SECOND);
+        }
+        if self.large.0 == 0 && rng.chance(150) {
+            // Small segments of many groups have large footers, and many of them.
+            let first = self.groups.len() as u64;
+            self.groups.extend((first + 1..=10).map(|g| (GroupId(g), members(rng, self.hosts))));
+            (self.segment_bytes, self.disk.sector_bytes) = (8 * 4096, 512);
+            self.faults.extend([FaultKind::PowerLoss; 2]);
+        }
+    }
+
+    /// How much faster this host's clock goes than the world's, in millionths.
+    pub fn drift_ppm(&self, host: HostId) -> i64 {
+        self.drift_ppm.get(&host).copied().unwrap_or(0)
     }
 
     /// A quiet world of three hosts for scenarios: no faults but those that the scenario makes.

@@ -36,6 +36,8 @@ const PROBE_NANOS: u64 = 200_000_000;
 const SESSIONS: u64 = 0x5E55_1075;
 /// The same for state machines with storage of their own.
 const MACHINES: u64 = 0x0D15_C0DE;
+/// The same for clocks, schedulers and links.
+const SURROUNDINGS: u64 = 0xC10C_0A7E;
 
 /// Counts of one simulation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,6 +94,7 @@ impl World {
     pub fn drawn(seed: u64, attended: bool) -> (Rng, Swarm) {
         let mut rng = Rng::new(seed);
         let mut swarm = Swarm::draw(&mut rng);
+        swarm.draw_surroundings(&mut Rng::new(seed.rotate_left(24) ^ SURROUNDINGS));
         if attended {
             // A generator of its own: worlds without operators are as if there were none anywhere.
             swarm.draw_operations(&mut Rng::new(!seed));
@@ -155,6 +158,11 @@ impl World {
     /// The current moment.
     pub fn now(&self) -> Time {
         self.around.clock.now()
+    }
+
+    /// What a host takes for the current moment.
+    pub fn now_at(&self, host: HostId) -> Time {
+        self.hosts[host.0 as usize - 1].clock.now()
     }
 
     /// Counts so far.
@@ -335,7 +343,7 @@ impl World {
     }
 
     fn probe(&mut self, group: GroupId, host: HostId) {
-        let deadline = self.now().plus_nanos(5 * PROBE_NANOS);
+        let deadline = self.now_at(host).plus_nanos(5 * PROBE_NANOS);
         if let Some(shared) = self.replica(host, group).filter(|s| !s.witness) {
             self.clients.write(host, &shared, 0, deadline);
         }
@@ -391,7 +399,7 @@ impl World {
         for (at, host) in self.hosts.iter_mut().enumerate() {
             if let Some(life) = &mut host.life {
                 self.roles.clear();
-                life.runnable(now, &mut self.roles);
+                life.runnable(now, self.around.swarm.job_step_nanos, &mut self.roles);
                 self.runnable.extend(self.roles.iter().map(|role| (at, *role)));
             }
         }
@@ -478,19 +486,20 @@ impl World {
         if self.busy && self.next_request <= now {
             let every = self.around.swarm.request_every_nanos;
             self.next_request = now.plus_nanos(1 + self.requests.below(2 * every));
-            self.request(now);
+            self.request();
         }
     }
 
     /// A client that works in a session does something, through some replica of its group.
-    fn session_request(&mut self, now: Time) {
+    fn session_request(&mut self) {
         let (at, act) = self.clients.sessions.next();
         let group = self.clients.sessions.clients[at].group;
         let hosts = self.hosts_of(group);
         let swarm = &self.around.swarm;
         let rng = &mut self.clients.sessions.rng;
         let host = *rng.pick(&hosts);
-        let by = now.plus_nanos(swarm.timeout_nanos / 2 + rng.below(swarm.timeout_nanos));
+        let by = swarm.timeout_nanos / 2 + rng.below(swarm.timeout_nanos);
+        let by = self.hosts[host.0 as usize - 1].clock.now().plus_nanos(by);
         let padding = rng.below(swarm.padding_max as u64 + 1) as usize;
         if let Some(shared) = self.replica(host, group).filter(|s| !s.witness) {
             self.clients.act(host, &shared, at, act, padding, by);
@@ -498,17 +507,18 @@ impl World {
     }
 
     /// A client asks some replica of some group for something.
-    fn request(&mut self, now: Time) {
+    fn request(&mut self) {
         let sessions = &mut self.clients.sessions;
         if sessions.permille > 0 && sessions.rng.chance(sessions.permille) {
-            return self.session_request(now);
+            return self.session_request();
         }
         let swarm = Arc::clone(&self.around.swarm);
         let (group, _) = self.requests.pick(&swarm.groups);
         let hosts = self.hosts_of(*group);
         let host = *self.requests.pick(&hosts);
         let Some(shared) = self.replica(host, *group).filter(|s| !s.witness) else { return };
-        let deadline = now.plus_nanos(swarm.timeout_nanos / 2 + self.requests.below(swarm.timeout_nanos));
+        let here = self.now_at(host);
+        let deadline = here.plus_nanos(swarm.timeout_nanos / 2 + self.requests.below(swarm.timeout_nanos));
         if self.requests.chance(swarm.snapshot_permille) {
             return self.clients.snapshot(host, &shared, deadline);
         }
