@@ -48,6 +48,17 @@ impl Jobs {
         self.step_from(1);
     }
 
+    /// Jobs that are not done.
+    pub fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+
+    /// All jobs are gone, as with their host.
+    pub fn clear(&self) {
+        let jobs = std::mem::take(&mut *self.0.lock());
+        drop(jobs);
+    }
+
     fn step_from(&self, first: usize) {
         let mut jobs = std::mem::take(&mut *self.0.lock());
         let mut at = 0;
@@ -78,8 +89,7 @@ pub struct Alone {
 impl Drop for Alone {
     /// Jobs hold the host, and it holds them: a host that dies lets go of both.
     fn drop(&mut self) {
-        let jobs = std::mem::take(&mut *self.jobs.0.lock());
-        drop(jobs);
+        self.jobs.clear();
     }
 }
 

@@ -6,6 +6,7 @@ mod alone;
 mod crashes;
 mod guards;
 mod hosts;
+mod interleavings;
 mod list;
 mod log;
 mod shelf;

@@ -1,12 +1,14 @@
 //! Several hosts driven by hand, whose frames pass through the test: it may drop, keep, change and replay them.
 
 use crate::alone::{Alone, GROUP, Jobs, MILLI, TestClock};
+use crate::list::List;
 use crate::shelf::{Shelf, Storage};
 use bytes::{Bytes, BytesMut};
 use longboat_engine::{
     Changed, EngineConfig, GroupShared, Host, HostParts, Notifiers, PeerFile, PeerStores, Rare, ReplicaConfig,
     SnapshotOptions, SnapshotOutcome, Start, StartSpec, Worker,
 };
+use longboat_io::sim::SimDisk;
 use longboat_io::{Clock, RealDisk, SharedDisk, Spawner};
 use longboat_logdb::{KeyValue, SharedLog, SharedLogConfig};
 use longboat_raft::{ConfigChange, HostId, Index, Member, Membership, ProposeOptions, ReplicaId, StoreId, Time};
@@ -15,10 +17,14 @@ use longboat_rsm::{Machine, OnDisk, Pending, RequestError};
 use longboat_transport::{FrameSink, Lane, Sent, Transport, TransportStats};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
+
+/// Rounds of a log writer before what it submitted completes.
+const ROUNDS_MAX: usize = 50;
 
 /// A frame on its way.
 #[derive(Clone, Debug)]
@@ -109,6 +115,18 @@ pub struct One {
     pub pool_stands: bool,
 }
 
+/// The log writer does all that there is, and what it submits to a simulated disk completes.
+pub fn write(one: &mut One, disk: Option<&SimDisk>, now: Time) {
+    for _ in 0..ROUNDS_MAX {
+        // With a simulated disk it has more to do until what it submitted completes.
+        (0..ROUNDS_MAX).find(|_| !one.host.writer.run_round(now).again);
+        match disk.and_then(|disk| disk.next_completion()) {
+            Some(at) => disk.expect("it has a completion").set_now(at),
+            None => return,
+        }
+    }
+}
+
 /// Hosts with one on-disk group: the first has the only voter, the others are non-voting members that have not started.
 pub struct Trio {
     pub clock: Arc<TestClock>,
@@ -116,6 +134,10 @@ pub struct Trio {
     /// By position; those that are not started are `None`.
     pub hosts: Vec<Option<One>>,
     pub change: fn(&mut ReplicaConfig),
+    /// The hosts' disks, if they are simulated.
+    pub disks: Vec<SimDisk>,
+    /// The state machine is a [`List`] in memory, in place of a [`Shelf`].
+    pub in_memory: bool,
 }
 
 fn member(host: u64) -> Member {
@@ -125,11 +147,7 @@ fn member(host: u64) -> Member {
 impl Trio {
     /// The first host leads, with the others' replicas as non-voting members.
     pub fn new(others: u64, change: fn(&mut ReplicaConfig)) -> Self {
-        let clock = Arc::new(TestClock(AtomicU64::new(1000 * MILLI)));
-        let wires = Arc::new(Wires::default());
-        *wires.arrived.lock() = (0..=others).map(|_| VecDeque::new()).collect();
-        let mut trio = Self { clock, wires, hosts: Vec::new(), change };
-        trio.hosts.resize_with(others as usize + 1, || None);
+        let mut trio = Self::down(others + 1, change);
         let first = Membership::from_voters([(ReplicaId(1), member(1))]);
         trio.start(1, Start::Bootstrap(Box::new(first)));
         trio.pass(300);
@@ -141,16 +159,27 @@ impl Trio {
 
     /// Three hosts, each with a voter.
     pub fn voters() -> Self {
+        let mut trio = Self::down(3, |_| {});
+        trio.bootstrap();
+        trio
+    }
+
+    /// So many hosts, none of which has started.
+    pub fn down(count: u64, change: fn(&mut ReplicaConfig)) -> Self {
         let clock = Arc::new(TestClock(AtomicU64::new(1000 * MILLI)));
         let wires = Arc::new(Wires::default());
-        *wires.arrived.lock() = (0..3).map(|_| VecDeque::new()).collect();
-        let mut trio = Self { clock, wires, hosts: Vec::new(), change: |_| {} };
-        trio.hosts.resize_with(3, || None);
-        for id in 1..=3 {
-            let all = Membership::from_voters((1..=3).map(|i| (ReplicaId(i), member(i))));
-            trio.start(id, Start::Bootstrap(Box::new(all)));
+        *wires.arrived.lock() = (0..count).map(|_| VecDeque::new()).collect();
+        let hosts = (0..count).map(|_| None).collect();
+        Self { clock, wires, hosts, change, disks: Vec::new(), in_memory: false }
+    }
+
+    /// All hosts start, each with a voter.
+    pub fn bootstrap(&mut self) {
+        let count = self.hosts.len() as u64;
+        for id in 1..=count {
+            let all = Membership::from_voters((1..=count).map(|i| (ReplicaId(i), member(i))));
+            self.start(id, Start::Bootstrap(Box::new(all)));
         }
-        trio
     }
 
     /// The host that leads, once all that are up agree on it.
@@ -170,6 +199,22 @@ impl Trio {
         self.hosts[id as usize - 1] = None;
     }
 
+    /// A host with a simulated disk dies, with its power or without. What it leaves is given back.
+    pub fn die(&mut self, id: u64, power: bool) -> (TempDir, Storage) {
+        let disk = &self.disks[id as usize - 1];
+        if power {
+            disk.power_loss();
+        } else {
+            disk.kill();
+        }
+        let One { host, shared, dir, storage, jobs, .. } = self.hosts[id as usize - 1].take().unwrap();
+        jobs.clear();
+        drop((host, shared));
+        storage.lock().open = false;
+        self.wires.arrived.lock()[id as usize - 1].clear();
+        (dir, storage)
+    }
+
     /// Host `id` starts its replica, with new directories.
     pub fn start(&mut self, id: u64, start: Start) {
         self.start_on(id, start, TempDir::new().unwrap(), Storage::default());
@@ -183,13 +228,17 @@ impl Trio {
         self.start_on(id, Start::Restart, dir, storage(was));
     }
 
-    fn start_on(&mut self, id: u64, start: Start, dir: TempDir, storage: Storage) {
-        let disk: SharedDisk = Arc::new(RealDisk);
+    /// Host `id` starts its replica on what is there.
+    pub fn start_on(&mut self, id: u64, start: Start, dir: TempDir, storage: Storage) {
+        let (disk, path): (SharedDisk, &Path) = match self.disks.get(id as usize - 1) {
+            Some(disk) => (disk.process(), Path::new("/data")),
+            None => (Arc::new(RealDisk), dir.path()),
+        };
         let log = SharedLogConfig {
             segment_bytes: 4 << 20,
             journal_bytes_max: 64 << 20,
             key_value: KeyValue::Memory,
-            ..SharedLogConfig::new(dir.path(), HostId(id))
+            ..SharedLogConfig::new(path, HostId(id))
         };
         let log = SharedLog::open(Arc::clone(&disk), log).expect("opens");
         let config = EngineConfig {
@@ -205,16 +254,18 @@ impl Trio {
             config,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             log,
-            stores: PeerStores::open(PeerFile::new(Arc::clone(&disk), dir.path())).expect("readable"),
-            snapshots: SnapshotStore::new(disk, dir.path().join("snapshots")),
+            stores: PeerStores::open(PeerFile::new(Arc::clone(&disk), path)).expect("readable"),
+            snapshots: SnapshotStore::new(disk, path.join("snapshots")),
             spawner: Arc::clone(&jobs) as Arc<dyn Spawner>,
             transport: Arc::new(Wire { host: HostId(id), wires: Arc::clone(&self.wires) }),
         };
         let host = Host::new(parts, &notifiers);
         let mut config = Alone::config(id);
         (self.change)(&mut config);
-        let machine = OnDisk(Shelf::on(&storage)).into_dyn();
-        let machine_type = std::any::TypeId::of::<OnDisk<Shelf>>();
+        let (machine, machine_type) = match self.in_memory {
+            true => (List::default().into_dyn(), std::any::TypeId::of::<List>()),
+            false => (OnDisk(Shelf::on(&storage)).into_dyn(), std::any::TypeId::of::<OnDisk<Shelf>>()),
+        };
         let spec = StartSpec { start, config, machine, machine_type };
         let shared = host.starter.start(vec![spec]).expect("starts").remove(0);
         let one = One { host, jobs, dir, shared, storage, writer_stands: false, pool_stands: false };
@@ -250,11 +301,12 @@ impl Trio {
     /// One round of every worker that does not stand.
     pub fn round(&mut self) {
         let now = self.clock.now();
-        for one in self.hosts.iter_mut().flatten() {
+        for (at, one) in self.hosts.iter_mut().enumerate() {
+            let Some(one) = one else { continue };
             one.host.poller.run_round(now);
             one.host.steps[0].run_round(now);
             if !one.writer_stands {
-                while one.host.writer.run_round(now).again {}
+                write(one, self.disks.get(at), now);
             }
             one.host.steps[0].run_round(now);
             one.host.applies[0].run_round(now);
@@ -321,6 +373,7 @@ impl Trio {
             let (failures, violations) =
                 (counters.machine_failures.load(Ordering::Relaxed), counters.violations.load(Ordering::Relaxed));
             assert_eq!((failures, violations), (0, 0), "host {}", one.host.shared.config.host);
+            assert_eq!(*one.host.shared.failed.lock(), None, "host {}", one.host.shared.config.host);
         }
     }
 

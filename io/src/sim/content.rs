@@ -102,6 +102,11 @@ impl Content {
         self.under_way = Some(UnderWay { offset, before, length, completes_at, fails });
     }
 
+    /// Nobody is left who could poll: what was submitted is in the page cache, and whether it was synced is nobody's business.
+    pub(super) fn forget_submitted(&mut self) {
+        self.under_way = None;
+    }
+
     pub(super) fn completes_at(&self) -> Option<Time> {
         self.under_way.as_ref().map(|w| w.completes_at)
     }

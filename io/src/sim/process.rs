@@ -167,7 +167,11 @@ impl Drop for SimFile {
     fn drop(&mut self) {
         let mut state = self.state.lock();
         if state.process == self.process {
-            content(&mut state, self.id).handles -= 1;
+            let file = content(&mut state, self.id);
+            file.handles -= 1;
+            if file.handles == 0 {
+                file.forget_submitted();
+            }
         }
     }
 }

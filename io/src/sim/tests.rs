@@ -52,6 +52,16 @@ fn a_submitted_write_completes_at_its_time_and_is_durable_then() {
 }
 
 #[test]
+fn a_write_whose_file_was_closed_keeps_nobody_waiting() {
+    let disk = disk(1);
+    let mut left = file(&disk, 4096);
+    left.submit_write_sync(0, &[b"left"]);
+    drop(left);
+    assert_eq!(disk.next_completion(), None, "nobody can poll it, so it would be the next for ever");
+    disk.power_loss();
+}
+
+#[test]
 fn a_stalled_disk_completes_nothing_before_its_end() {
     let disk = disk(1);
     let mut file = file(&disk, 8192);
