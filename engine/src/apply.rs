@@ -2,7 +2,9 @@
 //!
 //! Invariants:
 //! - What a group is given is done in the order in which it was given; while its state machine is recovered, or saved
-//!   under its lock, the rest waits in `busy`.
+//!   under its lock, the rest waits.
+//! - A call that does not return keeps its thread, and its group waits for it; the worker's other groups go on, on a spare
+//!   (`lane.rs` argues that, [`crate::stalls`] notices it).
 //! - A save off a view goes on beside the applies, and so does a stream of one to a follower. There is one of each at a time. A
 //!   recovery waits until both have ended, and breaks the stream off: what it shows is older than what comes.
 //! - The storage of an on-disk state machine is let go of when all that was to be done with it is done.
@@ -11,14 +13,19 @@
 //! - What is saved or sent whole is a state at the index that it is said to be of, and not a later one.
 //! - `published.applied` moves only after the state machine has returned.
 
+mod lane;
+
 use crate::events::ReplicaEvent;
 use crate::notify::Notifier;
 use crate::send::SendTicket;
 use crate::shared::{Command, GroupShared, HostShared, reason};
 use crate::snapshot::{NotSaved, Recovery, SaveTask, SnapshotIo, content_of, machine_failed};
+use crate::stalls::Stalled;
 use crate::tracker::Waiter;
 use crate::worker::{Work, Worker};
-use longboat_raft::{Index, Run, SnapshotMeta, Time, plant};
+pub(crate) use lane::Call;
+use lane::{Lane, Next};
+use longboat_raft::{GroupId, Index, ReplicaId, Run, SnapshotMeta, Time, plant};
 use longboat_rsm::snapshot::{Content, LiveSnapshot, Prepared, SavedSnapshot, SharedMachine, SnapshotHeader};
 use longboat_rsm::{AnyReads, DynMachine, MachineError, MachineKind, RequestError, WitnessMachine};
 use parking_lot::Mutex;
@@ -64,27 +71,25 @@ pub enum MachineJob {
     Streamed,
 }
 
-/// What waits for jobs of the pool.
-struct Busy {
-    shared: Arc<GroupShared>,
-    waiting: VecDeque<ApplyItem>,
-    /// One of them has the state machine for itself; else what comes next waits until no view of it is left.
-    alone: bool,
-}
-
 /// Where tasks are left for an apply worker.
-#[derive(Debug)]
 pub struct ApplyInbox {
     tasks: Mutex<Vec<ApplyTask>>,
     done: Mutex<Vec<(Arc<GroupShared>, MachineJob)>>,
+    lane: Lane,
     /// Wakes the worker.
     pub notifier: Arc<Notifier>,
+}
+
+impl std::fmt::Debug for ApplyInbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApplyInbox").field("call", &self.call()).finish_non_exhaustive()
+    }
 }
 
 impl ApplyInbox {
     /// An empty inbox.
     pub fn new(notifier: Arc<Notifier>) -> Self {
-        Self { tasks: Mutex::new(Vec::new()), done: Mutex::new(Vec::new()), notifier }
+        Self { tasks: Mutex::default(), done: Mutex::default(), lane: Lane::default(), notifier }
     }
 
     /// Leaves tasks; `tasks` is empty after.
@@ -104,6 +109,21 @@ impl ApplyInbox {
     pub fn clear(&self) {
         let (tasks, done) = (std::mem::take(&mut *self.tasks.lock()), std::mem::take(&mut *self.done.lock()));
         drop((tasks, done));
+        self.lane.clear();
+    }
+
+    /// The call that the worker is in, if it is in one.
+    pub fn call(&self) -> Option<Stalled> {
+        self.lane.call().map(|call| Stalled { call })
+    }
+
+    /// The replicas whose state machines are in somebody's hands.
+    pub fn in_use(&self) -> Vec<(GroupId, ReplicaId)> {
+        let mut in_use = self.lane.in_use();
+        // Jobs that have ended, without a round of the worker since then.
+        let done = self.done.lock();
+        in_use.retain(|&(group, replica)| !done.iter().any(|(s, _)| (s.group, s.replica) == (group, replica)));
+        in_use
     }
 
     /// A save or recover of this group's state machine has ended.
@@ -113,64 +133,49 @@ impl ApplyInbox {
     }
 }
 
-/// One apply worker.
+/// One apply worker: the runner of a lane, or a former one.
 pub struct ApplyWorker {
     index: usize,
     host: Arc<HostShared>,
     snapshots: Arc<SnapshotIo>,
-    taken: Vec<ApplyTask>,
-    /// What waits for a save or recover to end, by replica: a group's next life does not wait for its former one.
-    busy: Vec<Busy>,
-    /// Replicas of which a view is being saved.
-    saving: Vec<Arc<GroupShared>>,
-    /// Replicas of which a view is being sent, and what ends that.
-    streaming: Vec<(Arc<GroupShared>, Arc<AtomicBool>)>,
+    /// Its number among the lane's runners.
+    runner: u64,
+    replaced: bool,
 }
 
 impl ApplyWorker {
     /// The apply worker with this index.
     pub fn new(index: usize, host: Arc<HostShared>, snapshots: Arc<SnapshotIo>) -> Self {
-        Self { index, host, snapshots, taken: Vec::new(), busy: Vec::new(), saving: Vec::new(), streaming: Vec::new() }
+        Self { index, host, snapshots, runner: 0, replaced: false }
     }
 
-    fn finish_jobs(&mut self) -> bool {
-        let done = std::mem::take(&mut *self.host.apply[self.index].done.lock());
-        let any = !done.is_empty();
-        for (shared, job) in done {
-            match job {
-                MachineJob::SavedView => self.saving.retain(|saving| !Arc::ptr_eq(saving, &shared)),
-                MachineJob::Streamed => self.streaming.retain(|streaming| !Arc::ptr_eq(&streaming.0, &shared)),
-                MachineJob::Alone => {}
-            }
-            if let Some(at) = self.busy_at(&shared)
-                && (!self.busy[at].alone || job == MachineJob::Alone)
-            {
-                let Busy { waiting, .. } = self.busy.swap_remove(at);
-                self.run(&shared, waiting.into());
-            }
-        }
-        any
+    /// Whether another has taken its place: this one has nothing more to do, ever.
+    pub fn is_replaced(&self) -> bool {
+        self.replaced
     }
 
-    fn busy_at(&self, shared: &Arc<GroupShared>) -> Option<usize> {
-        self.busy.iter().position(|busy| Arc::ptr_eq(&busy.shared, shared))
+    /// Takes the place of the worker with this index while that is in this call. `None` when the call has returned.
+    pub fn in_place_of(&self, index: usize, stalled: &Stalled) -> Option<Self> {
+        let runner = self.host.apply[index].lane.replace(stalled.call)?;
+        Some(Self { index, runner, ..self.another() })
     }
 
-    fn wait(&mut self, shared: &Arc<GroupShared>, items: impl Iterator<Item = ApplyItem>, alone: bool) {
-        self.busy.push(Busy { shared: Arc::clone(shared), waiting: items.collect(), alone });
+    /// Takes the place of the worker with this index, which is run by the thread of one that was just replaced.
+    pub fn beside(&self, index: usize) -> Self {
+        Self { index, runner: self.host.apply[index].lane.take_over(), ..self.another() }
     }
 
-    /// Whether a view of the state machine is in use. One that is being sent is asked to end.
-    fn has_views(&self, shared: &Arc<GroupShared>) -> bool {
-        let streaming = self.streaming.iter().find(|s| Arc::ptr_eq(&s.0, shared));
-        if let Some((_, stop)) = streaming {
-            stop.store(true, Ordering::Relaxed);
-        }
-        streaming.is_some() || self.is_saving(shared)
+    /// As this one.
+    pub(crate) fn another(&self) -> Self {
+        Self { host: Arc::clone(&self.host), snapshots: Arc::clone(&self.snapshots), ..*self }
+    }
+
+    fn lane(&self) -> &Lane {
+        &self.host.apply[self.index].lane
     }
 
     /// Does what there is to do for one group; a panic there concerns that group alone.
-    fn run(&mut self, shared: &Arc<GroupShared>, items: Vec<ApplyItem>) {
+    fn run(&self, shared: &Arc<GroupShared>, items: Vec<ApplyItem>) {
         if plant::is("panic-leaves-its-group") {
             return self.run_items(shared, items);
         }
@@ -179,18 +184,18 @@ impl ApplyWorker {
         }
     }
 
-    fn run_items(&mut self, shared: &Arc<GroupShared>, items: Vec<ApplyItem>) {
-        if let Some(at) = self.busy_at(shared)
-            && !plant::is("task-during-recover")
-        {
-            self.busy[at].waiting.extend(items);
-            return;
-        }
-        let mut items = items.into_iter();
+    fn run_items(&self, shared: &Arc<GroupShared>, items: Vec<ApplyItem>) {
+        let mut items = VecDeque::from(items);
         let machine = Arc::clone(&shared.machine);
         let mut guard = Some(machine.lock());
-        while let Some(item) = items.next() {
+        while let Some(mut item) = items.pop_front() {
             let failed = shared.refusal().or_else(|| state_lost(shared, &item));
+            if needs_no_views(shared, &item, failed.is_none()) {
+                items.push_front(item);
+                let Some(back) = self.lane().wait_for_views(shared, items) else { return };
+                items = back;
+                item = items.pop_front().expect("it was given back");
+            }
             let starts_job = match item {
                 ApplyItem::Run(run, waiter) => {
                     match failed {
@@ -218,9 +223,6 @@ impl ApplyWorker {
                     self.stream(shared, &mut ***guard.as_mut().expect("held between jobs"), *ticket, failed);
                     false
                 }
-                ApplyItem::Recover(meta) if failed.is_none() && self.has_views(shared) => {
-                    return self.wait(shared, std::iter::once(ApplyItem::Recover(meta)).chain(items), false);
-                }
                 // Out of date: what the state machine has is not taken from it.
                 ApplyItem::Recover(meta) if self.is_behind(shared, &meta) => false,
                 ApplyItem::Recover(meta) if shared.witness => {
@@ -238,9 +240,6 @@ impl ApplyWorker {
                         true
                     }
                 }
-                ApplyItem::Close if shared.kind == MachineKind::OnDisk && self.has_views(shared) => {
-                    return self.wait(shared, std::iter::once(ApplyItem::Close).chain(items), false);
-                }
                 ApplyItem::Close => {
                     guard = None;
                     self.close(shared);
@@ -248,16 +247,13 @@ impl ApplyWorker {
                 }
             };
             if starts_job {
-                return self.wait(shared, items, true);
+                let Some(back) = self.lane().wait_for_job(shared, items) else { return };
+                items = back;
             }
             if guard.is_none() {
                 guard = Some(machine.lock());
             }
         }
-    }
-
-    fn is_saving(&self, shared: &Arc<GroupShared>) -> bool {
-        self.saving.iter().any(|saving| Arc::ptr_eq(saving, shared))
     }
 
     fn is_behind(&self, shared: &GroupShared, meta: &SnapshotMeta) -> bool {
@@ -281,14 +277,13 @@ impl ApplyWorker {
     /// A follower is sent a view of the state machine, if that is ready and nobody is being sent one. The ticket tells how it
     /// ends, by being dropped if it does not begin.
     fn stream(
-        &mut self,
+        &self,
         shared: &Arc<GroupShared>,
         machine: &mut dyn DynMachine,
         ticket: SendTicket,
         failed: Option<RequestError>,
     ) {
-        let streaming = self.streaming.iter().any(|s| Arc::ptr_eq(&s.0, shared));
-        if failed.is_some() || (streaming && !plant::is("stream-while-streaming")) {
+        if failed.is_some() || (self.lane().is_streaming(shared) && !plant::is("stream-while-streaming")) {
             return;
         }
         let applied = Index(shared.published.applied.load(Ordering::Acquire));
@@ -309,7 +304,7 @@ impl ApplyWorker {
         });
         match live {
             Ok(live) => {
-                self.streaming.push((Arc::clone(shared), Arc::clone(&stop)));
+                self.lane().streams(shared, &stop);
                 ticket.send_live(live, stop);
             }
             Err(reason) => {
@@ -321,7 +316,7 @@ impl ApplyWorker {
     /// Step 3 of the life of a snapshot. Returns whether the group waits until the save is over, because its machine can be
     /// saved only while nothing is applied.
     fn save(
-        &mut self,
+        &self,
         shared: &Arc<GroupShared>,
         machine: &mut dyn DynMachine,
         task: SaveTask,
@@ -340,7 +335,7 @@ impl ApplyWorker {
             self.host.workers[shared.worker()].command(Command::SnapshotSaved(Arc::clone(shared), outcome));
             return false;
         }
-        if self.is_saving(shared) {
+        if self.lane().is_saving(shared) {
             self.snapshots.not_saved(shared, task, NotSaved::Overlaps);
             return false;
         }
@@ -352,7 +347,7 @@ impl ApplyWorker {
             Ok(prepared) => {
                 let alone = prepared.holds_machine();
                 if !alone {
-                    self.saving.push(Arc::clone(shared));
+                    self.lane().saves(shared);
                 }
                 self.snapshots.save(shared, task, prepared);
                 alone
@@ -393,6 +388,15 @@ impl ApplyWorker {
         shared.tell(|| ReplicaEvent::MachineFailed { reason: text.to_owned() });
         fail_waiter(waiter, run.count() as u32, &error);
         shared.ready(reason::MACHINE_FAILED);
+    }
+}
+
+/// Whether this is done only when no view of the state machine is left: it would be shown what it is not.
+fn needs_no_views(shared: &GroupShared, item: &ApplyItem, sound: bool) -> bool {
+    match item {
+        ApplyItem::Recover(_) => sound,
+        ApplyItem::Close => shared.kind == MachineKind::OnDisk,
+        _ => false,
     }
 }
 
@@ -451,17 +455,42 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".to_owned())
 }
 
+impl ApplyWorker {
+    /// This worker was replaced while it did something for a group. It goes on with that group, whose state machine may well
+    /// hang again, until there is nothing more; then the group is its successor's.
+    fn finish_group(&self, shared: &Arc<GroupShared>) {
+        while let Some(items) = self.lane().give_back(shared) {
+            self.run(shared, items);
+        }
+        self.host.stalls.returned(&self.host, shared.group, shared.replica);
+    }
+}
+
 impl Worker for ApplyWorker {
     fn run_round(&mut self, _now: Time) -> Work {
-        let mut any = self.finish_jobs();
-        let mut taken = std::mem::take(&mut self.taken);
-        std::mem::swap(&mut *self.host.apply[self.index].tasks.lock(), &mut taken);
-        any |= !taken.is_empty();
-        for task in taken.drain(..) {
-            self.run(&task.shared, task.items);
+        let inbox = &self.host.apply[self.index];
+        let Some(any) = inbox.lane.refill(self.runner, &inbox.tasks, &inbox.done) else {
+            self.replaced = true;
+            return Work::idle();
+        };
+        // Held until the lane was told that it is done.
+        let mut before: Option<Arc<GroupShared>> = None;
+        loop {
+            match inbox.lane.next(self.runner) {
+                Next::Task(task) => {
+                    self.run(&task.shared, task.items);
+                    before = Some(task.shared);
+                }
+                Next::Nothing => return Work { did: any, again: false, next: None },
+                Next::Replaced => {
+                    self.replaced = true;
+                    if let Some(shared) = before {
+                        self.finish_group(&shared);
+                    }
+                    return Work::idle();
+                }
+            }
         }
-        self.taken = taken;
-        Work { did: any, again: false, next: None }
     }
 }
 

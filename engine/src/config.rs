@@ -19,6 +19,9 @@ pub const ROUND_NANOS_MAX: u64 = 200_000;
 /// Nanoseconds between looks at the store's housekeeping while the host is busy.
 pub const HOUSEKEEPING_NANOS: u64 = 10_000_000;
 
+/// Threads that a host has to spare for workers whose state machines hang: each of these keeps one until it returns.
+pub const APPLY_SPARES_MAX: usize = 4;
+
 /// Settings of the engine of one host.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -61,6 +64,8 @@ pub struct EngineConfig {
     /// How long nothing may be heard of a host before it is suspected, in nanoseconds; 0 for the smallest election timeout of
     /// the replicas here.
     pub suspect_after_nanos: u64,
+    /// How long a call of a state machine may last before its worker's other groups go on without it, in nanoseconds.
+    pub apply_stall_nanos: u64,
 }
 
 /// Settings of one replica.

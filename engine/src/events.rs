@@ -82,6 +82,13 @@ pub enum ReplicaEvent {
         /// What the state machine said.
         reason: String,
     },
+    /// A call of its state machine lasts too long. It keeps its thread.
+    MachineStalled {
+        /// Its worker's other groups go on, on a spare thread; else all spares are taken, and they wait.
+        others_go_on: bool,
+    },
+    /// Its state machine, which was stalled, goes on.
+    MachineReturned,
     /// A snapshot was damaged and is set aside; an older one and the log were used in its place.
     SnapshotDamaged {
         /// The index that it stood for.

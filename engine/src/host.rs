@@ -10,6 +10,7 @@ use crate::poller::Poller;
 use crate::shared::{HostCounters, HostShared, WorkerInbox};
 use crate::snapshot::SnapshotIo;
 use crate::space::DiskSpace;
+use crate::stalls::Stalls;
 use crate::start::Starter;
 use crate::step::StepWorker;
 use crate::stores::PeerStores;
@@ -123,6 +124,7 @@ impl<L: LogDb> Host<L> {
             peers: crate::liveness::peers::PeerTable::default(),
             events: EventQueue::default(),
             transfers: Transfers::default(),
+            stalls: Stalls::default(),
         });
         let reader = log.log.reader();
         let writer_inbox = WriterInbox::new(Arc::clone(&notifiers.writer));

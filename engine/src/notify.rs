@@ -4,6 +4,7 @@
 //! round makes the next `park` return at once.
 
 use longboat_transport::Transport;
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 /// How the thread behind some workers is woken.
 #[derive(Default)]
 pub struct Notifier {
-    thread: OnceLock<Thread>,
+    thread: Mutex<Option<Thread>>,
     /// Set for a thread that waits for sockets instead of parking.
     transport: OnceLock<Arc<dyn Transport>>,
     notified: AtomicBool,
@@ -33,9 +34,9 @@ impl Notifier {
         Arc::new(Self::default())
     }
 
-    /// The calling thread is the one to wake; with a transport, it waits for sockets.
+    /// The calling thread is the one to wake, in place of who was so before; with a transport, it waits for sockets.
     pub fn attach(&self, transport: Option<Arc<dyn Transport>>) {
-        let _ = self.thread.set(std::thread::current());
+        *self.thread.lock() = Some(std::thread::current());
         if let Some(transport) = transport {
             let _ = self.transport.set(transport);
         }
@@ -47,10 +48,10 @@ impl Notifier {
             return;
         }
         if self.waiting.load(Ordering::SeqCst) {
-            match (self.transport.get(), self.thread.get()) {
-                (Some(transport), _) => transport.wake(),
-                (None, Some(thread)) => thread.unpark(),
-                (None, None) => {}
+            if let Some(transport) = self.transport.get() {
+                transport.wake();
+            } else if let Some(thread) = &*self.thread.lock() {
+                thread.unpark();
             }
         }
     }

@@ -11,6 +11,7 @@ use crate::replica::Replica;
 use crate::request::{Rare, Reply};
 use crate::snapshot::SnapshotCounters;
 use crate::space::DiskSpace;
+use crate::stalls::Stalls;
 use crate::stores::PeerStores;
 use crate::transfers::Transfers;
 use ahash::AHashMap;
@@ -532,6 +533,8 @@ pub struct HostShared {
     pub events: EventQueue,
     /// Snapshots on their way between this host and others.
     pub transfers: Transfers,
+    /// State machines that hang.
+    pub stalls: Stalls,
 }
 
 impl HostShared {

@@ -2,23 +2,21 @@
 //!
 //! Invariant: a shell has no logic of its own; whatever it does, the simulator can do from one thread.
 
+use crate::apply::ApplyWorker;
 use crate::host::{Host, Notifiers};
 use crate::log_writer::LogWriter;
 use crate::notify::Notifier;
+use crate::post::{Guard, Post, round, spawn, until};
 use crate::shared::HostShared;
-use crate::worker::{Work, Worker};
-use longboat_io::Clock;
+use crate::worker::Worker;
 use longboat_logdb::{LogDb, LogError};
+use longboat_raft::{GroupId, ReplicaId};
 use longboat_transport::Transport;
 use parking_lot::Mutex;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-/// The longest that a thread sleeps: a bound, so that a lost wake would be a delay and not a hang.
-const PARK_MAX: Duration = Duration::from_millis(500);
 
 /// Which thread runs which worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +45,9 @@ struct Shell {
 
 /// The running threads of a host.
 pub struct Threads {
-    shells: Vec<Shell>,
+    shared: Arc<HostShared>,
+    posts: Vec<Arc<Post>>,
+    guard: Option<Guard>,
     writer: Option<Shell>,
     stop: Arc<AtomicBool>,
     stop_writer: Arc<AtomicBool>,
@@ -65,64 +65,14 @@ pub enum CloseError {
     /// A thread did not end in time; it is left behind.
     #[error("thread {0} did not stop in time")]
     Hung(String),
-}
-
-fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(name).spawn(work)
-}
-
-fn shell(
-    name: String,
-    shared: &Arc<HostShared>,
-    notifier: &Arc<Notifier>,
-    transport: Option<Arc<dyn Transport>>,
-    stop: &Arc<AtomicBool>,
-    mut workers: Vec<Box<dyn Worker>>,
-) -> std::io::Result<Shell> {
-    let (own, stop, shared) = (Arc::clone(notifier), Arc::clone(stop), Arc::clone(shared));
-    let handle = spawn(name, move || {
-        own.attach(transport);
-        let clock = Arc::clone(&shared.clock);
-        loop {
-            own.take();
-            let stopping = stop.load(Ordering::SeqCst);
-            let (mut again, mut next) = (false, None);
-            for worker in &mut workers {
-                let Some(work) = round(&shared, &mut **worker) else { return };
-                again |= work.again;
-                next = earlier(next, work.next);
-            }
-            if stopping && !again {
-                return;
-            }
-            if !again {
-                own.park(until(&*clock, next));
-            }
-        }
-    })?;
-    Ok(Shell { handle, notifier: Arc::clone(notifier) })
-}
-
-/// One round. A panic that no group's boundary caught is the host's own failure: it serves no more, and says so.
-fn round(shared: &HostShared, worker: &mut dyn Worker) -> Option<Work> {
-    match std::panic::catch_unwind(AssertUnwindSafe(|| worker.run_round(shared.clock.now()))) {
-        Ok(work) => Some(work),
-        Err(panic) => {
-            shared.fail(&format!("a worker panicked: {}", crate::apply::panic_text(&*panic)));
-            None
-        }
-    }
-}
-
-fn earlier(a: Option<longboat_raft::Time>, b: Option<longboat_raft::Time>) -> Option<longboat_raft::Time> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
-}
-
-fn until(clock: &dyn Clock, next: Option<longboat_raft::Time>) -> Duration {
-    next.map_or(PARK_MAX, |t| Duration::from_nanos(t.nanos_since(clock.now())).min(PARK_MAX))
+    /// A call of a state machine did not return in time; its thread is left behind.
+    #[error("the state machine of group {group} (replica {replica}) did not return in time")]
+    Machine {
+        /// The group.
+        group: GroupId,
+        /// The replica.
+        replica: ReplicaId,
+    },
 }
 
 fn writer_shell<L: LogDb>(
@@ -164,36 +114,45 @@ impl Threads {
         layout: ThreadLayout,
         transport: Arc<dyn Transport>,
     ) -> std::io::Result<Self> {
-        let Host { shared, steps, applies, writer, poller, .. } = host;
+        let Host { shared, steps, applies, writer, poller, snapshots, .. } = host;
         let name = |role: &str| format!("lb{}-{role}", shared.config.host);
         let stop = Arc::new(AtomicBool::new(false));
         let stop_writer = Arc::new(AtomicBool::new(false));
         let closed = Arc::new(Mutex::new(None));
-        let mut shells = Vec::new();
+        let post = |role: &str, notifier: &Arc<Notifier>, polls: bool, crew, applies| {
+            let transport = polls.then(|| Arc::clone(&transport));
+            Post::new(name(role), &shared, notifier, transport, &stop, crew, applies)
+        };
+        let boxed = |step| vec![Box::new(step) as Box<dyn Worker>];
+        let template = ApplyWorker::new(0, Arc::clone(&shared), snapshots);
+        let mut posts: Vec<(Arc<Post>, Vec<ApplyWorker>)> = Vec::new();
         match layout {
             ThreadLayout::Compact => {
-                let mut workers: Vec<Box<dyn Worker>> = vec![Box::new(poller)];
-                workers.extend(steps.into_iter().map(|w| Box::new(w) as Box<dyn Worker>));
-                workers.extend(applies.into_iter().map(|w| Box::new(w) as Box<dyn Worker>));
-                let one = Arc::clone(&notifiers.step[0]);
-                shells.push(shell(name("core"), &shared, &one, Some(Arc::clone(&transport)), &stop, workers)?);
+                let mut crew: Vec<Box<dyn Worker>> = vec![Box::new(poller)];
+                crew.extend(steps.into_iter().map(|w| Box::new(w) as Box<dyn Worker>));
+                posts.push((post("core", &notifiers.step[0], true, crew, 0..applies.len()), applies));
             }
             ThreadLayout::Separate => {
                 for (i, w) in steps.into_iter().enumerate() {
-                    let workers: Vec<Box<dyn Worker>> = vec![Box::new(w)];
-                    shells.push(shell(name(&format!("step{i}")), &shared, &notifiers.step[i], None, &stop, workers)?);
+                    posts.push((post(&format!("step{i}"), &notifiers.step[i], false, boxed(w), 0..0), Vec::new()));
                 }
                 for (i, w) in applies.into_iter().enumerate() {
-                    let workers: Vec<Box<dyn Worker>> = vec![Box::new(w)];
-                    shells.push(shell(name(&format!("apply{i}")), &shared, &notifiers.apply[i], None, &stop, workers)?);
+                    let one = i..i + 1;
+                    posts.push((post(&format!("apply{i}"), &notifiers.apply[i], false, Vec::new(), one), vec![w]));
                 }
-                let (workers, own): (Vec<Box<dyn Worker>>, _) = (vec![Box::new(poller)], Notifier::new());
-                shells.push(shell(name("poll"), &shared, &own, Some(Arc::clone(&transport)), &stop, workers)?);
+                posts.push((post("poll", &Notifier::new(), true, vec![Box::new(poller)], 0..0), Vec::new()));
             }
         }
+        let mut started = Vec::new();
+        for (post, applies) in posts {
+            post.start(applies)?;
+            started.push(post);
+        }
+        let guard = Guard::start(name("watch"), &shared, started.clone(), template)?;
         let inbox = Arc::clone(&closed);
         let writer = writer_shell(name("log"), Arc::clone(&shared), &notifiers.writer, &stop_writer, writer, inbox)?;
-        Ok(Self { shells, writer: Some(writer), stop, stop_writer, closed, transport })
+        let (guard, writer) = (Some(guard), Some(writer));
+        Ok(Self { shared, posts: started, guard, writer, stop, stop_writer, closed, transport })
     }
 
     /// Stops and joins every thread: first those that make batches, then the log writer, which seals the log.
@@ -203,19 +162,44 @@ impl Threads {
     pub fn close(mut self, deadline: Instant) -> Result<(), CloseError> {
         self.stop.store(true, Ordering::SeqCst);
         let mut hung = None;
-        for shell in self.shells.drain(..) {
-            hung = hung.or(join(shell, deadline));
+        // Meanwhile those whose state machines hang are given spares, so that all others come to their end.
+        while !self.posts.iter().fold(true, |ended, post| post.has_ended() && ended) {
+            if Instant::now() >= deadline {
+                hung = self.hung();
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        if let Some(guard) = self.guard.take() {
+            guard.stop();
+        }
+        for post in self.posts.drain(..).filter(|post| post.has_ended()) {
+            if post.join() {
+                tracing::error!(thread = post.name(), "thread panicked");
+                hung = hung.or(Some(CloseError::Hung(post.name().to_owned())));
+            }
         }
         self.stop_writer.store(true, Ordering::SeqCst);
         if let Some(writer) = self.writer.take() {
-            hung = hung.or(join(writer, deadline));
+            hung = hung.or(join(writer, deadline).map(CloseError::Hung));
         }
         self.transport.close();
-        if let Some(name) = hung {
-            return Err(CloseError::Hung(name));
+        if let Some(hung) = hung {
+            return Err(hung);
         }
         let closed = self.closed.lock().take();
         closed.unwrap_or(Ok(())).map_err(CloseError::from)
+    }
+
+    /// What is in the way: a state machine that does not return, if there is one.
+    fn hung(&self) -> Option<CloseError> {
+        let stalled = self.shared.stalls.list().into_iter().map(|s| (s.group, s.replica));
+        let called = self.shared.apply.iter().filter_map(|inbox| Some(inbox.call()?.of()));
+        if let Some((group, replica)) = stalled.chain(called).next() {
+            return Some(CloseError::Machine { group, replica });
+        }
+        let post = self.posts.iter().find(|post| !post.has_ended())?;
+        Some(CloseError::Hung(post.name().to_owned()))
     }
 }
 
@@ -238,6 +222,6 @@ fn join(shell: Shell, deadline: Instant) -> Option<String> {
 
 impl std::fmt::Debug for Threads {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Threads").field("shells", &self.shells.len()).finish_non_exhaustive()
+        f.debug_struct("Threads").field("posts", &self.posts.len()).finish_non_exhaustive()
     }
 }

@@ -11,6 +11,8 @@ mod hosts;
 mod list;
 #[path = "rounds/shelf.rs"]
 mod shelf;
+#[path = "rounds/stalls.rs"]
+mod stalls;
 #[path = "rounds/storage.rs"]
 mod storage;
 #[path = "rounds/stores.rs"]
@@ -25,7 +27,9 @@ mod wire;
 use longboat_raft::plant;
 
 fn main() {
-    for (_, scenario) in guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS) {
+    for (_, scenario) in
+        guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS).chain(stalls::GUARDS)
+    {
         scenario();
     }
     // From here on a panic is what is hoped for.
@@ -35,6 +39,7 @@ fn main() {
         .chain(hosts::GUARDS)
         .chain(transfers::GUARDS)
         .chain(storage::GUARDS)
+        .chain(stalls::GUARDS)
         .filter(|(name, scenario)| {
             plant::set(Some(name));
             let outcome = std::panic::catch_unwind(scenario);

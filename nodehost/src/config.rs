@@ -105,6 +105,9 @@ pub struct NodeHostConfig {
     /// How long nothing may be heard of another host before it is suspected, and the groups that it led look for other leaders;
     /// 0 for the smallest election timeout of the replicas here. In milliseconds.
     pub suspect_after_ms: u64,
+    /// How long a call of a state machine may last before it is said to be stalled, and its worker's other groups go on without
+    /// it: on a spare thread, of which the host has four. In milliseconds.
+    pub apply_stall_ms: u64,
 }
 
 impl Default for NodeHostConfig {
@@ -136,6 +139,7 @@ impl Default for NodeHostConfig {
             snapshot_send_bytes_per_s: SNAPSHOT_BYTES_PER_S,
             snapshot_receive_bytes_per_s: SNAPSHOT_BYTES_PER_S,
             suspect_after_ms: 0,
+            apply_stall_ms: 1000,
         }
     }
 }
@@ -180,6 +184,7 @@ impl NodeHostConfig {
         within("snapshot_saves_max", self.snapshot_saves_max as u64, 1, 1024)?;
         within("snapshot_sends_max", self.snapshot_sends_max as u64, 1, 1024)?;
         within("snapshot_receives_max", self.snapshot_receives_max as u64, 1, 1024)?;
+        within("apply_stall_ms", self.apply_stall_ms, 10, 600_000)?;
         within("suspect_after_ms", self.suspect_after_ms, 0, 600_000)
     }
 
@@ -214,6 +219,7 @@ impl NodeHostConfig {
             seed,
             incarnation,
             suspect_after_nanos: self.suspect_after_ms * 1_000_000,
+            apply_stall_nanos: self.apply_stall_ms * 1_000_000,
         }
     }
 }

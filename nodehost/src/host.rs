@@ -47,6 +47,20 @@ pub enum OpenError {
 /// One replica to start: how, with what settings, and its empty state machine.
 pub type ReplicaSpec<S> = (ReplicaStart, GroupConfig, S);
 
+/// A state machine that is in a call for long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StalledMachine {
+    /// Its group.
+    pub group: GroupId,
+    /// Its replica on this host.
+    pub replica: ReplicaId,
+    /// How long the call has lasted.
+    pub lasts: Duration,
+    /// The groups that share its worker go on, on a spare thread. Else all spares are taken, and they wait.
+    pub others_go_on: bool,
+}
+
 /// Figures of a host.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -77,6 +91,8 @@ pub struct HostInfo {
     pub violations: u64,
     /// Replicas stopped because their state machine failed.
     pub machine_failures: u64,
+    /// State machines that are in a call for longer than [`NodeHostConfig::apply_stall_ms`], those that began first first.
+    pub stalled: Vec<StalledMachine>,
     /// Bytes of log that its replicas hold in memory.
     pub log_memory_bytes: u64,
     /// How often threads that step, apply or write the log were woken, by others or by sockets.
@@ -373,11 +389,24 @@ impl NodeHost {
             bad_frames: c.bad_frames.load(Ordering::Relaxed),
             violations: c.violations.load(Ordering::Relaxed),
             machine_failures: c.machine_failures.load(Ordering::Relaxed),
+            stalled: self.stalled(),
             log_memory_bytes: shared.log_memory.bytes(),
             thread_wakes: shared.thread_wakes() + self.inner.writer.notifier.wakes(),
             events_dropped: shared.events.dropped(),
             failed: shared.failed.lock().clone(),
         }
+    }
+
+    fn stalled(&self) -> Vec<StalledMachine> {
+        let shared = &self.inner.shared;
+        let now = shared.clock.now();
+        let public = |s: longboat_engine::StalledMachine| StalledMachine {
+            group: s.group,
+            replica: s.replica,
+            lasts: Duration::from_nanos(now.nanos_since(s.since)),
+            others_go_on: s.others_go_on,
+        };
+        shared.stalls.list().into_iter().map(public).collect()
     }
 
     /// Closes the host: refuses new requests, lets those under way end until `deadline`, ends the rest, seals the log,
@@ -448,6 +477,7 @@ impl Inner {
         while self.spawner.running() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
+        let closed = closed.and_then(|()| self.jobs_ended());
         self.shared.let_go();
         self.shared.forget_commands();
         self.shared.events.close();
@@ -455,6 +485,15 @@ impl Inner {
             join_listener(listener, deadline);
         }
         closed
+    }
+
+    /// A job that still runs, though it was told to stop, hangs in the state machine of whoever waits for it.
+    fn jobs_ended(&self) -> Result<(), CloseError> {
+        if self.spawner.running() == 0 {
+            return Ok(());
+        }
+        let in_use = self.shared.apply.iter().find_map(|inbox| inbox.in_use().into_iter().next());
+        in_use.map_or(Ok(()), |(group, replica)| Err(CloseError::Machine { group, replica }))
     }
 
     /// Nothing waits and nothing is under way.

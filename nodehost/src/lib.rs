@@ -17,7 +17,7 @@ mod verify;
 pub use config::{ConfigError, GroupConfig, NodeHostConfig, Threads};
 pub use events::{LeaderChange, Listeners, MembershipChange, RaftEventListener, SystemEventListener};
 pub use group::Group;
-pub use host::{HostInfo, NodeHost, OpenError, ReplicaSpec};
+pub use host::{HostInfo, NodeHost, OpenError, ReplicaSpec, StalledMachine};
 pub use import::{
     ExportError, Import, ImportError, Imported, SnapshotInfo, export_snapshot, import_snapshots, inspect_snapshot,
 };

@@ -326,6 +326,7 @@ impl Swarm {
             seed,
             incarnation,
             suspect_after_nanos: 0,
+            apply_stall_nanos: 1_000_000_000,
         }
     }
 

@@ -149,6 +149,7 @@ impl Alone {
             seed: 1,
             incarnation: 1,
             suspect_after_nanos: 0,
+            apply_stall_nanos: 1000 * MILLI,
         }
     }
 

@@ -10,6 +10,7 @@ mod interleavings;
 mod list;
 mod log;
 mod shelf;
+mod stalls;
 mod storage;
 mod stores;
 mod transfers;
@@ -30,7 +31,9 @@ use std::time::Duration;
 
 #[test]
 fn every_guard_holds() {
-    for (name, scenario) in guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS) {
+    for (name, scenario) in
+        guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS).chain(stalls::GUARDS)
+    {
         eprintln!("the scenario for {name}");
         scenario();
     }
@@ -42,6 +45,16 @@ fn transfers_come_to_their_end() {
         eprintln!("{name}");
         scenario();
     }
+}
+
+#[test]
+fn beyond_four_hanging_state_machines_the_others_wait_and_it_is_told() {
+    stalls::beyond_four_the_others_wait_and_it_is_told();
+}
+
+#[test]
+fn a_group_whose_call_returns_may_go_on_with_a_save() {
+    stalls::a_group_whose_call_returns_may_go_on_with_a_save();
 }
 
 #[test]
