@@ -122,9 +122,13 @@ impl Post {
         spawned.is_ok() && told.recv().unwrap_or(false)
     }
 
-    /// The thread wakes and looks whether it is to stop. Returns whether all of the post's threads have ended.
-    pub(crate) fn has_ended(&self) -> bool {
+    /// The thread wakes and looks whether it is to stop.
+    pub(crate) fn wake(&self) {
         self.notifier.notify();
+    }
+
+    /// Whether all of the post's threads have ended.
+    pub(crate) fn has_ended(&self) -> bool {
         self.threads.lock().iter().all(JoinHandle::is_finished)
     }
 

@@ -163,7 +163,8 @@ impl Threads {
         self.stop.store(true, Ordering::SeqCst);
         let mut hung = None;
         // Meanwhile those whose state machines hang are given spares, so that all others come to their end.
-        while !self.posts.iter().fold(true, |ended, post| post.has_ended() && ended) {
+        while !self.posts.iter().all(|post| post.has_ended()) {
+            self.posts.iter().for_each(|post| post.wake());
             if Instant::now() >= deadline {
                 hung = self.hung();
                 break;

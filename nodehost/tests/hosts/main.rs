@@ -14,6 +14,8 @@ mod refusals;
 mod replication;
 mod sessions;
 mod snapshots;
+mod stalls;
 mod stores;
+mod trap;
 mod verify;
 mod witness;
