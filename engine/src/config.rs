@@ -104,3 +104,30 @@ pub struct ReplicaConfig {
     /// Client sessions that the group keeps, as its clients here say when they register one.
     pub sessions_max: u32,
 }
+
+/// What a running replica looks at of its settings. Timings are in those of its core, which replicas share.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplicaSettings {
+    /// The group.
+    pub group: GroupId,
+    /// The replica on this host.
+    pub replica: ReplicaId,
+    /// Entries that are kept behind a snapshot.
+    pub compaction_overhead: u64,
+    /// Snapshots that are kept, at least one.
+    pub snapshots_kept: u32,
+    /// The log goes behind each snapshot by itself.
+    pub auto_compaction: bool,
+}
+
+impl From<&ReplicaConfig> for ReplicaSettings {
+    fn from(config: &ReplicaConfig) -> Self {
+        Self {
+            group: config.group,
+            replica: config.replica,
+            compaction_overhead: config.compaction_overhead,
+            snapshots_kept: config.snapshots_kept,
+            auto_compaction: config.auto_compaction,
+        }
+    }
+}

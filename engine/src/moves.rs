@@ -45,7 +45,7 @@ impl StepWorker {
             self.apply[shared.apply_worker].push(ApplyTask { shared: Arc::clone(&shared), items });
         }
         replica.publish();
-        let timeout = replica.config.election_timeout_nanos;
+        let timeout = replica.core.shared_config().election_timeout_nanos;
         self.host.peers.replica_started(self.host.config.host, &shared.membership.lock(), timeout);
         entry.replica = Some(replica);
         self.by_group.insert(shared.group, slot);
@@ -69,7 +69,7 @@ impl StepWorker {
         if let Some(silence) = replica.silence.take() {
             self.waking.index.remove(&self.host.peers, slot, &silence);
         }
-        let timeout = replica.config.election_timeout_nanos;
+        let timeout = replica.core.shared_config().election_timeout_nanos;
         self.host.peers.replica_stopped(self.host.config.host, &replica.shared.membership.lock(), timeout);
         if !self.host.has_failed.load(Ordering::SeqCst) {
             self.waking.stopped(&replica);

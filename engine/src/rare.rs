@@ -262,7 +262,7 @@ impl Replica {
     }
 
     pub(crate) fn patience_from(&self, now: Time) -> Time {
-        now.plus_nanos(PATIENCE * self.config.heartbeat_interval_nanos)
+        now.plus_nanos(PATIENCE * self.heartbeat_nanos())
     }
 
     fn drive_change(&mut self, now: Time, change: &mut Change, sequences: &mut u64) {

@@ -4,7 +4,7 @@
 //! [`GroupShared`], published at the end of a visit.
 
 use crate::apply::ApplyItem;
-use crate::config::ReplicaConfig;
+use crate::config::{ReplicaConfig, ReplicaSettings};
 use crate::events::ReplicaEvent;
 use crate::liveness::index::Silence;
 use crate::log_access::LogUse;
@@ -55,7 +55,7 @@ pub struct Replica {
     /// The protocol.
     pub core: Core,
     /// Settings.
-    pub config: ReplicaConfig,
+    pub config: ReplicaSettings,
     /// Requests under way.
     pub tracker: Tracker,
     /// This replica's name as a proposer.
@@ -86,7 +86,7 @@ pub struct Replica {
     /// The newest of them is an export.
     pub(crate) exporting: bool,
     /// A request that waits until they have ended.
-    pub(crate) next_save: Option<SnapshotRequest>,
+    pub(crate) next_save: Option<Box<SnapshotRequest>>,
     /// Through where the log goes with truncations that are durable or on their way.
     pub(crate) truncating: Index,
     /// Bytes that the log had taken when the newest snapshot was saved.
@@ -131,7 +131,7 @@ pub struct Replica {
 
 impl Replica {
     /// A replica about to move in with its worker.
-    pub fn new(shared: Arc<GroupShared>, core: Core, config: ReplicaConfig, bootstrap: Bootstrap, start: u64) -> Self {
+    pub fn new(shared: Arc<GroupShared>, core: Core, config: &ReplicaConfig, bootstrap: Bootstrap, start: u64) -> Self {
         let origin = Origin { replica: config.replica, start };
         let first_membership = match core.shared_membership() {
             now if **now == bootstrap.membership => Arc::clone(now),
@@ -142,7 +142,7 @@ impl Replica {
             told: None,
             shared,
             core,
-            config,
+            config: config.into(),
             tracker: Tracker::default(),
             origin,
             waiting: Spare::default(),
@@ -197,8 +197,10 @@ impl Replica {
         }
     }
 
-    /// Lets go of room that only requests under way need: the group has fallen silent.
+    /// Lets go of room that only requests under way need, and of log that was applied: the group has fallen silent.
     pub(crate) fn shed(&mut self) {
+        self.take_applied();
+        self.core.shed();
         self.tracker.shed();
         self.waiting.shed();
         self.routes.shrink_to_fit();
@@ -347,9 +349,14 @@ impl Replica {
         self.ask_again = NEVER;
     }
 
+    /// Time between a leader's heartbeats.
+    pub(crate) fn heartbeat_nanos(&self) -> u64 {
+        self.core.shared_config().heartbeat_interval_nanos
+    }
+
     /// How long reads that have asked wait before they ask again.
     fn patience_nanos(&self) -> u64 {
-        READ_PATIENCE * self.config.heartbeat_interval_nanos
+        READ_PATIENCE * self.heartbeat_nanos()
     }
 
     /// Reads whose answer has not come for long ask again, under a new context: an answer to the old one counts no more.
@@ -505,7 +512,7 @@ impl Replica {
             Some(index) => self.waiting.confirmed.push((index, reads)),
             None => {
                 self.waiting.unasked.push(reads);
-                self.ask_again = self.ask_again.min(now.plus_nanos(self.config.heartbeat_interval_nanos));
+                self.ask_again = self.ask_again.min(now.plus_nanos(self.heartbeat_nanos()));
             }
         }
     }

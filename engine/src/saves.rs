@@ -121,7 +121,7 @@ impl StepWorker {
                 return request.complete(Err(RequestError::Busy));
             }
             replica.waiting.snapshot_timeouts.extend(request.timeout());
-            replica.next_save = Some(request);
+            replica.next_save = Some(Box::new(request));
         } else {
             let mut items = Vec::new();
             replica.exporting = request.export_to().is_some();
@@ -148,7 +148,7 @@ impl StepWorker {
             (Ok(saved), _) => self.record_snapshot(at, &saved, request),
         }
         if let Some(next) = next {
-            self.late.push((at, Late::Request(next)));
+            self.late.push((at, Late::Request(*next)));
             self.activate(at.slot);
         }
     }

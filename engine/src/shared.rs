@@ -247,7 +247,7 @@ pub struct GroupShared {
     /// Answers reads without the state machine, for the kinds that can.
     lookups: Option<Arc<dyn Lookups>>,
     /// Set when the replica takes no more requests.
-    pub closed: Mutex<Option<RequestError>>,
+    pub closed: Mutex<Option<Box<RequestError>>>,
     /// Set together with `closed`; checked without a lock.
     pub is_closed: AtomicBool,
     /// Set when it was asked to stop, or was removed: it will not run for long.
@@ -415,7 +415,7 @@ impl GroupShared {
 
     /// Takes no more requests from here on; they fail with `error`.
     pub fn close(&self, error: RequestError) {
-        self.closed.lock().get_or_insert(error);
+        self.closed.lock().get_or_insert_with(|| Box::new(error));
         self.is_closed.store(true, Ordering::SeqCst);
         self.stop.store(true, Ordering::SeqCst);
         // A save that is asked for after this look is refused when its turn comes: the replica is closed by then.
@@ -440,7 +440,7 @@ impl GroupShared {
 
     /// Why requests are refused, if they are.
     pub fn refusal(&self) -> Option<RequestError> {
-        if self.is_closed.load(Ordering::SeqCst) { self.closed.lock().clone() } else { None }
+        if self.is_closed.load(Ordering::SeqCst) { self.closed.lock().as_deref().cloned() } else { None }
     }
 
     /// Tells what happened to this replica, if anybody listens.

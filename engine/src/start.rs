@@ -30,7 +30,7 @@ const DISK_PATIENCE: u64 = 2;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// With the group's first membership, the same on every host. Continues a replica that is here already.
-    Bootstrap(Box<Membership>),
+    Bootstrap(Arc<Membership>),
     /// Joins a group that has added it: the leader will tell it everything.
     Join,
     /// Continues a replica that is here already.
@@ -239,8 +239,7 @@ impl Starter {
         }
         let _one_at_a_time = self.starting.lock();
         let mut built = Vec::with_capacity(specs.len());
-        let (mut updates, mut snapshots) = (Vec::new(), Vec::new());
-        let mut continued = Vec::new();
+        let (mut continued, mut new) = (Vec::new(), Vec::new());
         for (spec, opened) in specs {
             let group = spec.config.group;
             if self.host.groups.read().contains_key(&group) {
@@ -254,13 +253,14 @@ impl Starter {
             }
             // Reading the log may take long: the table is not locked meanwhile.
             let state = self.host.stopped.lock().get(&group).cloned();
-            let (replica, [update, snapshot]) = self.build(spec, opened, state)?;
+            let (replica, first) = self.build(spec, opened, state)?;
             if let Some(error) = replica.shared.refusal().filter(|_| alone) {
                 return Err(StartError::Machine { group, reason: error.to_string() });
             }
-            continued.extend(update.is_none().then_some(group));
-            updates.extend(update);
-            snapshots.extend(snapshot);
+            match first {
+                Some(hard_state) => new.push((built.len(), hard_state)),
+                None => continued.push(group),
+            }
             built.push(replica);
         }
         let started: Vec<_> = built.iter().map(|r| Arc::clone(&r.shared)).collect();
@@ -289,6 +289,14 @@ impl Starter {
                 running.insert(shared.group, Arc::clone(shared));
             }
         }
+        // Made when all replicas are: between them in memory they would leave holes, of which thousands are much.
+        let first = |record: fn(&Replica) -> Option<Record>| {
+            let records =
+                new.iter().filter_map(|(at, hard_state)| Some((&built[*at], *hard_state, record(&built[*at])?)));
+            records.map(|(replica, hard_state, record)| first_update(replica, hard_state, record)).collect::<Vec<_>>()
+        };
+        let updates = first(|replica| Some(Record::Bootstrap(replica.stored_state().bootstrap)));
+        let snapshots = first(|replica| replica.snapshot.as_deref().cloned().map(Record::Snapshot));
         // Left before the replicas move in: whatever they persist comes after their bootstrap records.
         for updates in [updates, snapshots].into_iter().filter(|u| !u.is_empty()) {
             self.writer.push(SealedBatch { updates, ..SealedBatch::default() });
@@ -329,12 +337,13 @@ impl Starter {
         Ok((specs.into_iter().map(open).collect(), claim))
     }
 
+    /// The replica as it was left, or a new one, and of a new one what its records say of term, vote and commit.
     fn build(
         &self,
         spec: StartSpec,
         mut opened: Opened,
         state: Option<GroupState>,
-    ) -> Result<(Box<Replica>, [Option<Update>; 2]), StartError> {
+    ) -> Result<(Box<Replica>, Option<HardState>), StartError> {
         let StartSpec { start, config, machine_type, .. } = spec;
         let (group, id) = (config.group, config.replica);
         if state.as_ref().is_some_and(|s| s.bootstrap.gone.contains(&id)) {
@@ -409,7 +418,7 @@ impl Starter {
         }
         let older =
             self.older_snapshots(&shared, snapshot.as_ref().filter(|_| beginning.recover.is_some()), state.start);
-        let mut replica = Replica::new(shared, core, config, state.bootstrap.clone(), life | 1);
+        let mut replica = Replica::new(shared, core, &config, state.bootstrap, life | 1);
         replica.recover_first = beginning.recover.map(Box::new);
         replica.recovered = if beginning.stands { applied } else { Index::ZERO };
         if let Some(reason) = opened.failed {
@@ -419,15 +428,10 @@ impl Starter {
         replica.older = older[surplus..].to_vec();
         replica.last_request = applied;
         replica.recorded = applied;
-        replica.snapshot = state.snapshot.clone().map(Box::new);
+        replica.snapshot = state.snapshot.map(Box::new);
         // Whoever looks at the replica before its worker does sees what it starts from.
         replica.publish();
-        let hard_state = state.hard_state;
-        let update = |record| Update { group, hard_state, record: Some(Box::new(record)), ..Update::default() };
-        let bootstrap =
-            new.then(|| Update { hard_state: HardState::default(), ..update(Record::Bootstrap(state.bootstrap)) });
-        let snapshot = state.snapshot.filter(|_| new).map(|s| update(Record::Snapshot(s)));
-        Ok((Box::new(replica), [bootstrap, snapshot]))
+        Ok((Box::new(replica), new.then_some(state.hard_state)))
     }
 
     /// The snapshots before the recorded one from which the log can bring the state machine up to date, ascending. Those are
@@ -521,6 +525,12 @@ impl std::fmt::Debug for Starter {
 }
 
 /// The state of a replica that was never here.
+/// What is written of a replica that is new here. Before its bootstrap record nothing is known of it.
+fn first_update(replica: &Replica, hard_state: HardState, record: Record) -> Update {
+    let hard_state = if matches!(record, Record::Bootstrap(_)) { HardState::default() } else { hard_state };
+    Update { group: replica.config.group, hard_state, record: Some(Box::new(record)), ..Update::default() }
+}
+
 fn first_state(start: Start, group: GroupId, replica: ReplicaId, host: HostId) -> Result<GroupState, StartError> {
     let membership = match start {
         Start::Bootstrap(membership) => {
@@ -531,7 +541,7 @@ fn first_state(start: Start, group: GroupId, replica: ReplicaId, host: HostId) -
             if membership.hosts.iter().any(|(id, member)| id.is_zero() || member.host.is_zero()) {
                 return Err(StartError::Config("a member's replica and host must not be zero".to_owned()));
             }
-            *membership
+            (*membership).clone()
         }
         Start::Join => Membership::default(),
         Start::Snapshot(record) => return Ok(state_of(*record, group, replica)),

@@ -446,7 +446,7 @@ impl StepWorker {
                 self.early.push(host, group, epoch, &message);
             }
         }
-        let mut items = Vec::new();
+        let mut items = Vec::with_capacity(out.committed.len());
         let again = replica.digest(now, &mut out, &mut items);
         for message in replica.rare_messages() {
             if let Some(host) = replica.host_of(message.to) {

@@ -81,6 +81,13 @@ struct Handed {
     reads: Option<u64>,
 }
 
+/// Most groups of many have one chunk under way at a time: a first one takes room for itself alone.
+fn first_room<T>(queue: &mut VecDeque<T>) {
+    if queue.capacity() == 0 {
+        queue.reserve_exact(1);
+    }
+}
+
 /// The requests of one replica that are under way.
 #[derive(Debug, Default)]
 pub struct Tracker {
@@ -112,6 +119,7 @@ impl Tracker {
     /// The leader appended the chunk at this place.
     pub fn appended(&mut self, ticket: Ticket, term: Term, first: Index) {
         self.note(ticket.deadlines.earliest());
+        first_room(&mut self.local);
         self.local.push_back(Local { term, first, next_slot: 0, ticket });
     }
 
@@ -150,6 +158,7 @@ impl Tracker {
         let found = self.match_local(run).or_else(|| self.match_forwarded(run, own));
         let (waiter, deadlines) = found?;
         let slots = waiter.first_slot..waiter.first_slot + run.count() as u32;
+        first_room(&mut self.handed);
         self.handed.push_back(Handed {
             through: run.last(),
             results: Arc::clone(&waiter.results),

@@ -10,6 +10,11 @@ use longboat_raft::Time;
 const TICK_NANOS: u64 = 1_000_000;
 /// Buckets in the wheel: one lap is 4 s, longer than most deadlines; later ones stay for another lap.
 const BUCKETS: usize = 4096;
+/// Entries for which an emptied bucket keeps room. With more the wheel of a host whose groups fell silent would stay as large as it
+/// was when all of them were awake.
+const ROOM_KEPT: usize = 4;
+/// Likewise for the list of entries that are looked at in one go.
+const DUE_KEPT: usize = 1024;
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -81,7 +86,11 @@ impl TimingWheel {
                 continue;
             }
             self.occupied[bucket / 64] &= !(1 << (bucket % 64));
-            self.due.append(&mut self.buckets[bucket]);
+            let emptied = &mut self.buckets[bucket];
+            self.due.append(emptied);
+            if emptied.capacity() > ROOM_KEPT {
+                *emptied = Vec::new();
+            }
         }
         self.tick = target;
         let mut due = std::mem::take(&mut self.due);
@@ -94,6 +103,7 @@ impl TimingWheel {
                 out.push(entry.slot);
             }
         }
+        due.shrink_to(DUE_KEPT);
         self.due = due;
     }
 

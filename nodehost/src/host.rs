@@ -272,7 +272,10 @@ impl NodeHost {
     fn engine_start(&self, start: ReplicaStart, config: &ReplicaConfig) -> Result<Start, StartError> {
         let (group, replica) = (config.group, config.replica);
         Ok(match start {
-            ReplicaStart::Bootstrap(first) => Start::Bootstrap(first.membership),
+            // Each once in memory, whoever starts thousands of them.
+            ReplicaStart::Bootstrap(first) => {
+                Start::Bootstrap(self.inner.shared.pool.membership(Arc::new(*first.membership)))
+            }
             ReplicaStart::Join => Start::Join,
             ReplicaStart::Restart => Start::Restart,
             ReplicaStart::FromSnapshot { .. } if self.has_replica(group) => Start::Restart,

@@ -88,6 +88,16 @@ pub enum Role {
     Leader,
 }
 
+/// Voters of most groups.
+const MEMBERS_USUAL: usize = 3;
+
+/// Lists of messages leave with what is in them: the next one takes no more memory than it is likely to need.
+fn first_room(messages: &mut Vec<Message>, room: usize) {
+    if messages.capacity() == 0 {
+        messages.reserve_exact(room);
+    }
+}
+
 /// What waits to be moved out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outbox {
@@ -486,10 +496,12 @@ impl Core {
     }
 
     pub(crate) fn send_early(&mut self, to: ReplicaId, term: Term, body: Body) {
+        first_room(&mut self.outbox.early, MEMBERS_USUAL - 1);
         self.outbox.early.push(Message { from: self.id, to, term, body });
     }
 
     pub(crate) fn send_held(&mut self, to: ReplicaId, body: Body) {
+        first_room(&mut self.outbox.held, 1);
         self.outbox.held.push(Message { from: self.id, to, term: self.term, body });
     }
 

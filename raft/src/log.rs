@@ -156,6 +156,10 @@ impl Log {
         }
         self.last = LogPos::new(run.term(), run.last());
         self.bytes += run.encoded_len();
+        if self.runs.capacity() == 0 {
+            // Room for four would be five times what most silent groups wake for.
+            self.runs.reserve_exact(1);
+        }
         self.runs.push_back(run);
     }
 

@@ -445,10 +445,10 @@ impl Core {
         }
     }
 
-    /// Lets go of memory that only an awake replica needs.
-    fn shed(&mut self) {
-        let limit = self.handout.applied.min(self.durability.durable());
-        self.log.evict(limit, 0);
+    /// Lets go of memory that only an awake replica needs. Done as it falls silent; what of its log was not known to be applied by
+    /// then goes when its owner, who knows by now, says this again.
+    pub fn shed(&mut self) {
+        self.trim_to(0);
         self.log.shed();
         self.durability.shed();
         if let Some(reads) = self.reads.get_mut() {

@@ -246,7 +246,7 @@ impl SimHost {
 
     fn spec(&self, group: GroupId, placed: Placed) -> StartSpec {
         let swarm = &self.around.swarm;
-        let first = || Box::new(swarm.first_members(group));
+        let first = || Arc::new(swarm.first_members(group));
         let machine: (Box<dyn DynMachine>, TypeId) = if placed.witness {
             (Box::new(WitnessMachine), TypeId::of::<WitnessMachine>())
         } else if let Some(flush_every) = swarm.on_disk.get(&group) {

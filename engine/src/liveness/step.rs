@@ -262,6 +262,8 @@ impl StepWorker {
         }
         if let Some(fresh) = fresh {
             self.replica(slot).shed();
+            let at = self.slot_ref(slot);
+            self.count_memory(now, at);
             self.waking.index.insert(&self.host.peers, slot, &fresh);
             self.heed_suspicion(slot, &fresh);
         }

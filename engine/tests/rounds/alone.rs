@@ -255,7 +255,7 @@ impl Alone {
 
 pub fn voters(count: u64) -> Start {
     let member = |i| (ReplicaId(i), Member { host: HostId(i), store: StoreId::ZERO });
-    Start::Bootstrap(Box::new(Membership::from_voters((1..=count).map(member))))
+    Start::Bootstrap(Arc::new(Membership::from_voters((1..=count).map(member))))
 }
 
 pub fn outcome<T: std::fmt::Debug + Send + 'static>(pending: Pending<T>) -> Result<T, RequestError> {

@@ -3,6 +3,7 @@
 use crate::alone::{Alone, voters};
 use longboat_engine::{HostEvent, Start};
 use longboat_raft::{Body, GroupEpoch, HostId, Index, LogPos, Member, Membership, ReplicaId, StoreId, Term};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 const BEFORE: StoreId = StoreId(20);
@@ -62,7 +63,7 @@ pub fn a_replica_that_is_new_on_a_wiped_host_is_believed() {
     let member = |host, store| Member { host: HostId(host), store };
     let members =
         [(1, member(1, StoreId::ZERO)), (2, member(2, AFTER))].map(|(replica, member)| (ReplicaId(replica), member));
-    alone.start(1, Start::Bootstrap(Box::new(Membership::from_voters(members)))).expect("starts");
+    alone.start(1, Start::Bootstrap(Arc::new(Membership::from_voters(members)))).expect("starts");
     alone.pass(5);
     hear_candidate(&mut alone, 2);
     assert_eq!(term(&alone), Term(6));

@@ -149,7 +149,7 @@ impl Trio {
     pub fn new(others: u64, change: fn(&mut ReplicaConfig)) -> Self {
         let mut trio = Self::down(others + 1, change);
         let first = Membership::from_voters([(ReplicaId(1), member(1))]);
-        trio.start(1, Start::Bootstrap(Box::new(first)));
+        trio.start(1, Start::Bootstrap(Arc::new(first)));
         trio.pass(300);
         for other in 2..=others + 1 {
             trio.add(other);
@@ -178,7 +178,7 @@ impl Trio {
         let count = self.hosts.len() as u64;
         for id in 1..=count {
             let all = Membership::from_voters((1..=count).map(|i| (ReplicaId(i), member(i))));
-            self.start(id, Start::Bootstrap(Box::new(all)));
+            self.start(id, Start::Bootstrap(Arc::new(all)));
         }
     }
 
