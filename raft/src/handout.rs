@@ -6,7 +6,7 @@
 
 use crate::changer::ConfigChange;
 use crate::core::{Core, Guard, RareOutput, Role};
-use crate::ids::{HardState, Index, ReplicaId, Time};
+use crate::ids::{Index, ReplicaId, Time};
 use crate::log::Slice;
 #[cfg(feature = "plant")]
 use crate::message::Body;
@@ -199,8 +199,10 @@ impl Core {
         let (unsealed, token) = self.durability.seal(self.now, last, ballot);
         if dirty {
             let runs = self.log.tail_from(unsealed.append_from).expect("what is not durable stays in memory");
-            let commit = if plant::is("commit-not-saved") { Index::ZERO } else { self.commit };
-            let hard_state = HardState { commit, ..self.hard_state() };
+            let mut hard_state = self.hard_state();
+            if plant::is("commit-not-saved") {
+                hard_state.commit = Index::ZERO;
+            }
             self.quiet.sealed(hard_state.commit);
             out.persist = Some(Persist { hard_state, cut_tail: unsealed.cut_tail, runs, install });
         }

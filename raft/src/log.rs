@@ -420,6 +420,19 @@ mod tests {
     }
 
     #[test]
+    fn a_change_is_seen_where_it_is_in_a_run_and_not_beside_it() {
+        let mut chunk = RunBuilder::new();
+        for kind in [EntryKind::Command, EntryKind::Config, EntryKind::Command] {
+            chunk.push(kind, 0, b"x");
+        }
+        let mut log = log(&[(1, 1)]);
+        log.append(chunk.seal(Term(1), Index(2), Origin::default()));
+        let seen = |lo, hi| log.may_have_config(Index(lo), Index(hi));
+        assert!(seen(3, 3) && seen(2, 4) && seen(3, 9) && seen(1, 3));
+        assert!(!seen(1, 2) && !seen(2, 2) && !seen(4, 4) && !seen(4, 9) && !seen(3, 2));
+    }
+
+    #[test]
     fn a_conflict_is_found_by_term() {
         let log = log(&[(1, 3), (4, 2), (5, 2), (6, 3)]);
         assert_eq!(log.find_conflict(Index(10), Term(6)), LogPos::new(Term(6), Index(10)));

@@ -33,6 +33,8 @@ mod proposing;
 mod quiesce;
 #[path = "scenarios/random.rs"]
 mod random;
+#[path = "scenarios/reach.rs"]
+mod reach;
 #[path = "scenarios/reading.rs"]
 mod reading;
 #[path = "scenarios/replication.rs"]

@@ -130,6 +130,7 @@ fn sessions_that_make_no_sense_are_refused() {
 #[test]
 fn rebasing_moves_the_entries_and_keeps_their_origin() {
     let moved = three().rebase(Term(9), Index(100));
+    assert_eq!((moved.term(), moved.first(), moved.last()), (Term(9), Index(100), Index(102)));
     let mut bytes = BytesMut::new();
     moved.encode(&mut bytes);
     let back = Run::decode(&mut bytes.freeze()).expect("valid");

@@ -1,0 +1,167 @@
+//! How far rules reach: what is just beyond one is left alone, and bounds are where they are said to be.
+
+use crate::cluster::*;
+use crate::silence::*;
+use longboat_raft::*;
+
+fn asks(from: u64, to: u64, term: u64, pre: bool) -> Message {
+    message(from, to, term, Body::RequestVote { pre, transfer: true, last: LogPos::ZERO })
+}
+
+/// Else one with a short log, asking again and again, would keep those from campaigning who could win.
+#[test]
+fn a_voter_that_refuses_a_short_log_keeps_its_own_election_timeout() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    c.write(1, &["a"]);
+    c.isolate(1);
+    // A later term: nobody leads in it.
+    c.give(asks(3, 2, 7, false));
+    let before = c.core(2).deadline();
+    c.now = c.now.plus_nanos(ELECTION / 2);
+    c.give(asks(3, 2, 7, false));
+    assert_eq!(c.core(2).deadline(), before);
+}
+
+#[test]
+fn a_replica_that_does_not_vote_helps_out_only_without_a_leader_and_waits_only_once() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    c.join(4, |_| {});
+    c.change_through(1, ConfigChange::add_learner(id(4), Member::default()));
+    c.write(1, &["a"]);
+    let never = Time(u64::MAX);
+    c.give(asks(2, 4, 2, true));
+    assert_eq!(c.core(4).deadline(), never, "it hears its leader");
+    c.give(asks(2, 4, 7, false));
+    let helps = c.core(4).deadline();
+    assert_ne!(helps, never, "the one that asks needs what only it may have");
+    c.now = c.now.plus_nanos(ELECTION / 2);
+    c.give(asks(2, 4, 7, false));
+    assert_eq!(c.core(4).deadline(), helps, "asked again, it would never come to it");
+}
+
+#[test]
+fn a_witness_does_not_help_out() {
+    let mut c = crate::rules::with_witness(|_| {});
+    c.elect(1);
+    c.write(1, &["a"]);
+    c.change_through(1, ConfigChange::remove(id(3)));
+    assert!(!c.core(3).is_voter());
+    let before = c.core(3).deadline();
+    c.give(asks(2, 3, 7, false));
+    assert_eq!(c.core(3).deadline(), before);
+}
+
+#[test]
+fn so_many_removed_replicas_are_told_without_having_asked_and_no_more() {
+    const TOLD_MAX: u64 = 64;
+    let mut c = Cluster::with(&[1], |config| (config.see_off_removed, config.step_down_on_removal) = (true, true));
+    c.elect(1);
+    let change = |kind: fn(ReplicaId) -> ConfigChange, ids: std::ops::RangeInclusive<u64>| {
+        let changes = ids.flat_map(|n| kind(id(n)).changes).collect();
+        ConfigChange { changes, ..kind(id(2)) }
+    };
+    let last = TOLD_MAX + 8;
+    c.change_through(1, change(|r| ConfigChange::add_learner(r, Member::default()), 2..=last));
+    // The messages are to replicas that are not here.
+    let mut told = std::collections::BTreeSet::new();
+    for removed in [2..=TOLD_MAX - 2, TOLD_MAX - 1..=last] {
+        c.change(1, change(ConfigChange::remove, removed)).unwrap();
+        for _ in 0..4 {
+            c.end_round(1);
+            told.extend(c.net.drain(..).filter(|m| matches!(m.body, Body::Removed { .. })).map(|m| m.to.0));
+            c.now = c.now.plus_nanos(HEARTBEAT);
+            let now = c.now;
+            c.core(1).advance(now);
+        }
+    }
+    assert_eq!(told, (2..=TOLD_MAX + 1).collect());
+}
+
+#[test]
+fn only_another_member_can_be_gone() {
+    let mut c = silent_group(&[1, 2, 3]);
+    let now = c.now;
+    for replica in [id(1), id(9)] {
+        c.core(1).replica_gone(now, replica);
+        assert!(!c.core(1).is_gone(replica) && c.core(1).is_quiet(), "{replica}");
+    }
+    c.core(1).replica_gone(now, id(2));
+    assert!(c.core(1).is_gone(id(2)) && !c.core(1).is_quiet());
+}
+
+#[test]
+fn a_group_that_prefers_who_can_never_lead_falls_silent() {
+    // A witness is a voter all the same, and 9 is nobody.
+    for preferred in [3, 9] {
+        let mut c = crate::rules::with_witness(|config| {
+            (config.preferred, config.quiesce_after_nanos) = (Some(id(preferred)), IDLE);
+            (config.pre_vote, config.check_quorum) = (true, true);
+        });
+        c.elect(1);
+        c.write(1, &["a"]);
+        c.pass(3 * IDLE);
+        assert_eq!(silent(&mut c), [1, 2, 3], "with {preferred} preferred");
+    }
+}
+
+#[test]
+fn a_group_whose_preferred_replica_is_still_to_lead_stays_awake() {
+    let mut c = Cluster::with(&[1, 2, 3], |config| {
+        (config.preferred, config.quiesce_after_nanos) = (Some(id(3)), IDLE);
+        (config.pre_vote, config.check_quorum) = (true, true);
+    });
+    // It refuses to campaign, in effect: what asks it to is lost.
+    c.lost = |m| m.body == Body::TimeoutNow;
+    c.elect(1);
+    c.write(1, &["a"]);
+    // Between two attempts there is time for silence.
+    for _ in 0..60 {
+        c.pass(ELECTION / 2);
+        assert_eq!(silent(&mut c), [], "it would never be handed leadership");
+    }
+}
+
+#[test]
+fn a_replica_that_was_silent_writes_nothing_to_be_so_again_after_a_restart() {
+    let mut c = silent_group(&[1, 2, 3]);
+    c.restart(2);
+    c.node(2).slow_disk = true;
+    // It hears nobody, asks, and wakes its leader.
+    c.pass(5 * ELECTION);
+    assert_eq!(silent(&mut c), [1, 2, 3]);
+    assert!(c.node(2).batches.is_empty(), "its commit index was durable already");
+}
+
+#[test]
+fn an_answer_about_silence_that_nobody_asked_for_is_counted_and_dropped() {
+    let mut c = silent_group(&[1, 2, 3]);
+    let term = c.core(2).term().0;
+    for n in 1..=2 {
+        let before = c.core(n).dropped();
+        c.give(message(3, n, term, Body::QuiesceResponse { round: 77, agreed: true }));
+        c.give(message(3, n, term, Body::QuiesceResponse { round: 77, agreed: false }));
+        assert_eq!((c.core(n).dropped() - before, c.core(n).is_quiet()), (2, true), "{n}");
+    }
+}
+
+/// As many as are said, at a leader without a quorum and at a follower; the next one is told to ask again.
+#[test]
+fn open_reads_are_counted_and_bounded() {
+    const READS_MAX: u64 = 64 * 1024;
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    c.write(1, &["a"]);
+    let now = c.now;
+    for n in [1, 2] {
+        for context in 1..=READS_MAX + 3 {
+            c.core(n).read_index(now, context);
+        }
+        assert_eq!(c.core(n).open_reads() as u64, READS_MAX, "at {n}");
+        c.end_round(n);
+        c.net.clear();
+        let refused: Vec<u64> = c.node(n).reads.drain(..).map(|r| (r.context, r.index).0).collect();
+        assert_eq!(refused, [READS_MAX + 1, READS_MAX + 2, READS_MAX + 3], "at {n}");
+    }
+}
