@@ -1,6 +1,6 @@
 # `make` lists what there is. Every target does its own set-up.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-repair test lint bench bench-report fuzz fmt setup
+.PHONY: help demo demo-repair chaos test lint bench bench-report fuzz fmt setup
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 help: ## this list
@@ -14,6 +14,10 @@ demo: setup ## three hosts, 64 groups, hosts killed under load: shows that nothi
 demo-repair: setup ## two of three hosts are lost: their groups go on from exported snapshots, and nothing of before is lost
 	@scripts/cargo.sh build --release -p longboat-examples
 	@cargo run --quiet --release -p longboat-examples --bin demo -- --repair --groups 16
+
+chaos: setup ## processes killed, stopped, cut off and without room for MINUTES (default 10), and clients' histories checked
+	@scripts/cargo.sh build --release -p longboat-examples
+	@cargo run --quiet --release -p longboat-examples --bin chaos -- --minutes $(or $(MINUTES),10)
 
 test: ## everything that CI checks: format, lints, documentation, simulator seeds, all tests
 	@.ci/run

@@ -1,6 +1,6 @@
 //! Three server processes, started, killed and watched.
 
-use crate::client::{Client, Reply};
+use longboat_examples::client::{Client, Reply};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::net::{SocketAddr, TcpListener};

@@ -1,6 +1,6 @@
 //! Clients that write unique values and remember what was acknowledged, and the check that all of it is there.
 
-use crate::client::{Client, Reply};
+use longboat_examples::client::{Client, Reply};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;

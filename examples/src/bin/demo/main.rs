@@ -1,15 +1,14 @@
 //! What `make demo` shows: three server processes under load, killed one by one and all together, lose nothing that
 //! they acknowledged.
 
-mod client;
 mod cluster;
 mod load;
 mod repair;
 
 use clap::Parser;
-use client::{Client, Reply};
 use cluster::{Cluster, HOSTS, Plan};
 use load::{Acknowledged, Load};
+use longboat_examples::client::{Client, Reply};
 use std::error::Error;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};

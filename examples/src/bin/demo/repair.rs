@@ -1,11 +1,11 @@
 //! What `make demo-repair` shows: groups that lost two of their three hosts go on, on new ones, from exported snapshots, and
 //! replicas that nobody thought would come back are refused.
 
-use crate::client::{Client, Reply};
 use crate::cluster::{Cluster, HOSTS};
 use crate::load::{self, Load};
 use crate::{Options, Progress, directory, plan};
 use longboat::{FirstMembers, GroupId, HostId, Import, NodeHostConfig, ReplicaId};
+use longboat_examples::client::{Client, Reply};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

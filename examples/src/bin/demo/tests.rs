@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-use crate::client::{Client, Reply};
 use crate::load::{self, Load};
+use longboat_examples::client::{Client, Reply};
 use longboat_examples::host::{KvHost, Settings};
 use longboat_examples::server::Server;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! A small RESP client.
+//! A small RESP client, for what drives servers as their clients would.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,21 +6,31 @@ use std::time::Duration;
 
 /// A reply of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Reply {
+pub enum Reply {
+    /// A line.
     Simple(String),
+    /// An error, with its kind in front.
     Error(String),
+    /// A number.
     Integer(i64),
+    /// Bytes, or that there is no value.
     Bulk(Option<Vec<u8>>),
+    /// Several replies.
     Array(Vec<Reply>),
 }
 
+/// A connection to a server.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub struct Client {
     stream: BufReader<TcpStream>,
 }
 
 impl Client {
-    pub(crate) fn connect(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
+    /// Connects, within a second. No later call waits longer than `timeout` for the server.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn connect(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;
@@ -29,7 +39,7 @@ impl Client {
     }
 
     /// Appends a command to `out`.
-    pub(crate) fn write_command(out: &mut Vec<u8>, args: &[&[u8]]) {
+    pub fn write_command(out: &mut Vec<u8>, args: &[&[u8]]) {
         out.extend_from_slice(format!("*{}\r\n", args.len()).as_bytes());
         for arg in args {
             out.extend_from_slice(format!("${}\r\n", arg.len()).as_bytes());
@@ -38,12 +48,19 @@ impl Client {
         }
     }
 
-    pub(crate) fn send(&mut self, commands: &[u8]) -> io::Result<()> {
+    /// Sends commands that [`Client::write_command`] gathered.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn send(&mut self, commands: &[u8]) -> io::Result<()> {
         self.stream.get_mut().write_all(commands)
     }
 
     /// Sends one command and waits for its reply.
-    pub(crate) fn ask(&mut self, args: &[&[u8]]) -> io::Result<Reply> {
+    ///
+    /// # Errors
+    /// Those of the socket, and a reply that is none.
+    pub fn ask(&mut self, args: &[&[u8]]) -> io::Result<Reply> {
         let mut command = Vec::new();
         Self::write_command(&mut command, args);
         self.send(&command)?;
@@ -51,7 +68,10 @@ impl Client {
     }
 
     /// The next reply.
-    pub(crate) fn reply(&mut self) -> io::Result<Reply> {
+    ///
+    /// # Errors
+    /// Those of the socket, and a reply that is none.
+    pub fn reply(&mut self) -> io::Result<Reply> {
         let mut line = String::new();
         if self.stream.read_line(&mut line)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
