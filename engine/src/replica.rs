@@ -4,7 +4,7 @@
 //! [`GroupShared`], published at the end of a visit.
 
 use crate::apply::ApplyItem;
-use crate::config::{ReplicaConfig, ReplicaSettings};
+use crate::config::{CHUNK_BYTES_MAX, ReplicaConfig, ReplicaSettings};
 use crate::events::ReplicaEvent;
 use crate::liveness::index::Silence;
 use crate::log_access::LogUse;
@@ -31,6 +31,10 @@ const NEVER: Time = Time(u64::MAX);
 const ROUTES_MAX: usize = 256;
 /// Heartbeats after which a read whose answer has not come asks again: the question or the answer was lost.
 const READ_PATIENCE: u64 = 2;
+
+/// Bytes of proposals that one visit takes from a group: what is taken is written and sent while the next is made ready, and
+/// one visit does not take long.
+const DRAIN_BYTES_MAX: usize = 2 * CHUNK_BYTES_MAX;
 
 /// What others were last told, so that telling them again costs no look at memory that all threads share.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -273,8 +277,19 @@ impl Replica {
             self.put_back(inbox);
             return snapshot;
         }
-        for chunk in inbox.chunks.drain(..) {
+        let mut bytes = 0;
+        while let Some(chunk) = inbox.chunks.pop_front() {
+            inbox.entries -= chunk.builder.count();
+            inbox.bytes -= chunk.builder.payload_bytes();
+            bytes += chunk.builder.encoded_len();
             self.propose(now, chunk);
+            if bytes >= DRAIN_BYTES_MAX && !inbox.chunks.is_empty() {
+                // What was taken goes to the disk and to the followers while the rest is summed and sealed.
+                self.put_back(inbox);
+                self.queued_until = NEVER;
+                self.shared.ready(reason::QUEUE);
+                break;
+            }
         }
         snapshot
     }

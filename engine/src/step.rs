@@ -39,6 +39,10 @@ use std::sync::atomic::Ordering;
 /// Visits of one group in one round; what is still active then is visited in the next round.
 const VISITS_MAX: usize = 3;
 
+/// Bytes to be made durable from which on the log writer is told before anything is sent: the kernel takes about as long to
+/// copy this to the sockets as the disk to write a block.
+const WRITE_FIRST_BYTES: u64 = 64 << 10;
+
 /// Replicas that are warmed before the first of them is stepped or visited: enough to hide the way to memory, few enough
 /// that what is fetched is still there when its turn comes.
 pub(crate) const WARM_AHEAD: usize = 16;
@@ -483,8 +487,27 @@ impl StepWorker {
 
     /// Hands over what the round gathered.
     fn flush(&mut self) {
-        self.early.send(&*self.transport);
+        // What takes long to write and long to send is done by two threads at once. Of little the sockets come first: the way
+        // over them and back is the longer one.
+        let writes_much = self.open.bytes >= WRITE_FIRST_BYTES;
+        if !writes_much {
+            self.early.send(&*self.transport);
+        }
+        self.seal_batch();
+        if writes_much {
+            self.early.send(&*self.transport);
+        }
         self.send_gone();
+        self.ask_to_be_woken();
+        for (worker, tasks) in self.apply.iter_mut().enumerate() {
+            if !tasks.is_empty() {
+                self.host.apply[worker].push(tasks);
+            }
+        }
+    }
+
+    /// Leaves what is to be durable, and what waits for that, with the log writer.
+    fn seal_batch(&mut self) {
         let open = &mut self.open;
         if !(open.updates.is_empty() && open.held.is_empty() && open.tokens.is_empty() && open.after.is_empty()) {
             let seq = self.next_seq;
@@ -504,12 +527,6 @@ impl StepWorker {
             self.awaits_disk |= !after.is_empty();
             self.sealed.push_back(Sealed { seq, bytes, tokens, after });
             self.writer.push(batch);
-        }
-        self.ask_to_be_woken();
-        for (worker, tasks) in self.apply.iter_mut().enumerate() {
-            if !tasks.is_empty() {
-                self.host.apply[worker].push(tasks);
-            }
         }
     }
 
