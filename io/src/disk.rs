@@ -60,8 +60,6 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Tells that all of the file will be read soon, from its start. Never blocks for long, and may do nothing.
     fn will_read(&self) {}
-    /// Tells that pieces of the file will be read here and there: nothing is to be read besides. May do nothing.
-    fn will_read_pieces(&self) {}
     /// Writes all of `buf` at `offset`, into the page cache. Blocks.
     fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// Writes zeros, so that later writes there are over blocks that were written before. Little of it is left in memory

@@ -5,6 +5,9 @@
 //! blocks that were written once the sync has only data to bring to the disk. So the files are written ahead in large direct
 //! writes, with one commit to a file: what that costs is a third of what it saves.
 //!
+//! While records are large that does not pay: a file holds few of them, what their commits cost is little beside the writing,
+//! and zeros would be half of all that is written. So no file is filled then.
+//!
 //! It takes a bounded share of the disk: at most one file is filled for each one that the journal takes for the first time,
 //! and a file that is used again is never filled. With snapshots in time all are.
 //!

@@ -3,7 +3,7 @@
 //! The order inside of one frame is the contract of [`crate::Update`]: record, cut, runs, compaction.
 
 use crate::codec::Rows;
-use crate::frame::{Frame, RunAt};
+use crate::effect::{Effect, TermSpan};
 use crate::{GroupState, Record};
 use longboat_raft::{GroupId, HardState, Index, LogPos, ReplicaId};
 
@@ -21,28 +21,28 @@ impl Folded {
         Self { state: GroupState { group, ..GroupState::default() }, rows: Rows::default(), reset: false }
     }
 
-    /// Carries out one frame. The error says what the frame contradicts.
-    pub(crate) fn apply(&mut self, frame: &Frame) -> Result<(), String> {
-        if let Some(Record::Removed { replica }) = frame.record.as_deref()
+    /// Carries out what one frame does. The error says what that contradicts.
+    pub(crate) fn apply(&mut self, effect: &Effect) -> Result<(), String> {
+        if let Some(Record::Removed { replica }) = effect.record.as_deref()
             && is_overtaken(self.state.bootstrap.replica, *replica)
         {
             return Ok(());
         }
-        if let Some(record) = &frame.record {
+        if let Some(record) = &effect.record {
             self.apply_record(record);
         }
         let state = &mut self.state;
         if state.removed {
             return Ok(());
         }
-        state.hard_state = frame.hard_state;
-        if let Some(from) = frame.cut_tail {
+        state.hard_state = effect.hard_state;
+        if let Some(from) = effect.cut_tail {
             cut(state, from);
         }
-        for run in &frame.runs {
-            append(state, run)?;
+        for span in &effect.spans {
+            append(state, span)?;
         }
-        if let Some(to) = frame.compact_to {
+        if let Some(to) = effect.compact_to {
             compact(state, to)?;
         }
         Ok(())
@@ -101,7 +101,7 @@ fn cut(state: &mut GroupState, from: Index) {
     };
 }
 
-fn append(state: &mut GroupState, run: &RunAt) -> Result<(), String> {
+fn append(state: &mut GroupState, run: &TermSpan) -> Result<(), String> {
     if run.first != state.last.index.next() {
         return Err(format!("group {}: entries from {} do not follow {:?}", state.group, run.first, state.last));
     }
@@ -139,35 +139,15 @@ mod tests {
     use super::*;
     use crate::SnapshotRecord;
     use longboat_raft::{SnapshotMeta, Term};
-    use smallvec::SmallVec;
 
     fn pos(term: u64, index: u64) -> LogPos {
         LogPos::new(Term(term), Index(index))
     }
 
-    fn frame() -> Frame {
-        Frame {
-            group: GroupId(1),
-            hard_state: HardState::default(),
-            cut_tail: None,
-            compact_to: None,
-            record: None,
-            runs: SmallVec::new(),
-        }
-    }
-
-    fn appended(runs: &[(u64, u64, u64)]) -> Frame {
-        let runs = runs
-            .iter()
-            .map(|&(t, first, last)| RunAt {
-                term: Term(t),
-                first: Index(first),
-                last: Index(last),
-                offset: 0,
-                length: 0,
-            })
-            .collect();
-        Frame { runs, ..frame() }
+    fn appended(runs: &[(u64, u64, u64)]) -> Effect {
+        let spans =
+            runs.iter().map(|&(t, first, last)| TermSpan { term: Term(t), first: Index(first), last: Index(last) });
+        Effect { spans: spans.collect(), ..Effect::default() }
     }
 
     #[test]
@@ -175,13 +155,13 @@ mod tests {
         let mut f = Folded::new(GroupId(1));
         f.apply(&appended(&[(1, 1, 5), (1, 6, 7), (3, 8, 10)])).expect("contiguous");
         assert_eq!(f.state.terms, [pos(1, 1), pos(3, 8)]);
-        f.apply(&Frame { compact_to: Some(pos(1, 4)), ..frame() }).expect("inside");
+        f.apply(&Effect { compact_to: Some(pos(1, 4)), ..Effect::default() }).expect("inside");
         assert_eq!((f.state.start, &f.state.terms[..]), (pos(1, 4), &[pos(1, 5), pos(3, 8)][..]));
-        f.apply(&Frame { cut_tail: Some(Index(9)), ..appended(&[(4, 9, 9)]) }).expect("cut first");
+        f.apply(&Effect { cut_tail: Some(Index(9)), ..appended(&[(4, 9, 9)]) }).expect("cut first");
         assert_eq!(f.state.terms, [pos(1, 5), pos(3, 8), pos(4, 9)]);
-        f.apply(&Frame { cut_tail: Some(Index(8)), ..frame() }).expect("cut");
+        f.apply(&Effect { cut_tail: Some(Index(8)), ..Effect::default() }).expect("cut");
         assert_eq!(f.state.last, pos(1, 7));
-        f.apply(&Frame { compact_to: Some(pos(1, 7)), ..frame() }).expect("all of it");
+        f.apply(&Effect { compact_to: Some(pos(1, 7)), ..Effect::default() }).expect("all of it");
         assert_eq!((f.state.last, f.state.terms.len()), (pos(1, 7), 0));
         f.apply(&appended(&[(6, 8, 8)])).expect("goes on");
         assert_eq!(f.state.terms, [pos(6, 8)]);
@@ -191,7 +171,7 @@ mod tests {
     fn compacting_up_to_a_term_boundary_keeps_the_next_term_only() {
         let mut f = Folded::new(GroupId(1));
         f.apply(&appended(&[(1, 1, 5), (2, 6, 9)])).expect("contiguous");
-        f.apply(&Frame { compact_to: Some(pos(1, 5)), ..frame() }).expect("inside");
+        f.apply(&Effect { compact_to: Some(pos(1, 5)), ..Effect::default() }).expect("inside");
         assert_eq!(f.state.terms, [pos(2, 6)]);
     }
 
@@ -207,10 +187,10 @@ mod tests {
         f.apply(&appended(&[(1, 1, 5)])).expect("contiguous");
         let meta = SnapshotMeta { pos: pos(7, 100), ..SnapshotMeta::default() };
         let record = Some(Box::new(Record::Snapshot(SnapshotRecord { meta, bytes: 1, resets_log: true })));
-        f.apply(&Frame { record, ..appended(&[(7, 101, 101)]) }).expect("starts after the snapshot");
+        f.apply(&Effect { record, ..appended(&[(7, 101, 101)]) }).expect("starts after the snapshot");
         assert_eq!((f.state.start, f.state.last, f.reset), (pos(7, 100), pos(7, 101), true));
         let record = Some(Box::new(Record::Removed { replica: ReplicaId(3) }));
-        f.apply(&Frame { record, ..frame() }).expect("removed");
+        f.apply(&Effect { record, ..Effect::default() }).expect("removed");
         assert!(f.state.removed && f.state.last == LogPos::ZERO);
     }
 }

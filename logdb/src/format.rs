@@ -15,7 +15,7 @@ use longboat_raft::{GroupId, HostId, Index, StoreId, plant};
 /// that holds durable bytes.
 pub(crate) const BLOCK: u64 = 4096;
 /// The version of everything under the journal's directory.
-pub(crate) const JOURNAL_VERSION: u32 = 2;
+pub(crate) const JOURNAL_VERSION: u32 = 3;
 /// Bytes of a segment's header that mean something: they fit in one sector of any disk.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 64;
 /// Bytes of a record's header.
@@ -207,6 +207,8 @@ pub(crate) struct FooterHeader {
     pub(crate) opening: u64,
     /// How many openings have records in the segment.
     pub(crate) openings: u32,
+    /// Bytes that say what the groups' frames come to.
+    pub(crate) tally_bytes: u32,
 }
 
 impl FooterHeader {
@@ -221,6 +223,7 @@ impl FooterHeader {
         out[40..44].copy_from_slice(&self.body_crc.to_le_bytes());
         out[44..52].copy_from_slice(&self.opening.to_le_bytes());
         out[52..56].copy_from_slice(&self.openings.to_le_bytes());
+        out[56..60].copy_from_slice(&self.tally_bytes.to_le_bytes());
         let sum = crc(seed, &out[8..]);
         out[4..8].copy_from_slice(&sum.to_le_bytes());
         out
@@ -238,13 +241,21 @@ impl FooterHeader {
             body_crc: b.get_u32_le(),
             opening: b.get_u64_le(),
             openings: b.get_u32_le(),
+            tally_bytes: b.get_u32_le(),
         })
     }
 
-    /// Bytes of the header and of as many items as it says.
+    /// Bytes of the header and of all that it says is behind it.
     pub(crate) fn bytes(&self) -> u64 {
         let items = [self.groups, self.frames, self.openings].map(u64::from);
-        FOOTER_HEADER_BYTES as u64 + items.iter().sum::<u64>() * FOOTER_ITEM_BYTES as u64
+        let items = items.iter().sum::<u64>() * FOOTER_ITEM_BYTES as u64;
+        FOOTER_HEADER_BYTES as u64 + items + u64::from(self.tally_bytes)
+    }
+
+    /// Where in the body the tallies are: behind the lists of groups and frames.
+    pub(crate) fn tallies(&self) -> std::ops::Range<usize> {
+        let from = (self.groups as usize + self.frames as usize) * FOOTER_ITEM_BYTES;
+        from..from + self.tally_bytes as usize
     }
 }
 
@@ -377,6 +388,7 @@ mod tests {
             body_crc: 9,
             opening: 6,
             openings: 2,
+            tally_bytes: 64,
         };
         assert_eq!(FooterHeader::decode(&footer.encode(1), 1), Some(footer));
         assert_eq!(FooterHeader::decode(&footer.encode(1), 2), None);

@@ -62,6 +62,11 @@ pub(crate) struct RunAt {
 
 /// Bytes that the frame of this update takes.
 pub(crate) fn encoded_len(update: &Update) -> usize {
+    front_len(update) + update.runs.iter().map(Run::encoded_len).sum::<usize>()
+}
+
+/// Bytes of that before the first run.
+pub(crate) fn front_len(update: &Update) -> usize {
     let mut len = FRAME_HEADER_BYTES;
     len += if update.cut_tail.is_some() { 8 } else { 0 };
     len += if update.compact_to.is_some() { 16 } else { 0 };
@@ -71,7 +76,7 @@ pub(crate) fn encoded_len(update: &Update) -> usize {
         put_record(&mut bytes, record);
         len += bytes.len().next_multiple_of(8);
     }
-    len + update.runs.iter().map(Run::encoded_len).sum::<usize>()
+    len
 }
 
 /// Appends the frame of this update. The only copy that is made of a payload on its way to the disk.
@@ -166,26 +171,10 @@ impl Frame {
         let record = if record_len > 0 { Some(Box::new(take_record(&mut record_bytes)?)) } else { None };
         Ok(Self { group, hard_state, cut_tail, compact_to, record, runs })
     }
-
-    /// The first and the last index of the entries.
-    pub(crate) fn appended(&self) -> Option<(Index, Index)> {
-        Some((self.runs.first()?.first, self.runs.last()?.last))
-    }
-}
-
-/// Where the runs of a frame start and how many there are, by the fixed part at its front; nothing is checked yet.
-pub(crate) fn front(bytes: &[u8]) -> Option<(usize, usize)> {
-    let mut b = bytes.get(..FRAME_HEADER_BYTES)?;
-    b.advance(4);
-    let flags = b.get_u32_le();
-    b.advance(32);
-    let (run_count, record_len) = (b.get_u32_le() as usize, b.get_u32_le() as usize);
-    let front = 8 * usize::from(flags & CUT != 0) + 16 * usize::from(flags & COMPACT != 0);
-    Some(((FRAME_HEADER_BYTES + front).saturating_add(record_len.next_multiple_of(8)), run_count))
 }
 
 /// The length of a run in bytes, by its header.
-pub(crate) fn run_length(head: &[u8]) -> u64 {
+fn run_length(head: &[u8]) -> u64 {
     let entries = u64::from((&head[4..]).get_u32_le());
     let mut b = &head[40..];
     let (payload, session) = (u64::from(b.get_u32_le()), u64::from(b.get_u32_le()));

@@ -12,7 +12,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 const MAGIC: [u8; 8] = *b"LONGBOAT";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const FILE: &str = "store";
 const FILE_NEXT: &str = "store.next";
 const BYTES: usize = 40;

@@ -9,6 +9,7 @@
 
 use crate::archive::{self, Archive};
 use crate::codec::Rows;
+use crate::effect::Effect;
 use crate::fold::Folded;
 use crate::format::{
     BLOCK, DIRECTORY_ITEM_BYTES, DirectoryItem, FOOTER_HEADER_BYTES, FooterHeader, HeaderFault, RECORD_HEADER_BYTES,
@@ -319,9 +320,10 @@ impl Replay {
             if slot as usize == self.groups.len() {
                 self.groups.push(Folded::new(item.group));
             }
-            self.groups[slot as usize].apply(frame).map_err(damaged)?;
+            let effect = Effect::from(frame);
+            self.groups[slot as usize].apply(&effect).map_err(damaged)?;
             let offset = u32::try_from(self.position).expect("segments are below 4 GiB") + item.offset;
-            self.index.apply(slot, &frame.into(), offset, item.length).map_err(damaged)?;
+            self.index.apply(slot, effect, offset, item.length).map_err(damaged)?;
         }
         debug_assert!(segment.first_seq <= seq);
         self.last_seq = seq;

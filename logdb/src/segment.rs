@@ -149,13 +149,6 @@ impl SegmentFile {
         }
     }
 
-    /// Tells that the heads of its frames will be read, one by one: the disk is not to bring what is between them.
-    pub(crate) fn will_read_pieces(&self) {
-        if let Ok(file) = self.handle() {
-            file.will_read_pieces();
-        }
-    }
-
     pub(crate) fn read_into(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.handle()?.read_exact_at(buf, offset)
     }
@@ -279,11 +272,5 @@ impl<'a> Window<'a> {
         }
         let at = (offset - self.base) as usize;
         Ok(Some(&self.piece[at..at + len as usize]))
-    }
-
-    /// The bytes there if they were read already.
-    pub(crate) fn has(&self, offset: u64, len: usize) -> Option<&[u8]> {
-        let at = usize::try_from(offset.checked_sub(self.base)?).ok()?;
-        self.piece.get(at..at.checked_add(len)?)
     }
 }

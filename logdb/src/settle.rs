@@ -8,15 +8,15 @@
 //!
 //! Entries that were compacted, cut or overwritten meanwhile are not written at all: the index says what is kept.
 //!
-//! What it costs: a segment of which much is kept is archived, and only the heads of its frames are read. Of the others less
-//! than a quarter is written again. So settling takes a small part of the disk's time whatever the load is, and a
-//! step of it is bounded, but for the flush. It never holds the index's lock for longer than some hundred groups take.
+//! What it costs: of a segment of which much is kept only the footer is read, which says what its frames do to their groups.
+//! Of the others less than a quarter is read and written again. So settling takes a small part of the disk's time whatever the
+//! load is, and a step of it is bounded, but for the flush. It never holds the index's lock for longer than some hundred groups take.
 
 use crate::archive::{self, Changes, is_little};
 use crate::codec::group_row;
+use crate::effect::Effect;
 use crate::fold::Folded;
-use crate::format::{BLOCK, FOOTER_ITEM_BYTES, FooterGroup};
-use crate::heads::SegmentHeads;
+use crate::format::{FOOTER_ITEM_BYTES, FooterGroup};
 use crate::index::Span;
 use crate::kv::{
     KEY_SETTLED, KEY_SETTLING, KvBatch, KvError, LogRow, Reference, Settled, Table, group_key, log_key, take_log_key,
@@ -38,6 +38,8 @@ use std::sync::atomic::Ordering;
 pub(crate) const ROW_BYTES: usize = 256 << 10;
 /// Groups that are looked at or changed under one hold of the index's lock.
 const GROUPS_AT_ONCE: usize = 256;
+/// What looking up a group's row counts for in a step's budget, in bytes: it takes as long as to read so many.
+const GROUP_COST_BYTES: usize = 1 << 10;
 /// Looks for housekeeping that pass between two rounds of upkeep while no segment is to be settled: entries go one group at a
 /// time, and each round may end with a flush.
 const LOOKS_UNTIL_UPKEEP: u32 = 16;
@@ -77,12 +79,19 @@ enum Phase {
     Upkeep(Upkeep),
     /// Choose the segments.
     Plan,
-    /// Read the records of a segment, from this place on.
-    Fold { segment: usize, position: u64, seq: u64 },
+    /// Fold what a segment's footer says of its groups, from this one on.
+    Fold { segment: usize, next: NextGroup },
     /// Write the rows of the groups after this one.
     Rows { after: Option<GroupId> },
     /// Write what refers to the rows, flush, and give the files back.
     Finish,
+}
+
+/// A place in a footer: the group with this number, and where in the body the tally of it begins.
+#[derive(Clone, Copy, Debug)]
+struct NextGroup {
+    number: usize,
+    tally: usize,
 }
 
 /// A segment of a pass.
@@ -230,7 +239,7 @@ impl SettleJob {
                 Ok(JobState::Again)
             }
             Phase::Plan => self.plan(),
-            &mut Phase::Fold { segment, position, seq } => self.fold(segment, position, seq, budget),
+            &mut Phase::Fold { segment, next } => self.fold(segment, next, budget),
             &mut Phase::Rows { after } => self.rows(after, budget),
             Phase::Finish => self.finish(),
         }
@@ -255,12 +264,13 @@ impl SettleJob {
             }
             break;
         }
-        let Some(first) = self.segments.first() else { return Ok(JobState::Done) };
-        let first_seq = first.segment.first_seq;
+        if self.segments.is_empty() {
+            return Ok(JobState::Done);
+        }
         let mut batch = KvBatch::default();
         batch.put(Table::State, KEY_SETTLING.to_vec(), Vec::new());
         self.shared.kv.write(batch)?;
-        self.phase = Phase::Fold { segment: 0, position: BLOCK, seq: first_seq };
+        self.phase = self.begin_fold(0);
         Ok(JobState::Again)
     }
 
@@ -289,31 +299,43 @@ impl SettleJob {
         look
     }
 
-    /// Folds records until the budget is used.
-    fn fold(&mut self, at: usize, position: u64, seq: u64, budget: usize) -> Result<JobState, Failed> {
-        let segment = Arc::clone(&self.segments[at].segment);
-        let mut records = SegmentHeads::new(&segment, position, seq);
-        let (mut end, mut next_seq) = (position, seq);
-        while end - position < budget.max(1) as u64 {
-            let Some((frames, after)) = records.next()? else {
-                self.phase = match self.segments.get(at + 1) {
-                    Some(next) => Phase::Fold { segment: at + 1, position: BLOCK, seq: next.segment.first_seq },
-                    None => Phase::Rows { after: None },
-                };
-                return Ok(JobState::Again);
+    /// The phase in which a segment is folded; behind the last one, that in which rows are written.
+    fn begin_fold(&self, segment: usize) -> Phase {
+        let Some(settling) = self.segments.get(segment) else { return Phase::Rows { after: None } };
+        let footer = settling.segment.sealed.get().expect("only sealed segments are settled").footer;
+        Phase::Fold { segment, next: NextGroup { number: 0, tally: footer.tallies().start } }
+    }
+
+    /// Folds what a footer says of its groups until the budget is used.
+    fn fold(&mut self, at: usize, mut next: NextGroup, budget: usize) -> Result<JobState, Failed> {
+        let Settling { segment, footer, .. } = &self.segments[at];
+        let header = segment.sealed.get().expect("only sealed segments are settled").footer;
+        let malformed = |why: String| Failed(format!("settling: the footer of {}: {why}", segment.file.path.display()));
+        let mut used = 0;
+        while next.number < header.groups as usize && used < budget.max(1) {
+            let group = FooterGroup::decode(&footer[next.number * FOOTER_ITEM_BYTES..]).group;
+            let folding = match self.groups.entry(group) {
+                std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
+                std::collections::btree_map::Entry::Vacant(e) => {
+                    e.insert(Folding { folded: load(&self.shared, group)?, start: Index::ZERO })
+                }
             };
-            for frame in &frames {
-                let group = match self.groups.entry(frame.group) {
-                    std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
-                    std::collections::btree_map::Entry::Vacant(e) => {
-                        e.insert(Folding { folded: load(&self.shared, frame.group)?, start: Index::ZERO })
-                    }
-                };
-                group.folded.apply(frame).map_err(Failed)?;
+            let mut tally = &footer[next.tally..header.tallies().end];
+            loop {
+                let (effect, is_last) = Effect::take(&mut tally).map_err(|e| malformed(e.to_string()))?;
+                folding.folded.apply(&effect).map_err(&malformed)?;
+                if is_last {
+                    break;
+                }
             }
-            (end, next_seq) = (after, next_seq + 1);
+            let end = header.tallies().end - tally.len();
+            used += end - next.tally + GROUP_COST_BYTES;
+            next = NextGroup { number: next.number + 1, tally: end };
         }
-        self.phase = Phase::Fold { segment: at, position: end, seq: next_seq };
+        self.phase = match next.number < header.groups as usize {
+            true => Phase::Fold { segment: at, next },
+            false => self.begin_fold(at + 1),
+        };
         Ok(JobState::Again)
     }
 

@@ -23,6 +23,10 @@ const FREE_FILES_READY: usize = 2;
 /// more proposals.
 const STARVED_PERCENT: u32 = 1000;
 
+/// Bytes of a usual record from which on files are used as they are: the commit of a write to reserved blocks takes as long as
+/// a quarter of a megabyte of zeros.
+const UNFILLED_RECORD_BYTES: u64 = 256 << 10;
+
 /// Looks for housekeeping that pass after a file could not be made, until the next attempt: about a second of a busy
 /// host's. A full disk stays full for longer than that.
 const LOOKS_UNTIL_PREPARE: u32 = 100;
@@ -57,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) looks_until_upkeep: Countdown,
     /// A job makes files ahead.
     pub(crate) ahead_running: AtomicBool,
+    /// Bytes of a record of late, about.
+    pub(crate) record_bytes: AtomicU64,
     pub(crate) closed: AtomicBool,
     pub(crate) pins: Mutex<Pins>,
     /// Held until the last handle is gone: a job that still runs must not meet another host.
@@ -181,13 +187,25 @@ impl Shared {
         self.files.lock().bytes -= capacity;
     }
 
-    /// Whether a free file's blocks were never written, and another one would stay in the list while they are.
+    /// Takes the length of one more record into account.
+    pub(crate) fn note_record(&self, bytes: u64) {
+        const OF_LATE: u64 = 16;
+        let before = self.record_bytes.load(Ordering::Relaxed);
+        // The writer is the only one that changes it.
+        self.record_bytes.store((before * (OF_LATE - 1) + bytes) / OF_LATE, Ordering::Relaxed);
+    }
+
+    /// Whether a free file's blocks were never written, another one would stay in the list while they are, and that pays.
     pub(crate) fn has_unfilled(&self) -> bool {
-        unfilled(&mut self.files.lock()).is_some()
+        let pays = self.record_bytes.load(Ordering::Relaxed) < UNFILLED_RECORD_BYTES;
+        pays && unfilled(&mut self.files.lock()).is_some()
     }
 
     /// A free file whose blocks were never written, out of the list; another one stays in it.
     pub(crate) fn take_unfilled(&self) -> Option<SegmentFile> {
+        if !self.has_unfilled() {
+            return None;
+        }
         let mut files = self.files.lock();
         let at = unfilled(&mut files)?;
         let file = files.free.remove(at);

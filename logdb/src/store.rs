@@ -367,6 +367,7 @@ fn share(
         starved: AtomicBool::new(false),
         looks_until_upkeep: Countdown::default(),
         ahead_running: AtomicBool::new(false),
+        record_bytes: AtomicU64::new(0),
         closed: AtomicBool::new(false),
         pins: Mutex::new(Pins::default()),
         _locks: locks,

@@ -5,6 +5,7 @@
 //! durable; after the first error nothing is written any more.
 
 use crate::buffer::WriteBuffer;
+use crate::effect::{Effect, SPAN_BYTES};
 use crate::fold::is_overtaken;
 use crate::format::{
     BLOCK, DIRECTORY_ITEM_BYTES, DirectoryItem, FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterHeader,
@@ -12,7 +13,7 @@ use crate::format::{
 };
 use crate::frame;
 use crate::identity::Ids;
-use crate::index::{Effect, FooterBody, Group, LogIndex};
+use crate::index::{FooterBody, Group, LogIndex};
 use crate::segment::{Sealed, Segment, SegmentFile};
 use crate::shared::Shared;
 use crate::{Record, Seq, Update};
@@ -75,6 +76,8 @@ struct Gathered {
     frames: Vec<Written>,
     /// Bytes of all frames.
     bytes: usize,
+    /// Bytes that the frames add to the segment's footer at most.
+    footer_bytes: usize,
     /// The last batch that is durable with this record.
     through: Seq,
     /// It holds nothing and only states what is durable.
@@ -278,12 +281,12 @@ impl Writer {
         let record = RECORD_HEADER_BYTES + self.gathered.slots.len() * DIRECTORY_ITEM_BYTES + self.gathered.bytes;
         let record = padded(record as u64);
         // The openings of before that have records here, and this one.
-        let openings = self.active.segment.openings().len() + 1;
-        let items = self.shared.index.read().footer_items() + openings;
-        let footer = |items: usize| padded((FOOTER_HEADER_BYTES + items * FOOTER_ITEM_BYTES) as u64);
-        let frames = 2 * self.gathered.slots.len();
-        if self.active.position + record + footer(items + frames) > self.active.segment.file.capacity {
-            self.start_segment(BLOCK + record + footer(frames + 1))?;
+        let openings = (self.active.segment.openings().len() + 1) * FOOTER_ITEM_BYTES;
+        let listed = self.shared.index.read().footer_bytes() + openings;
+        let footer = |bytes: usize| padded((FOOTER_HEADER_BYTES + bytes) as u64);
+        let added = self.gathered.footer_bytes;
+        if self.active.position + record + footer(listed + added) > self.active.segment.file.capacity {
+            self.start_segment(BLOCK + record + footer(added + FOOTER_ITEM_BYTES))?;
         } else {
             self.start_record(record);
         }
@@ -308,6 +311,8 @@ impl Writer {
                 check_update(&mut self.seats.seats[slot as usize].tail, update);
                 g.slots.push(slot);
                 g.bytes += bytes - DIRECTORY_ITEM_BYTES;
+                // A group, a frame, and what it does: no more than the frame says before its runs, and their terms.
+                g.footer_bytes += 2 * FOOTER_ITEM_BYTES + frame::front_len(update) + update.runs.len() * SPAN_BYTES;
                 taken += 1;
             }
             if taken < batch.updates.len() {
@@ -372,19 +377,20 @@ impl Writer {
     fn record_durable(&mut self) {
         let mut index = self.shared.index.write();
         for written in self.gathered.frames.drain(..) {
-            index
-                .apply(written.slot, &written.effect, written.offset, written.length)
-                .expect("updates were checked before they were written");
             self.written.entries += written.effect.entries();
+            index
+                .apply(written.slot, written.effect, written.offset, written.length)
+                .expect("updates were checked before they were written");
         }
         drop(index);
         let bytes = self.buffer.bytes().len() as u64;
+        self.shared.note_record(bytes);
         self.last_seq += 1;
         self.active.position += bytes;
         self.written.bytes += bytes;
         self.sealed = self.gathered.seal;
         self.durable = self.durable.max(self.gathered.through);
-        (self.gathered.bytes, self.gathered.seal) = (0, false);
+        (self.gathered.bytes, self.gathered.footer_bytes, self.gathered.seal) = (0, 0, false);
         // A batch of nothing behind this record has nothing more to wait for.
         while self.queue.front().is_some_and(|b| b.updates.is_empty()) {
             self.durable = self.queue.pop_front().expect("there is a front").seq;
@@ -418,7 +424,7 @@ impl Writer {
         let body = self.shared.index.read().footer();
         let openings = self.active.segment.openings();
         let items = body.groups.len() + body.frames.len() + openings.len();
-        let length = FOOTER_HEADER_BYTES + items * FOOTER_ITEM_BYTES;
+        let length = FOOTER_HEADER_BYTES + items * FOOTER_ITEM_BYTES + body.tallies.len();
         let end = self.active.position + padded(length as u64);
         assert!(end <= self.active.segment.file.capacity, "a footer of {length} bytes does not fit");
         let out = self.buffer.start(padded(length as u64) as usize);
@@ -434,6 +440,7 @@ impl Writer {
             body_crc: crc(body_seed(header_seed, self.opening), &out[start + FOOTER_HEADER_BYTES..]),
             opening: self.opening,
             openings: openings.len() as u32,
+            tally_bytes: body.tallies.len() as u32,
         };
         out[start..start + FOOTER_HEADER_BYTES].copy_from_slice(&footer.encode(header_seed));
         out.resize(start + padded(footer.length) as usize, 0);

@@ -30,6 +30,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("last-command-after-its-snapshot", "a snapshot asks for commands after its index that storage has"),
     ("wait-without-state", "a replica that lost its state says that it has applied what it was handed before"),
     ("panic-leaves-its-group", "a broken assertion over one group stops its apply worker"),
+    ("effects-joined-over-a-cut", "what a segment's footer says of a group leaves out where its log was cut"),
     ("archive-recycled-before-flush", "an archived segment's file is used again before what let it go is durable"),
     ("archived-segment-lost-from-list", "a settled segment that is kept is not in the list of those that are"),
     ("remnants-dropped", "what is left of a nearly empty archived segment is let go instead of moved"),

@@ -188,10 +188,6 @@ impl DiskFile for RealFile {
         let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::WillNeed);
     }
 
-    fn will_read_pieces(&self) {
-        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::Random);
-    }
-
     fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(buf, offset)
     }

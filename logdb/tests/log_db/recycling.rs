@@ -1,7 +1,7 @@
 //! Going round the journal many times: settling, pins, bounds.
 
 use crate::driver::Driver;
-use crate::scenarios::{churn, vote_then_recycle};
+use crate::scenarios::{churn, overwrite_then_recycle, vote_then_recycle};
 use crate::support::*;
 use crate::workload::{reseal, seeded_steps};
 use longboat_io::JobState;
@@ -12,6 +12,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 #[test]
 fn votes_survive_any_number_of_recyclings() {
     vote_then_recycle();
+}
+
+#[test]
+fn what_was_overwritten_before_it_was_settled_stays_so() {
+    overwrite_then_recycle();
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::support::*;
 use crate::workload::{Step, seeded_steps};
 use longboat_io::sim::{SimDisk, SimOp};
 use longboat_logdb::{LogDb, ReadError, Update};
+use longboat_raft::Index;
 use std::io;
 use std::path::Path;
 
@@ -173,6 +174,24 @@ pub(crate) fn vote_then_recycle() {
     let (_log, _, groups) = host.open().expect("opens");
     assert_eq!(groups[0].hard_state, hard(42, 7, 0));
     assert_eq!(groups[0].bootstrap.replica.0, 11);
+}
+
+/// Entries of one segment are overwritten in it by another term's, and the journal goes round many times.
+pub(crate) fn overwrite_then_recycle() {
+    let mut host = SimHost::new(2);
+    let (mut log, _, _) = host.open().expect("opens");
+    write(&mut host, &mut *log, vec![bootstrap(1, 11)]);
+    write(&mut host, &mut *log, vec![append(1, hard(1, 0, 1), 1, &[b"one", b"two", b"three"])]);
+    let cut_tail = Some(Index(2));
+    write(&mut host, &mut *log, vec![Update { cut_tail, ..append(1, hard(3, 0, 2), 2, &[b"other"]) }]);
+    write(&mut host, &mut *log, vec![append(1, hard(3, 0, 4), 3, &[b"third", b"fourth"])]);
+    churn(&mut host, &mut *log, &mut 1, 400);
+    drop(log);
+    host.disk.power_loss();
+    let (log, _, groups) = host.open().expect("opens");
+    let (state, entries) = (&groups[0], read(&*log.reader(), 1, 1, 4, 100).expect("kept"));
+    assert_eq!((state.last, &state.terms[..]), (pos(3, 4), &[pos(1, 1), pos(3, 2)][..]));
+    assert_eq!(entries.iter().map(|e| &e.2[..]).collect::<Vec<_>>(), [&b"one"[..], b"other", b"third", b"fourth"]);
 }
 
 /// Two openings write a record of the same shape at the same place, and each crashes while it does. Whatever blocks of

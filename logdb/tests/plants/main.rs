@@ -46,6 +46,7 @@ fn archive_and_lose_power() {
 fn every_planted_bug_of_the_store_is_caught() {
     assert!(catches("vote-lost-on-recycle", scenarios::vote_then_recycle));
     assert!(catches("reopen-without-rewrite", failed_syncs));
+    assert!(catches("effects-joined-over-a-cut", scenarios::overwrite_then_recycle));
     for name in ["archive-recycled-before-flush", "archived-segment-lost-from-list", "remnants-dropped"] {
         assert!(catches(name, archive_and_lose_power), "{name}");
     }
