@@ -9,6 +9,8 @@ mod guards;
 mod hosts;
 #[path = "rounds/list.rs"]
 mod list;
+#[path = "rounds/pipeline.rs"]
+mod pipeline;
 #[path = "rounds/shelf.rs"]
 mod shelf;
 #[path = "rounds/stalls.rs"]
@@ -27,19 +29,14 @@ mod wire;
 use longboat_raft::plant;
 
 fn main() {
-    for (_, scenario) in
-        guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS).chain(stalls::GUARDS)
-    {
+    let all = || guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS);
+    let all = || all().chain(pipeline::GUARDS).chain(stalls::GUARDS);
+    for (_, scenario) in all() {
         scenario();
     }
     // From here on a panic is what is hoped for.
     std::panic::set_hook(Box::new(|_| {}));
-    let missed: Vec<_> = guards::GUARDS
-        .iter()
-        .chain(hosts::GUARDS)
-        .chain(transfers::GUARDS)
-        .chain(storage::GUARDS)
-        .chain(stalls::GUARDS)
+    let missed: Vec<_> = all()
         .filter(|(name, scenario)| {
             plant::set(Some(name));
             let outcome = std::panic::catch_unwind(scenario);

@@ -244,6 +244,9 @@ impl Core {
             return Ok(());
         }
         self.restore(meta);
+        if plant::is("install-acked-before-its-record") {
+            self.send_early(from, self.term, Body::AppendAccepted { matched: pos.index });
+        }
         self.accept(from, pos.index);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! A state machine that keeps every value, in order.
 
 use longboat_raft::Index;
-use longboat_rsm::{MachineError, StateMachine};
+use longboat_rsm::{ConcurrentMachine, MachineError, StateMachine};
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,6 +54,45 @@ impl StateMachine for List {
         let count = next()?;
         self.values = (0..count).map(|_| next()).collect::<Result<_, _>>()?;
         std::io::copy(input, &mut std::io::sink())?;
+        Ok(())
+    }
+}
+
+/// The same list, which is looked at and saved while it changes.
+#[derive(Debug, Default)]
+pub struct Open(Vec<u64>);
+
+impl ConcurrentMachine for Open {
+    type Command = u64;
+    type Output = usize;
+    type Query = ();
+    type Answer = Vec<u64>;
+    type View = Vec<u64>;
+
+    fn apply(&mut self, _: Index, value: u64) -> Result<usize, MachineError> {
+        self.0.push(value);
+        Ok(self.0.len())
+    }
+
+    fn view(&self) -> Vec<u64> {
+        self.0.clone()
+    }
+
+    fn lookup(view: &Vec<u64>, (): ()) -> Result<Vec<u64>, MachineError> {
+        Ok(view.clone())
+    }
+
+    fn save(view: &Vec<u64>, out: &mut dyn Write) -> Result<(), MachineError> {
+        for value in view {
+            out.write_all(&value.to_le_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn recover(&mut self, input: &mut dyn Read) -> Result<(), MachineError> {
+        let mut bytes = Vec::new();
+        input.read_to_end(&mut bytes)?;
+        self.0 = bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes"))).collect();
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ mod hosts;
 mod interleavings;
 mod list;
 mod log;
+mod pipeline;
 mod shelf;
 mod stalls;
 mod storage;
@@ -31,9 +32,8 @@ use std::time::Duration;
 
 #[test]
 fn every_guard_holds() {
-    for (name, scenario) in
-        guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS).chain(stalls::GUARDS)
-    {
+    let all = guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS);
+    for (name, scenario) in all.chain(pipeline::GUARDS).chain(stalls::GUARDS) {
         eprintln!("the scenario for {name}");
         scenario();
     }
@@ -55,6 +55,11 @@ fn beyond_four_hanging_state_machines_the_others_wait_and_it_is_told() {
 #[test]
 fn a_group_whose_call_returns_may_go_on_with_a_save() {
     stalls::a_group_whose_call_returns_may_go_on_with_a_save();
+}
+
+#[test]
+fn a_joint_configuration_comes_with_a_snapshot() {
+    pipeline::a_joint_configuration_comes_with_a_snapshot();
 }
 
 #[test]

@@ -67,6 +67,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("snapshot-ends-at-a-conflict", crate::bugs::a_snapshot_that_ends_at_a_conflict_is_installed_once),
     ("snapshot-demotes", crate::snapshots::a_snapshot_does_not_make_a_voter_non_voting),
     ("snapshot-without-voters", crate::bad_input::a_snapshot_whose_membership_contradicts_itself_is_dropped),
+    ("install-acked-before-its-record", crate::snapshots::an_install_is_acknowledged_when_its_record_is_durable),
     ("restore-drops-joint", crate::bugs::a_restored_joint_configuration_needs_both_majorities),
     ("change-id-of-snapshot", crate::bugs::a_snapshots_change_id_is_that_of_its_last_change),
     ("read-before-own-commit", crate::bugs::a_new_leader_serves_no_read_before_it_has_committed),

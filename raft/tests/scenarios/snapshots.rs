@@ -50,6 +50,21 @@ fn a_member_that_needs_compacted_entries_gets_a_snapshot() {
 }
 
 #[test]
+fn an_acknowledged_install_is_durable() {
+    an_install_is_acknowledged_when_its_record_is_durable();
+}
+
+/// A crash before the record would leave neither the log nor the snapshot of what the leader counts.
+pub fn an_install_is_acknowledged_when_its_record_is_durable() {
+    let mut c = behind();
+    c.node(3).slow_disk = true;
+    c.give(snapshot(1, 3, 1, meta(1, 12, &[1, 2, 3])));
+    assert_eq!(accepted(&mut c), None, "acknowledged before its record is on the disk");
+    c.complete_all(3);
+    assert_eq!(accepted(&mut c), Some(12));
+}
+
+#[test]
 fn a_member_that_does_not_answer_gets_no_snapshot() {
     let mut c = behind();
     c.isolate(3);
