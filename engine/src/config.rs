@@ -12,8 +12,8 @@ pub const INBOX_BYTES_MAX: usize = 64 << 20;
 /// Bytes of a snapshot chunk.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
 /// Bytes of a snapshot stream that may be on the way without the receiver's word that they are on its disk. Both ends hold
-/// them: times the number of transfers, it bounds what those take of memory.
-pub const SNAPSHOT_WINDOW_BYTES: u64 = 2 << 20;
+/// them: times the number of transfers, it bounds what those take of memory. Six chunks keep both ends at work.
+pub const SNAPSHOT_WINDOW_BYTES: u64 = 3 << 19;
 /// Nanoseconds of work after which a round ends, so that what it has gathered goes out.
 pub const ROUND_NANOS_MAX: u64 = 200_000;
 /// Nanoseconds between looks at the store's housekeeping while the host is busy.

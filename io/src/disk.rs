@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 mod real;
+#[cfg(target_os = "linux")]
+mod writeback;
 pub use real::RealDisk;
 
 /// A file system.
@@ -62,6 +64,9 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     fn will_read(&self) {}
     /// Writes all of `buf` at `offset`, into the page cache. Blocks.
     fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// Tells that a sync of this range will be asked for: the disk may begin with what was written there. Never waits for it,
+    /// makes nothing durable, and may do nothing.
+    fn will_sync(&self, _offset: u64, _len: u64) {}
     /// Writes zeros, so that later writes there are over blocks that were written before. Little of it is left in memory
     /// for the next sync of anybody, and it is durable after [`DiskFile::sync_data`]. Blocks.
     fn write_zeros(&mut self, offset: u64, len: u64) -> io::Result<()> {

@@ -10,6 +10,7 @@
 //!
 //! Must not know: raft messages, journals, sockets, workers.
 
+mod ahead;
 mod encoder;
 mod error;
 mod export;

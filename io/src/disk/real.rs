@@ -192,6 +192,11 @@ impl DiskFile for RealFile {
         self.file.write_all_at(buf, offset)
     }
 
+    #[cfg(target_os = "linux")]
+    fn will_sync(&self, offset: u64, len: u64) {
+        super::writeback::begin(&self.file, offset, len);
+    }
+
     fn write_zeros(&mut self, offset: u64, len: u64) -> io::Result<()> {
         let (mut at, end) = (offset, offset + len);
         while at < end {
@@ -286,6 +291,20 @@ mod tests {
             assert!(got == want, "after {bytes} bytes at {at}");
         }
         assert_eq!(file.len().expect("length"), len as u64);
+    }
+
+    #[test]
+    fn what_is_told_of_a_coming_sync_changes_nothing_of_the_file() {
+        let dir = tempfile::tempdir_in(".").expect("a temporary directory on a disk");
+        let mut file = RealDisk.create(&dir.path().join("f")).expect("created");
+        file.write_all_at(&[7; 10_000], 0).expect("written");
+        for (offset, len) in [(0, 4096), (5000, 1_000_000), (0, 0), (u64::MAX, u64::MAX)] {
+            file.will_sync(offset, len);
+        }
+        file.sync_data().expect("synced");
+        let mut got = vec![0; 10_000];
+        file.read_exact_at(&mut got, 0).expect("read");
+        assert_eq!((got, file.len().expect("length")), (vec![7; 10_000], 10_000));
     }
 
     #[test]

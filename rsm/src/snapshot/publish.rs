@@ -11,6 +11,7 @@ use longboat_io::disk::SharedDisk;
 use longboat_io::{DiskFile, JobState};
 use longboat_raft::{GroupId, Index, ReplicaId};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 /// Where a snapshot will be.
 #[derive(Clone, Debug)]
@@ -193,8 +194,10 @@ impl Publication {
             let group_dir = store.group_dir(*group);
             store.disk.sync_dir(&group_dir)?;
             store.disk.sync_dir(&store.root)?;
-            if let Some(parent) = store.root.parent().filter(|p| !p.as_os_str().is_empty()) {
+            let above = store.root.parent().filter(|p| !p.as_os_str().is_empty());
+            if let Some(parent) = above.filter(|_| !store.rooted.load(Ordering::Acquire)) {
                 store.disk.sync_dir(parent)?;
+                store.rooted.store(true, Ordering::Release);
             }
             store.anchored(*group, *replica);
         }

@@ -31,6 +31,8 @@ pub struct SnapshotStore {
     attempts: Arc<AtomicU64>,
     /// Replicas whose directories were synced all the way up by this process.
     anchored: Arc<Mutex<BTreeSet<(GroupId, ReplicaId)>>>,
+    /// The store's own name was synced by this process.
+    pub(crate) rooted: Arc<AtomicBool>,
     /// How fast saves and exports may write.
     pub(crate) throttle: Option<Arc<Throttle>>,
 }
@@ -38,7 +40,7 @@ pub struct SnapshotStore {
 impl SnapshotStore {
     /// The store under `root`. Makes no directory.
     pub fn new(disk: SharedDisk, root: PathBuf) -> Self {
-        Self { disk, root, attempts: Arc::default(), anchored: Arc::default(), throttle: None }
+        Self { disk, root, attempts: Arc::default(), anchored: Arc::default(), rooted: Arc::default(), throttle: None }
     }
 
     /// The same store, whose saves and exports together write so many bytes a second; 0 for no limit.

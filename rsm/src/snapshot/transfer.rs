@@ -1,5 +1,6 @@
 //! A snapshot file on its way from host to host: read in chunks at the sender, checked and written at the receiver.
 
+use super::ahead::Ahead;
 use super::encoder::Encoder;
 use super::error::SnapshotError;
 use super::format::{Content, FOOTER_BYTES, SnapshotHeader};
@@ -144,7 +145,7 @@ pub struct IncomingSnapshot {
 
 #[derive(Debug)]
 enum Incoming {
-    Receiving { place: Place, temp: TempDir, file: Box<dyn DiskFile> },
+    Receiving { place: Place, temp: TempDir, file: Box<dyn DiskFile>, ahead: Ahead },
     Publishing(Box<Publication>),
     Failed,
 }
@@ -159,7 +160,7 @@ impl IncomingSnapshot {
             return Err(SnapshotError::corrupt(format!("file of {} bytes", key.total_bytes)));
         }
         let (place, temp, file) = store.begin_file(key.group, replica, key.pos.index)?;
-        let state = Incoming::Receiving { place, temp, file };
+        let state = Incoming::Receiving { place, temp, file, ahead: Ahead::default() };
         Ok(Self { key, verifier: Verifier::new(), state })
     }
 
@@ -205,7 +206,7 @@ impl IncomingSnapshot {
     }
 
     fn take(&mut self, offset: u64, data: &[u8]) -> Result<(), SnapshotError> {
-        let Incoming::Receiving { file, .. } = &mut self.state else {
+        let Incoming::Receiving { file, ahead, .. } = &mut self.state else {
             return Err(SnapshotError::corrupt("bytes for a transfer that has ended"));
         };
         let (bytes, total) = (data.len() as u64, self.key.total_bytes);
@@ -225,6 +226,7 @@ impl IncomingSnapshot {
             self.verifier.footer_offset().map_or(data.len(), |at| data.len().min(at.saturating_sub(offset) as usize));
         if body > 0 {
             file.write_all_at(&data[..body], offset)?;
+            ahead.wrote(&**file, offset + body as u64);
         }
         if total > 0 && offset + bytes == total && !self.verifier.is_whole() {
             return Err(SnapshotError::corrupt("file ends before its footer"));
@@ -255,7 +257,7 @@ impl IncomingSnapshot {
         if !matches!(self.state, Incoming::Receiving { .. }) {
             return;
         }
-        if let Incoming::Receiving { place, temp, file } = std::mem::replace(&mut self.state, Incoming::Failed) {
+        if let Incoming::Receiving { place, temp, file, .. } = std::mem::replace(&mut self.state, Incoming::Failed) {
             let header = self.verifier.header().expect("a whole file has a header").clone();
             let footer = self.verifier.footer().expect("the end of a whole file is its footer");
             let footer_offset = self.received() - FOOTER_BYTES as u64;

@@ -1,5 +1,6 @@
 //! Writes a snapshot file block by block into a temporary directory.
 
+use super::ahead::Ahead;
 use super::encoder::{BlockSink, Encoder};
 use super::error::SnapshotError;
 use super::format::{Section, SnapshotHeader};
@@ -33,6 +34,7 @@ pub struct SnapshotWriter {
 struct FileSink {
     file: Box<dyn DiskFile>,
     offset: u64,
+    ahead: Ahead,
     stop: Arc<AtomicBool>,
     throttle: Option<Arc<Throttle>>,
 }
@@ -47,6 +49,7 @@ impl BlockSink for FileSink {
         }
         self.file.write_all_at(bytes, self.offset)?;
         self.offset += bytes.len() as u64;
+        self.ahead.wrote(&*self.file, self.offset);
         Ok(())
     }
 }
@@ -59,7 +62,8 @@ impl SnapshotWriter {
         header: SnapshotHeader,
         stop: Arc<AtomicBool>,
     ) -> Result<Self, SnapshotError> {
-        let mut sink = FileSink { file, offset: 0, stop, throttle: place.store.throttle.clone() };
+        let mut sink =
+            FileSink { file, offset: 0, ahead: Ahead::default(), stop, throttle: place.store.throttle.clone() };
         let encoder = Encoder::begin(&header, &mut sink)?;
         Ok(Self { place, temp, sink, header, encoder, failed: false, failure: None })
     }
