@@ -2,7 +2,8 @@
 
 use crate::process;
 use longboat::{
-    Group, GroupConfig, GroupId, HostId, NodeHost, NodeHostConfig, ReplicaId, ReplicaStart, StateMachine, Threads,
+    Compression, Group, GroupConfig, GroupId, HostId, NodeHost, NodeHostConfig, ReplicaId, ReplicaStart, StateMachine,
+    Threads,
 };
 use std::error::Error;
 use std::net::SocketAddr;
@@ -41,6 +42,8 @@ pub struct ClusterConfig {
     pub election_timeout_ms: u64,
     /// Between a leader's heartbeats.
     pub heartbeat_interval_ms: u64,
+    /// How commands are compressed.
+    pub entry_compression: Compression,
     /// When idle groups fall silent, 0 for never; `None` for the engine's default.
     pub quiesce_after_ms: Option<u64>,
 }
@@ -280,6 +283,7 @@ fn group_config(config: &ClusterConfig, group: GroupId, replica: ReplicaId) -> G
     if config.election_timeout_ms > 0 {
         group.election_timeout_ms = config.election_timeout_ms;
     }
+    group.entry_compression = config.entry_compression;
     if let Some(after) = config.quiesce_after_ms {
         group.quiesce_after_ms = after;
     }

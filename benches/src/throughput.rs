@@ -5,7 +5,7 @@ use crate::cluster::{BoxError, Cluster, ClusterConfig, HOSTS};
 use crate::load::{self, Class, Measured};
 use crate::process;
 use crate::report::Report;
-use longboat::Threads;
+use longboat::{Compression, Threads};
 use std::path::PathBuf;
 
 /// How much load, for how long.
@@ -58,12 +58,26 @@ pub struct Options {
     /// Applied entries between snapshots of a group; 0 takes none.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub snapshot_entries: u64,
+    /// How commands are compressed; theirs are of one byte again and again, which shows the least that it costs.
+    #[arg(long, value_enum, default_value_t = Compress::None)]
+    pub compress: Compress,
     /// Smallest election timeout of a group, in milliseconds [default: the engine's]
     #[arg(long, value_name = "MS", default_value_t = 0, hide_default_value = true)]
     pub election_ms: u64,
     /// Time between a leader's heartbeats, in milliseconds [default: the engine's]
     #[arg(long, value_name = "MS", default_value_t = 0, hide_default_value = true)]
     pub heartbeat_ms: u64,
+}
+
+/// How commands are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Compress {
+    /// Not at all.
+    None,
+    /// LZ4.
+    Lz4,
+    /// Zstandard.
+    Zstd,
 }
 
 /// How a host's workers share threads.
@@ -122,6 +136,11 @@ impl Options {
                 Layout::Compact => Threads::Compact,
             },
             snapshot_entries: self.snapshot_entries,
+            entry_compression: match self.compress {
+                Compress::None => Compression::None,
+                Compress::Lz4 => Compression::Lz4,
+                Compress::Zstd => Compression::Zstd,
+            },
             election_timeout_ms: self.election_ms,
             heartbeat_interval_ms: self.heartbeat_ms,
             ..ClusterConfig::default()

@@ -10,7 +10,9 @@ use crate::request::{Rare, Reply};
 use crate::shared::{Command, GroupShared, reason};
 use crate::snapshot::{SnapshotOptions, SnapshotOutcome, SnapshotRequest};
 use bytes::BytesMut;
-use longboat_raft::{EntryKind, Index, ProposeOptions, RunBuilder, SessionCall, Time, plant};
+use longboat_raft::{EntryKind, Index, PayloadCodec, ProposeOptions, RunBuilder, SessionCall, Time, plant};
+use longboat_rsm::packed::PackedBatch;
+use longboat_rsm::snapshot::Compression;
 use longboat_rsm::{
     AnyCompletion, Codec, Completion, IndexReads, Machine, Pending, Reads, RequestError, SnapshotRefusal,
 };
@@ -32,6 +34,14 @@ pub(crate) struct Mark {
     entries: usize,
     bytes: usize,
     sequence: u64,
+}
+
+/// What a command's entry will have.
+pub(crate) enum Body<'a, C> {
+    /// What its codec writes.
+    Plain(&'a C),
+    /// This, which was made before and is within the limit.
+    Packed(PayloadCodec, &'a [u8]),
 }
 
 impl GroupShared {
@@ -76,19 +86,25 @@ impl GroupShared {
             return Err(error);
         }
         let mut parts = Vec::with_capacity(1);
+        let mut commands = commands;
+        let count = commands.len();
+        // Without the lock: it takes longer than all the rest, and the group's worker may want the queue meanwhile.
+        let packed = self.packed::<S>(&mut commands)?;
         {
             let mut slot = self.inbox.lock();
             let inbox = slot.get_or_insert_with(Box::default);
-            self.check_room(inbox, commands.len())?;
+            self.check_room(inbox, count)?;
             let mark = self.mark(inbox);
-            if commands.len() > 0 && inbox.chunks.back().is_some_and(|c| c.options != options) {
+            if count > 0 && inbox.chunks.back().is_some_and(|c| c.options != options) {
                 self.begin_chunk::<S>(inbox, options);
             }
-            for command in commands {
-                if let Err(error) = self.add::<S>(inbox, &command, None, options, deadline, &mut parts) {
-                    self.rollback(inbox, &mark);
-                    return Err(error);
-                }
+            let mut add = |body: Body<'_, S::Command>| {
+                let added = self.add::<S>(inbox, body, None, options, deadline, &mut parts);
+                added.inspect_err(|_| self.rollback(inbox, &mark))
+            };
+            match &packed {
+                None => commands.map(|command| add(Body::Plain(&command))).collect::<Result<(), _>>()?,
+                Some(packed) => packed.payloads().map(|p| add(Body::Packed(p.0, p.1))).collect::<Result<(), _>>()?,
             }
         }
         if !parts.is_empty() {
@@ -104,11 +120,43 @@ impl GroupShared {
         if full { Err(RequestError::Busy) } else { Ok(()) }
     }
 
+    /// The commands compressed, in a group that wants that.
+    pub(crate) fn packed<S: Machine>(
+        &self,
+        commands: &mut dyn Iterator<Item = S::Command>,
+    ) -> Result<Option<PackedBatch>, RequestError> {
+        if self.entry_compression == Compression::None {
+            return Ok(None);
+        }
+        let (mut batch, mut raw) = (PackedBatch::default(), BytesMut::new());
+        for command in commands {
+            self.pack_one(&mut batch, &mut raw, &command)?;
+        }
+        Ok(Some(batch))
+    }
+
+    /// Adds a command to those that are compressed.
+    pub(crate) fn pack_one<C: Codec>(
+        &self,
+        batch: &mut PackedBatch,
+        raw: &mut BytesMut,
+        command: &C,
+    ) -> Result<(), RequestError> {
+        let limit = self.host.config.payload_bytes_max;
+        raw.clear();
+        command.encode(raw);
+        if raw.len() > limit {
+            return Err(RequestError::PayloadTooLarge { bytes: raw.len(), limit });
+        }
+        batch.add(self.entry_compression, raw);
+        Ok(())
+    }
+
     /// Adds a command, which belongs to a session if `call` says so.
     pub(crate) fn add<S: Machine>(
         &self,
         inbox: &mut Inbox,
-        command: &S::Command,
+        body: Body<'_, S::Command>,
         call: Option<SessionCall>,
         options: ProposeOptions,
         deadline: Time,
@@ -124,10 +172,13 @@ impl GroupShared {
         let chunk = inbox.chunks.back_mut().expect("just made sure");
         let slot = chunk.builder.count() as u32;
         let limit = self.host.config.payload_bytes_max;
-        let write = |out: &mut BytesMut| command.encode(out);
-        let pushed = match call {
-            None => chunk.builder.push_with(EntryKind::Command, sequence, limit, write),
-            Some(call) => chunk.builder.push_session_with(call, sequence, limit, write),
+        let pushed = match (body, call) {
+            (Body::Plain(c), None) => chunk.builder.push_with(EntryKind::Command, sequence, limit, |b| c.encode(b)),
+            (Body::Plain(c), Some(call)) => chunk.builder.push_session_with(call, sequence, limit, |b| c.encode(b)),
+            (Body::Packed(codec, payload), call) => {
+                chunk.builder.push_coded(call, codec, sequence, payload);
+                Ok(payload.len())
+            }
         };
         let bytes = pushed.map_err(|bytes| RequestError::PayloadTooLarge { bytes, limit })?;
         chunk.deadlines.note(slot, deadline);

@@ -85,6 +85,8 @@ pub struct ReplicaConfig {
     pub snapshot_entries: u64,
     /// How snapshots are compressed.
     pub snapshot_compression: Compression,
+    /// How commands that are proposed here are compressed.
+    pub entry_compression: Compression,
     /// Entries that are kept behind a snapshot, so that slow followers need no install.
     pub compaction_overhead: u64,
     /// The log goes behind each snapshot by itself; else only when that is asked for.

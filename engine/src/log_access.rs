@@ -14,7 +14,7 @@ use bytes::Bytes;
 use longboat_io::{Job, JobState};
 use longboat_logdb::{LogReader, ReadError};
 use longboat_raft::{EntryKind, GroupId, Index, LogPos, ReplicaId, Role, Run, Term, Time, plant};
-use longboat_rsm::{Pending, RequestError, SnapshotRefusal, Stage};
+use longboat_rsm::{Pending, RequestError, SnapshotRefusal, Stage, packed};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -436,19 +436,22 @@ struct QueryJob {
 
 impl QueryJob {
     /// Takes entries while there is room. Returns whether there is any left.
-    fn take(&mut self, run: &Run) -> bool {
+    fn take(&mut self, run: &Run) -> Result<bool, RequestError> {
         for entry in run.entries() {
-            let (entries, bytes) = (self.found.entries.len(), self.bytes + entry.payload.len());
+            let shared = || run.payload().slice(entry.payload_offset..entry.payload_offset + entry.payload.len());
+            let unpacked = if run.is_stripped() { Ok(None) } else { packed::unpack(&entry) };
+            let unreadable = |e| RequestError::LogUnreadable { group: self.shared.group, reason: format!("{e}") };
+            let payload = unpacked.map_err(unreadable)?.unwrap_or_else(shared);
+            let (entries, bytes) = (self.found.entries.len(), self.bytes + payload.len());
             if entries >= self.limits.entries || (entries > 0 && bytes > self.limits.bytes) {
-                return false;
+                return Ok(false);
             }
             self.bytes = bytes;
-            let payload = run.payload().slice(entry.payload_offset..entry.payload_offset + entry.payload.len());
             let (index, term, kind) = (entry.index, entry.term, entry.kind);
             self.found.entries.push(LogEntry { index, term, kind, payload });
             self.found.next = index.next();
         }
-        true
+        Ok(true)
     }
 
     fn read(&mut self) -> Result<bool, RequestError> {
@@ -458,7 +461,12 @@ impl QueryJob {
         let bytes = READ_BYTES.min(self.limits.bytes.max(1));
         let group = self.shared.group;
         let runs = self.reader.entries(group, self.found.next, self.hi, bytes).map_err(|e| self.failed(group, &e))?;
-        Ok(runs.iter().all(|run| self.take(run)))
+        for run in &runs {
+            if !self.take(run)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn failed(&self, group: GroupId, error: &ReadError) -> RequestError {

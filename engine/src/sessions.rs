@@ -3,10 +3,13 @@
 //! Invariant: a call to the table is alone in its chunk, which is closed: its answer is of another type than the results of
 //! commands. Must not know: what the table does with a call.
 
-use crate::client::Part;
+use crate::client::{Body, Part};
 use crate::queue::{Chunk, Deadlines};
 use crate::shared::GroupShared;
+use bytes::BytesMut;
 use longboat_raft::{ProposeOptions, RunBuilder, SessionCall, Time};
+use longboat_rsm::packed::PackedBatch;
+use longboat_rsm::snapshot::Compression;
 use longboat_rsm::{Completion, Machine, Pending, RequestError, SessionAnswer};
 use std::sync::atomic::Ordering;
 
@@ -23,6 +26,10 @@ impl GroupShared {
     ) -> Result<Part<S::Output>, RequestError> {
         self.check_sessions::<S>()?;
         let mut parts = Vec::with_capacity(1);
+        let mut packed = PackedBatch::default();
+        if self.entry_compression != Compression::None {
+            self.pack_one(&mut packed, &mut BytesMut::new(), command)?;
+        }
         {
             let mut slot = self.inbox.lock();
             let inbox = slot.get_or_insert_with(Box::default);
@@ -32,7 +39,11 @@ impl GroupShared {
             if inbox.chunks.back().is_some_and(|c| c.options != options) {
                 self.begin_chunk::<S>(inbox, options);
             }
-            if let Err(error) = self.add::<S>(inbox, command, Some(call), options, deadline, &mut parts) {
+            let body = match packed.payloads().next() {
+                Some((codec, payload)) => Body::Packed(codec, payload),
+                None => Body::Plain(command),
+            };
+            if let Err(error) = self.add::<S>(inbox, body, Some(call), options, deadline, &mut parts) {
                 self.rollback(inbox, &mark);
                 return Err(error);
             }

@@ -266,6 +266,8 @@ pub struct GroupShared {
     pub machine_gone: AtomicBool,
     /// How its snapshots are compressed.
     pub compression: Compression,
+    /// How the commands that are proposed here are compressed.
+    pub entry_compression: Compression,
     /// Applied entries between periodic snapshots; 0 for none.
     pub snapshot_entries: u64,
     /// The applied index at which the next periodic snapshot is due.
@@ -310,6 +312,8 @@ pub struct GroupParts {
     pub sessions_max: u32,
     /// How its snapshots are compressed.
     pub compression: Compression,
+    /// How the commands that are proposed here are compressed.
+    pub entry_compression: Compression,
     /// Applied entries between periodic snapshots; 0 for none.
     pub snapshot_entries: u64,
     /// The sequence number of the first proposal: random, so that an answer meant for a former life matches none of this one's.
@@ -352,6 +356,7 @@ impl GroupShared {
             machine_lost: AtomicBool::new(false),
             machine_gone: AtomicBool::new(false),
             compression: parts.compression,
+            entry_compression: parts.entry_compression,
             snapshot_entries: parts.snapshot_entries,
             snapshot_due: AtomicU64::new(u64::MAX),
             host: Arc::clone(host),

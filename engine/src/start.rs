@@ -402,6 +402,7 @@ impl Starter {
             witness: config.witness,
             sessions_max: config.sessions_max,
             compression: config.snapshot_compression,
+            entry_compression: config.entry_compression,
             snapshot_entries,
             first_sequence,
         };

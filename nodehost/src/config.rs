@@ -243,6 +243,10 @@ pub struct GroupConfig {
     pub snapshot_entries: u64,
     /// How snapshots are compressed, on disk and on their way to followers.
     pub snapshot_compression: Compression,
+    /// How the commands that are proposed at this replica are compressed, in the log and on their way to the others, whatever those
+    /// have here. Commands that do not get smaller stay as they are. Costs processor time where they are proposed and
+    /// wherever they are applied.
+    pub entry_compression: Compression,
     /// Entries that are kept in the log behind a snapshot, so that slow followers need no install.
     pub compaction_overhead: u64,
     /// Snapshots let the log go only on request: with [`crate::Replica::request_compaction`], or by what one request for a
@@ -274,6 +278,7 @@ impl Default for GroupConfig {
             unapplied_bytes_max: 64 << 20,
             snapshot_entries: 0,
             snapshot_compression: Compression::None,
+            entry_compression: Compression::None,
             compaction_overhead: 1_000,
             disable_auto_compaction: false,
             snapshots_kept: 1,
@@ -323,6 +328,7 @@ impl GroupConfig {
             unapplied_bytes_max: self.unapplied_bytes_max,
             snapshot_entries: self.snapshot_entries,
             snapshot_compression: self.snapshot_compression,
+            entry_compression: self.entry_compression,
             compaction_overhead: self.compaction_overhead,
             auto_compaction: !self.disable_auto_compaction,
             snapshots_kept: self.snapshots_kept,

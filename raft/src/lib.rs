@@ -27,6 +27,7 @@ mod log;
 #[cfg(feature = "model")]
 mod model;
 mod output;
+mod payload;
 mod pb;
 mod progress;
 mod promotion;
@@ -49,6 +50,7 @@ pub use output::{
     Compacted, Event, Fetch, Output, Persist, ProposeOptions, Proposed, ReadReady, Refused, RefusedForward, RefusedWhy,
     TransferOutcome, TransferRefused,
 };
+pub use payload::PayloadCodec;
 pub use progress::{Progress, ProgressState};
 pub use run::{EntryKind, EntryRef, Origin, Run, RunBuilder, RunError};
 pub use session::SessionCall;

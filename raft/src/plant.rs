@@ -144,6 +144,8 @@ pub const ALL: &[(&str, &str)] = &[
     ("recover-before-record", "a state machine recovers from a snapshot whose record is not durable"),
     ("overtaken-save-recorded", "a save that an install has overtaken is recorded"),
     ("orphans-kept", "snapshots that no record names stay"),
+    ("packed-though-longer", "a payload is compressed although that makes it longer"),
+    ("unpacked-without-bound", "memory is taken for whatever a compressed payload says that it stands for"),
     ("hanging-group-not-busy", "a group whose call hangs is given more to do by the worker's next thread"),
     ("replaced-runner-goes-on", "a thread whose call hung goes on with the worker that another thread has taken over"),
     ("stream-while-streaming", "a second view of a state machine is sent while one is"),

@@ -25,7 +25,7 @@
 //! | | | session side array |
 //!
 //! A descriptor: kind (1), flags (1), codec (1), zero (1), payload length (4), sequence number at the origin (8).
-//! The flags and the side array are those of [`crate::session`].
+//! The flags and the side array are those of [`crate::session`], the codec is a [`PayloadCodec`]; only commands have another than 0.
 //!
 //! A stripped run is what a witness gets, keeps and reads back: its descriptors are as they were, and its payload area has the
 //! payloads of membership changes and no others. It must not be sent on, nor be given to a state machine.
@@ -35,6 +35,7 @@
 
 use crate::crc::crc32c;
 use crate::ids::{Index, LogPos, ReplicaId, Term};
+use crate::payload::PayloadCodec;
 use crate::session::{self, FLAG_SESSION, SESSION_BYTES, SessionCall};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::fmt;
@@ -133,6 +134,8 @@ pub struct EntryRef<'a> {
     pub kind: EntryKind,
     /// The entry's sequence number at the run's origin.
     pub sequence: u64,
+    /// How the payload is written.
+    pub codec: PayloadCodec,
     /// The entry's payload.
     pub payload: &'a [u8],
     /// Where `payload` starts in the run's payload area, in bytes.
@@ -393,6 +396,7 @@ impl<'a> Iterator for Entries<'a> {
             index: Index(self.run.first.0 + self.next as u64),
             kind: EntryKind::from_u8(d[0]).expect("a run's kinds were checked when it was made"),
             sequence: le64(d, 8),
+            codec: PayloadCodec::from_u8(d[2]).expect("a run's codecs were checked when it was made"),
             payload: &self.run.payload[self.offset..self.offset + len],
             payload_offset: self.offset,
             session: call,
@@ -467,7 +471,14 @@ impl RunBuilder {
         bytes_max: usize,
         write: impl FnOnce(&mut BytesMut),
     ) -> Result<usize, usize> {
-        self.push_entry(kind, None, sequence, bytes_max, write)
+        self.push_entry(kind, (None, PayloadCodec::Plain), sequence, bytes_max, write)
+    }
+
+    /// Adds a command, of a session or not, whose payload is written like this already.
+    pub fn push_coded(&mut self, call: Option<SessionCall>, codec: PayloadCodec, sequence: u64, payload: &[u8]) {
+        let write = |out: &mut BytesMut| out.put_slice(payload);
+        let pushed = self.push_entry(EntryKind::Command, (call, codec), sequence, RUN_PAYLOAD_BYTES_MAX, write);
+        assert!(pushed.is_ok(), "payload of {} bytes", payload.len());
     }
 
     /// Adds a command that belongs to a session. See [`RunBuilder::push_with`].
@@ -481,13 +492,13 @@ impl RunBuilder {
         bytes_max: usize,
         write: impl FnOnce(&mut BytesMut),
     ) -> Result<usize, usize> {
-        self.push_entry(EntryKind::Command, Some(call), sequence, bytes_max, write)
+        self.push_entry(EntryKind::Command, (Some(call), PayloadCodec::Plain), sequence, bytes_max, write)
     }
 
     fn push_entry(
         &mut self,
         kind: EntryKind,
-        call: Option<SessionCall>,
+        (call, codec): (Option<SessionCall>, PayloadCodec),
         sequence: u64,
         bytes_max: usize,
         write: impl FnOnce(&mut BytesMut),
@@ -516,6 +527,7 @@ impl RunBuilder {
             d[1] = call.flags();
             self.sessions.put_slice(&call.encode());
         }
+        d[2] = codec as u8;
         d[4..8].copy_from_slice(&(len as u32).to_le_bytes());
         d[8..16].copy_from_slice(&sequence.to_le_bytes());
         self.head.put_slice(&d);
@@ -620,6 +632,10 @@ fn check(head: &[u8], payload: &[u8]) -> Result<bool, RunError> {
         total += if head[1] & STRIPPED != 0 && kind != EntryKind::Config { 0 } else { le32(d, 4) as usize };
         if !session::are_known(d[1]) {
             return Err(RunError::Malformed("unknown flags of an entry"));
+        }
+        if (d[2], d[3]) != (0, 0) && (kind != EntryKind::Command || PayloadCodec::from_u8(d[2]).is_none() || d[3] != 0)
+        {
+            return Err(RunError::Malformed("codec of an entry"));
         }
         if d[1] & FLAG_SESSION != 0 {
             let record = sessions.next().filter(|_| kind == EntryKind::Command);

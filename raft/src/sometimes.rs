@@ -66,6 +66,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("proposals-wait-for-the-disk", "a host takes no proposals before its disk is done with those that it has"),
     ("newest-words-sealed-again", "a silent group's newest words are written again, so that their segment may go"),
     ("save-overtaken-by-an-install", "a save ends behind a snapshot that was installed meanwhile"),
+    ("payload-unpacked", "a compressed command is applied"),
     ("snapshot-installed", "the record of an installed snapshot is durable"),
     ("stream-replaced-by-a-newer", "a snapshot's transfer is given up for a newer one's"),
     ("snapshot-transfer-stalled", "a snapshot's transfer does not move"),

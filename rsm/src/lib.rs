@@ -7,6 +7,7 @@ pub mod completion;
 pub mod error;
 pub mod files;
 pub mod machine;
+pub mod packed;
 pub mod reads;
 pub mod retry;
 pub mod session;

@@ -18,7 +18,7 @@ use longboat_engine::GroupShared;
 use longboat_engine::replica::Replica;
 use longboat_logdb::{GroupState, Seq, Update};
 use longboat_raft::{Body, EntryKind, GroupId, HostId, Index, LogPos, Membership, Message, ReplicaId, Role, Run, Term};
-use longboat_rsm::RequestError;
+use longboat_rsm::{RequestError, packed};
 use longboat_transport::wire;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -232,7 +232,9 @@ impl Group {
             self.committed.push(Committed { term: entry.term, entry: hash, chain, state: None });
             match entry.kind {
                 EntryKind::Command if self.sessions.applies(entry.index, entry.session) => {
-                    let serial = serial_of(entry.payload).ok_or("a command without a serial number")?;
+                    let unpacked = packed::unpack(&entry).map_err(|e| e.to_string())?;
+                    let serial = serial_of(unpacked.as_deref().unwrap_or(entry.payload))
+                        .ok_or("a command without a serial number")?;
                     self.listed(serial, entry.term)?;
                 }
                 EntryKind::Config => self.history.applied(entry.index, entry.payload)?,

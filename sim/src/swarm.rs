@@ -343,6 +343,8 @@ impl Swarm {
             auto_compaction: true,
             snapshots_kept: 1,
             snapshot_compression: Compression::None,
+            // Each replica has its own: all must read what any of them writes.
+            entry_compression: [Compression::None, Compression::Lz4, Compression::Zstd][replica.0 as usize % 3],
             pre_vote: self.pre_vote,
             check_quorum: self.check_quorum,
             quiesce_after_nanos: self.quiesce_after_nanos,

@@ -182,6 +182,7 @@ impl Alone {
             auto_compaction: true,
             snapshots_kept: 1,
             snapshot_compression: Compression::None,
+            entry_compression: Compression::None,
             pre_vote: true,
             check_quorum: true,
             quiesce_after_nanos: 0,

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
+mod compressed;
 mod disk;
 mod faulty;
 mod files;

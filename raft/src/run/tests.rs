@@ -106,6 +106,50 @@ fn entries_know_how_many_are_left() {
     }
 }
 
+fn coded() -> Run {
+    let mut b = RunBuilder::new();
+    b.push(EntryKind::Empty, 0, b"");
+    b.push_coded(None, PayloadCodec::Lz4, 7, b"packed");
+    b.push_coded(Some(call(5)), PayloadCodec::Zstd, 8, b"and packed");
+    b.push(EntryKind::Command, 9, b"plain");
+    b.seal(Term(3), Index(10), Origin::default())
+}
+
+#[test]
+fn the_codec_of_a_payload_goes_with_it_wherever_the_run_goes() {
+    let run = coded();
+    let mut bytes = BytesMut::new();
+    run.encode(&mut bytes);
+    let back = Run::decode(&mut bytes.freeze()).expect("valid");
+    let codecs = [PayloadCodec::Plain, PayloadCodec::Lz4, PayloadCodec::Zstd, PayloadCodec::Plain];
+    let seen = |run: &Run| run.entries().map(|e| e.codec).collect::<Vec<_>>();
+    assert_eq!(seen(&back), codecs);
+    assert_eq!(seen(&run.slice(Index(11)..=Index(12)).rebase(Term(4), Index(40))), codecs[1..3]);
+    assert_eq!(seen(&run.strip()), codecs, "a witness keeps what others would see");
+    let [_, packed, in_session, _] = back.entries().collect::<Vec<_>>()[..] else { panic!("four entries") };
+    assert_eq!((packed.payload, packed.session, packed.kind), (&b"packed"[..], None, EntryKind::Command));
+    assert_eq!((in_session.payload, in_session.session), (&b"and packed"[..], Some(call(5))));
+}
+
+#[test]
+fn a_codec_that_nobody_knows_is_refused_and_so_is_one_of_what_is_no_command() {
+    let forged = |at: usize, value: u8| {
+        let mut bytes = BytesMut::new();
+        coded().encode(&mut bytes);
+        let head_len = Run::measure(&bytes).expect("whole").0;
+        bytes[RUN_HEADER_BYTES + at] = value;
+        let crc = head_crc(&bytes[..head_len]);
+        bytes[52..56].copy_from_slice(&crc.to_le_bytes());
+        Run::decode(&mut bytes.freeze())
+    };
+    let second = DESCRIPTOR_BYTES;
+    assert!(forged(second + 2, PayloadCodec::Zstd as u8).is_ok());
+    for (at, value) in [(second + 2, 3), (second + 2, 255), (second + 3, 1), (2, 1), (3, 7)] {
+        let refused = forged(at, value);
+        assert!(matches!(refused, Err(RunError::Malformed(_))), "{value} at {at}: {refused:?}");
+    }
+}
+
 #[test]
 fn sessions_that_make_no_sense_are_refused() {
     let forged = |change: &dyn Fn(&mut [u8])| {

@@ -4,12 +4,13 @@
 //! when the table of sessions says so; entries without a session pay nothing for those that have one.
 
 use super::MachineError;
-use crate::codec::{Codec, OutputCodec, Payload};
+use crate::codec::{Codec, CodecError, OutputCodec, Payload};
 use crate::completion::{AnyCompletion, Completion};
 use crate::error::RequestError;
+use crate::packed;
 use crate::session::{SessionAnswer, SessionTable, Verdict};
 use longboat_raft::run::Entries;
-use longboat_raft::{EntryKind, EntryRef, Index, Run, SessionCall, plant};
+use longboat_raft::{EntryKind, EntryRef, Index, PayloadCodec, Run, SessionCall, plant, sometimes};
 
 /// Commands that were committed together, each with its index, in order.
 #[derive(Debug)]
@@ -44,8 +45,14 @@ impl<'a, C: Codec> Commands<'a, C> {
     }
 
     fn decode(&mut self, entry: &EntryRef<'a>) -> Option<(Index, C)> {
-        let range = entry.payload_offset..entry.payload_offset + entry.payload.len();
-        match C::decode(Payload::new(self.run.payload(), range)) {
+        let decoded = match entry.codec {
+            PayloadCodec::Plain => {
+                let range = entry.payload_offset..entry.payload_offset + entry.payload.len();
+                C::decode(Payload::new(self.run.payload(), range))
+            }
+            _ => decode_packed(entry),
+        };
+        match decoded {
             Ok(command) => {
                 self.given += 1;
                 self.last = entry.index;
@@ -80,6 +87,13 @@ impl<C: Codec> Iterator for Commands<'_, C> {
         }
         self.advance()
     }
+}
+
+/// A command that was compressed where it was proposed.
+fn decode_packed<C: Codec>(entry: &EntryRef<'_>) -> Result<C, CodecError> {
+    let unpacked = packed::unpack(entry)?.expect("its codec is another than plain");
+    sometimes!("payload-unpacked");
+    C::decode(Payload::new(&unpacked, 0..unpacked.len()))
 }
 
 /// The entry of a session at which a batch ended, and the entries after that.

@@ -3,9 +3,10 @@
 use crate::support::*;
 use longboat_io::disk::SharedDisk;
 use longboat_io::{JobState, RealDisk};
-use longboat_raft::Index;
-use longboat_rsm::snapshot::{Content, SaveJob, SaveTask, SnapshotError, verify_export};
-use longboat_rsm::{Completion, Concurrent, Lookups, OnDisk, Pending, Reads, RequestError};
+use longboat_raft::{Index, Origin, PayloadCodec, Run, RunBuilder, Term};
+use longboat_rsm::packed::{self, PackedBatch, UNPACKED_BYTES_MAX};
+use longboat_rsm::snapshot::{Compression, Content, SaveJob, SaveTask, SnapshotError, verify_export};
+use longboat_rsm::{Completion, Concurrent, Lookups, MachineError, OnDisk, Pending, Reads, RequestError};
 use parking_lot::Mutex;
 use std::future::Future;
 use std::io::Write;
@@ -30,10 +31,73 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("broken-not-set-aside", a_damaged_snapshot_is_set_aside),
     ("export-directory-made", an_export_does_not_make_the_users_directory),
     ("export-metadata-not-compared", an_export_is_refused_with_the_metadata_of_another),
+    ("packed-though-longer", a_payload_that_does_not_shrink_stays_as_it_is),
+    ("unpacked-without-bound", a_packed_payload_takes_no_more_memory_than_a_proposal),
     ("imported-mark-ignored", an_import_rolls_storage_back_once),
 ];
 
 const FIRST: Entry = Entry::Session { session: 1, series: 1, command: 50 };
+
+/// A run of one command that is written like this.
+fn coded(codec: PayloadCodec, payload: &[u8]) -> Run {
+    let mut builder = RunBuilder::new();
+    builder.push_coded(None, codec, 0, payload);
+    builder.seal(Term(1), Index(1), Origin::default())
+}
+
+/// Bytes that no compression makes shorter.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+fn a_payload_that_does_not_shrink_stays_as_it_is() {
+    for compression in [Compression::Lz4, Compression::Zstd] {
+        let (noise, short, long) = (noise(5000), vec![7; 63], [b"again and ".repeat(1000), noise(100)].concat());
+        let mut batch = PackedBatch::default();
+        for raw in [&noise, &short, &long] {
+            batch.add(compression, raw);
+        }
+        let packed: Vec<_> = batch.payloads().collect();
+        assert_eq!(packed[0], (PayloadCodec::Plain, &noise[..]));
+        assert_eq!(packed[1], (PayloadCodec::Plain, &short[..]));
+        let (codec, payload) = packed[2];
+        assert!(codec != PayloadCodec::Plain && payload.len() < 1000, "{codec:?} {}", payload.len());
+        let run = coded(codec, payload);
+        let entry = run.entries().next().unwrap();
+        assert_eq!(packed::unpack(&entry).unwrap().unwrap(), long);
+    }
+}
+
+fn a_packed_payload_takes_no_more_memory_than_a_proposal() {
+    let unpacked = |codec, payload: &[u8]| {
+        let run = coded(codec, payload);
+        packed::unpack(&run.entries().next().unwrap()).map_err(|e| e.to_string())
+    };
+    for (codec, compression) in [(PayloadCodec::Lz4, Compression::Lz4), (PayloadCodec::Zstd, Compression::Zstd)] {
+        let mut batch = PackedBatch::default();
+        batch.add(compression, &[7; 5000]);
+        let sound = batch.payloads().next().unwrap().1.to_vec();
+        assert_eq!(unpacked(codec, &sound), Ok(Some(vec![7; 5000].into())));
+        let says = |bytes: u32| [&bytes.to_le_bytes(), &sound[4..]].concat();
+        let error = unpacked(codec, &says(UNPACKED_BYTES_MAX as u32 + 1)).expect_err("more than any proposal has");
+        assert!(error.contains("at most"), "{error}");
+        // Bytes that are nothing packed are an error, whatever they are.
+        for bad in [says(4999), says(5001), says(0), sound[..3].to_vec(), sound[..5].to_vec(), noise(300), vec![]] {
+            assert!(unpacked(codec, &bad).is_err(), "{bad:?}");
+        }
+        // It stops the replica, with the entry's index, as any command does that can't be read.
+        let machine = shared(List::default());
+        let error = machine.lock().apply_run(&coded(codec, &says(4999)), None).expect_err("not a command");
+        assert!(matches!(error, MachineError::Decode { index: Index(1), .. }), "{error}");
+    }
+}
 
 fn a_retry_in_a_session_is_not_applied_again() {
     let machine = shared(List::default());
