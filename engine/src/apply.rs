@@ -339,6 +339,11 @@ impl ApplyWorker {
             self.snapshots.not_saved(shared, task, NotSaved::Overlaps);
             return false;
         }
+        if self.snapshots.is_removing(shared.group, applied) && task.request.export_to().is_none() {
+            let text = format!("one at {applied} that is of no use is still being removed, ask again");
+            self.snapshots.not_saved(shared, task, NotSaved::Failed(RequestError::Snapshot(text)));
+            return false;
+        }
         if task.request.is_aborted() {
             self.snapshots.not_saved(shared, task, NotSaved::Failed(RequestError::SnapshotAborted));
             return false;

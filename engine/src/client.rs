@@ -278,6 +278,8 @@ impl GroupShared {
             }
             inbox.snapshot = Some(SnapshotRequest::user(self, options, completion, deadline));
         }
+        let index = self.published.applied.load(Ordering::Relaxed);
+        tracing::debug!(group = %self.group, replica = %self.replica, index, "snapshot requested");
         self.tell_worker();
         Ok(pending)
     }

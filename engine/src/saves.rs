@@ -167,10 +167,19 @@ impl StepWorker {
         if !export && replica.last_request == index && !plant::is("failed-save-counts") {
             replica.last_request = previous;
         }
+        // The request before this one may have failed, too, and have ended first: what it left is what was recorded.
+        if replica.saves == 0 && !plant::is("overlap-puts-back-a-failure") {
+            let newest = replica.snapshot.as_ref().map_or(Index::ZERO, |s| s.meta.pos.index);
+            replica.last_request = replica.last_request.min(newest);
+        }
         let outcome = match why {
             NotSaved::Overlaps => {
                 tracing::debug!(%group, replica = %id, %index, "snapshot request ignored, another save is under way");
                 Ok(SnapshotOutcome::Ignored)
+            }
+            NotSaved::Failed(error @ RequestError::SnapshotAborted) => {
+                tracing::debug!(%group, replica = %id, %index, "snapshot save aborted");
+                Err(error)
             }
             NotSaved::Failed(error) => {
                 tracing::warn!(%group, replica = %id, %index, %error, "snapshot save failed");

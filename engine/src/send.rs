@@ -304,6 +304,9 @@ impl SendJob {
         if self.given > 0 && now >= self.resend_at {
             self.given = 0;
             self.resend_at = now.plus_nanos(RESEND_NANOS);
+            let SendTicket { shared, to, meta, .. } = &self.ticket;
+            let (group, replica, index) = (shared.group, shared.replica, meta.pos.index);
+            tracing::debug!(%group, %replica, %to, %index, from = acked, "snapshot transfer goes on");
         }
     }
 

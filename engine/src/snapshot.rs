@@ -25,7 +25,7 @@ use crate::request::Reply;
 use crate::send::{SendTicket, Sends};
 use crate::shared::{Command, GroupShared, HostShared, reason};
 use crate::stream::Receives;
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use longboat_io::{Job, JobState, Spawner};
 use longboat_logdb::{GroupState, LogReader, Record, SnapshotRecord, Update};
 use longboat_raft::{
@@ -118,6 +118,8 @@ pub struct SnapshotIo {
     pub(crate) receives: Receives,
     /// Sizes of received files whose record is not made yet.
     pub(crate) received: Mutex<AHashMap<(GroupId, Index), u64>>,
+    /// Snapshots that are being removed one by one: nothing may come to be under their names before they are gone.
+    removing: Arc<Mutex<AHashSet<(GroupId, Index)>>>,
 }
 
 impl SnapshotIo {
@@ -139,6 +141,7 @@ impl SnapshotIo {
             receives: Receives::new(host.config.snapshot_receive_bytes_per_s),
             host,
             received: Mutex::default(),
+            removing: Arc::default(),
         })
     }
 
@@ -171,6 +174,7 @@ impl SnapshotIo {
 
     /// Step 4: the pool saves the state machine as it was prepared at the task's index.
     pub fn save(self: &Arc<Self>, shared: &Arc<GroupShared>, task: SaveTask, prepared: Prepared) {
+        tracing::debug!(group = %shared.group, replica = %shared.replica, index = %task.meta.pos.index, export = task.request.export_to().is_some(), "snapshot save begins");
         let header = SnapshotHeader {
             group: shared.group,
             epoch: shared.epoch,
@@ -184,7 +188,6 @@ impl SnapshotIo {
         let job = if prepared.holds_machine() { MachineJob::Alone } else { MachineJob::SavedView };
         let (group_shared, io) = (Arc::clone(shared), Arc::clone(self));
         let (stop, export_to) = (Arc::clone(task.request.stop()), task.request.export_to().map(Path::to_owned));
-        tracing::debug!(group = %shared.group, replica = %shared.replica, index = %task.meta.pos.index, export = export_to.is_some(), "snapshot save begins");
         let index = task.meta.pos.index;
         let on_done = move |result: Result<SavedSnapshot, SnapshotError>| {
             // Storage that can't be synced is not to be trusted with more.
@@ -284,7 +287,35 @@ impl SnapshotIo {
             replica: replica.config.replica,
             below: keep,
             only: None,
+            removing: Arc::clone(&self.removing),
         }));
+    }
+
+    fn remove_one(&self, group: GroupId, replica: ReplicaId, index: Index) {
+        self.removing.lock().insert((group, index));
+        let (store, removing) = (self.store.clone(), Arc::clone(&self.removing));
+        let only = Some(index);
+        self.spawner.spawn(Box::new(RemoveJob { store, group, replica, below: Index::ZERO, only, removing }));
+    }
+
+    /// Whether one at this index is still being removed.
+    pub(crate) fn is_removing(&self, group: GroupId, index: Index) -> bool {
+        self.removing.lock().contains(&(group, index)) && !plant::is("stream-beside-a-removal")
+    }
+
+    /// A snapshot was received for a replica that has stopped since: raft never hears of it, and its files go. Not so if what the
+    /// replica left names them.
+    pub(crate) fn stray(&self, shared: &GroupShared, index: Index) {
+        let group = shared.group;
+        let was_received = self.received.lock().remove(&(group, index)).is_some();
+        let stopped = self.host.stopped.lock();
+        let named = stopped.get(&group).and_then(|s| s.snapshot.as_ref()).is_some_and(|s| s.meta.pos.index == index);
+        let starts = self.host.group(group).is_some_and(|now| !std::ptr::eq(&*now, shared));
+        let recorded = index.0 <= shared.published.snapshot.load(Ordering::Relaxed);
+        if was_received && !named && !recorded && !starts && !plant::is("stray-snapshot-kept") {
+            tracing::debug!(%group, replica = %shared.replica, %index, "snapshot came for a replica that has stopped");
+            self.remove_one(group, shared.replica, index);
+        }
     }
 
     /// Whether the files of a snapshot that raft is told of were received.
@@ -311,13 +342,7 @@ impl SnapshotIo {
         {
             return;
         }
-        self.spawner.spawn(Box::new(RemoveJob {
-            store: self.store.clone(),
-            group: replica.config.group,
-            replica: replica.config.replica,
-            below: Index::ZERO,
-            only: Some(index),
-        }));
+        self.remove_one(replica.config.group, replica.config.replica, index);
     }
 
     /// Begins what the core asked for: transfers to followers, and cold reads. Returns whether a follower needs a snapshot
@@ -423,6 +448,16 @@ struct RemoveJob {
     replica: ReplicaId,
     below: Index,
     only: Option<Index>,
+    removing: Arc<Mutex<AHashSet<(GroupId, Index)>>>,
+}
+
+impl Drop for RemoveJob {
+    /// Also of a job that a closing pool drops.
+    fn drop(&mut self) {
+        if let Some(index) = self.only {
+            self.removing.lock().remove(&(self.group, index));
+        }
+    }
 }
 
 impl Job for RemoveJob {
@@ -434,6 +469,7 @@ impl Job for RemoveJob {
         let removed = found.and_then(|found| {
             for index in found.into_iter().filter(|&i| self.only.is_some() || i < self.below) {
                 self.store.remove(self.group, self.replica, index)?;
+                tracing::debug!(group = %self.group, replica = %self.replica, %index, "snapshot removed");
             }
             Ok(())
         });

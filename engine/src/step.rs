@@ -27,7 +27,7 @@ use crate::wheel::TimingWheel;
 use crate::worker::{Work, Worker};
 use ahash::AHashMap;
 use longboat_logdb::{GroupState, Record, Update};
-use longboat_raft::{GroupId, Output, PersistToken, Time, Violation, sometimes};
+use longboat_raft::{Body, GroupId, Output, PersistToken, Time, Violation, sometimes};
 use longboat_rsm::RequestError;
 use longboat_transport::Transport;
 use longboat_transport::wire::Incoming;
@@ -229,9 +229,10 @@ impl StepWorker {
                     }
                     replica.shared.tell(|| ReplicaEvent::SnapshotSent { to, ok });
                 }),
-                Command::Deliver { shared, from, message } => {
-                    self.with(&shared, |w, slot| w.told_of_snapshot(now, slot, from, *message));
-                }
+                Command::Deliver { shared, from, message } => match (self.slot_of(&shared), &message.body) {
+                    (None, Body::Snapshot(meta)) => self.snapshots.stray(&shared, meta.pos.index),
+                    _ => self.with(&shared, |w, slot| w.told_of_snapshot(now, slot, from, *message)),
+                },
                 Command::Recovered(shared, index, how) => {
                     self.with(&shared, |w, slot| w.recovery_ended(slot, index, how));
                 }

@@ -164,7 +164,7 @@ impl SnapshotIo {
         chunk: &Chunk,
     ) -> bool {
         if !is_of_use(&shared, &meta) {
-            tracing::debug!(group = %chunk.group, index = %meta.pos.index, "a snapshot of what is here already is refused");
+            tracing::debug!(group = %chunk.group, replica = %shared.replica, index = %meta.pos.index, "a snapshot of what is here already is refused");
             if !shared.witness {
                 // Raft takes nothing of it either, and tells the leader how far this replica is: else it would be sent again and again.
                 self.deliver(shared, from, key, chunk.term, meta);
@@ -186,6 +186,7 @@ impl SnapshotIo {
             return false;
         }
         let index = meta.pos.index;
+        tracing::debug!(group = %chunk.group, replica = %shared.replica, from = %chunk.from, %index, "snapshot reception begins");
         let stream = Arc::new(Receive {
             from,
             stream_id: chunk.stream_id,
@@ -284,6 +285,10 @@ impl ReceiveJob {
 
     fn take(&mut self) -> Result<JobState, SnapshotError> {
         if self.file.is_none() {
+            // What is being removed has the name that this one will have.
+            if self.io.is_removing(self.key.group, self.stream.meta.pos.index) {
+                return Ok(JobState::Blocked);
+            }
             let key = TransferKey { group: self.key.group, pos: self.stream.meta.pos, total_bytes: self.total };
             self.file = Some(IncomingSnapshot::begin(&self.io.store, self.shared.replica, key)?);
         }
@@ -323,11 +328,12 @@ impl ReceiveJob {
     fn hand_over(&mut self) -> JobState {
         let meta = self.stream.meta.clone();
         if !self.is_as_announced() {
-            tracing::warn!(group = %self.key.group, from = %self.from, "snapshot file is not what was announced");
+            tracing::warn!(group = %self.key.group, replica = %self.shared.replica, index = %meta.pos.index, from = %self.from, "snapshot file is not what was announced");
             return self.end(ChunkOutcome::Refused);
         }
         let bytes = self.file.as_ref().map_or(0, IncomingSnapshot::received);
         self.io.received.lock().insert((self.key.group, meta.pos.index), bytes);
+        tracing::debug!(group = %self.key.group, replica = %self.shared.replica, index = %meta.pos.index, bytes, "snapshot received");
         let shared = Arc::clone(&self.shared);
         self.io.deliver(shared, self.from, &self.key, self.stream.term, meta);
         self.end(ChunkOutcome::Done)
@@ -345,7 +351,8 @@ impl Job for ReceiveJob {
             Ok(JobState::Done) => self.hand_over(),
             Ok(state) => state,
             Err(error) => {
-                tracing::warn!(group = %self.key.group, from = %self.from, %error, "snapshot transfer refused");
+                let index = self.stream.meta.pos.index;
+                tracing::warn!(group = %self.key.group, replica = %self.shared.replica, %index, from = %self.from, %error, "snapshot transfer refused");
                 self.end(ChunkOutcome::Refused)
             }
         }

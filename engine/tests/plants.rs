@@ -19,6 +19,8 @@ mod stalls;
 mod storage;
 #[path = "rounds/stores.rs"]
 mod stores;
+#[path = "rounds/strays.rs"]
+mod strays;
 #[path = "rounds/transfers.rs"]
 mod transfers;
 #[path = "rounds/trio.rs"]
@@ -30,7 +32,7 @@ use longboat_raft::plant;
 
 fn main() {
     let all = || guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS);
-    let all = || all().chain(pipeline::GUARDS).chain(stalls::GUARDS);
+    let all = || all().chain(pipeline::GUARDS).chain(stalls::GUARDS).chain(strays::GUARDS);
     for (_, scenario) in all() {
         scenario();
     }

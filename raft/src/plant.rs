@@ -144,6 +144,13 @@ pub const ALL: &[(&str, &str)] = &[
     ("recover-before-record", "a state machine recovers from a snapshot whose record is not durable"),
     ("overtaken-save-recorded", "a save that an install has overtaken is recorded"),
     ("orphans-kept", "snapshots that no record names stay"),
+    (
+        "behind-stops-the-replica",
+        "an older snapshot that lost storage can't go on from counts as a failed state machine",
+    ),
+    ("stream-beside-a-removal", "a snapshot is received or saved while one of its index is still being removed"),
+    ("stray-snapshot-kept", "a snapshot that was received for a replica that has stopped stays"),
+    ("overlap-puts-back-a-failure", "the index of a failed save is put back as that of the last request"),
     ("packed-though-longer", "a payload is compressed although that makes it longer"),
     ("unpacked-without-bound", "memory is taken for whatever a compressed payload says that it stands for"),
     ("hanging-group-not-busy", "a group whose call hangs is given more to do by the worker's next thread"),

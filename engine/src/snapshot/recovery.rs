@@ -92,6 +92,9 @@ impl SnapshotIo {
 
 /// The apply worker and the step worker learn how it ended, in this order.
 fn recovered(shared: &Arc<GroupShared>, index: Index, how: Recovery) {
+    if let Recovery::Done { used } = how {
+        tracing::debug!(group = %shared.group, replica = %shared.replica, %index, %used, "state machine recovered");
+    }
     let lost = how == Recovery::Lost && !plant::is("state-lost-not-seen");
     shared.machine_lost.store(lost, Ordering::SeqCst);
     if !lost {

@@ -7,6 +7,7 @@ mod crashes;
 mod guards;
 mod hosts;
 mod interleavings;
+mod life;
 mod list;
 mod log;
 mod pipeline;
@@ -14,6 +15,7 @@ mod shelf;
 mod stalls;
 mod storage;
 mod stores;
+mod strays;
 mod transfers;
 mod trio;
 mod wire;
@@ -33,7 +35,7 @@ use std::time::Duration;
 #[test]
 fn every_guard_holds() {
     let all = guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS);
-    for (name, scenario) in all.chain(pipeline::GUARDS).chain(stalls::GUARDS) {
+    for (name, scenario) in all.chain(pipeline::GUARDS).chain(stalls::GUARDS).chain(strays::GUARDS) {
         eprintln!("the scenario for {name}");
         scenario();
     }
@@ -45,6 +47,11 @@ fn transfers_come_to_their_end() {
         eprintln!("{name}");
         scenario();
     }
+}
+
+#[test]
+fn every_transition_of_a_snapshot_is_an_event_with_group_replica_and_index() {
+    life::every_transition_is_an_event_with_group_replica_and_index();
 }
 
 #[test]

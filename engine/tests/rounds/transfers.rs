@@ -59,7 +59,7 @@ fn encoded(like: &Frame, chunk: &Chunk) -> Frame {
 }
 
 /// Keeps chunks from the given one on in a list, and lets the others through.
-fn hold_chunks(trio: &Trio, from: usize) -> Arc<Mutex<Vec<Frame>>> {
+pub fn hold_chunks(trio: &Trio, from: usize) -> Arc<Mutex<Vec<Frame>>> {
     let held = Arc::new(Mutex::new(Vec::new()));
     let (keeps, count) = (Arc::clone(&held), AtomicUsize::new(0));
     trio.wires.filter(move |frame| {

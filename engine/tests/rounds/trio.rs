@@ -316,6 +316,27 @@ impl Trio {
         }
     }
 
+    /// Passes a millisecond in which the step worker of host `id` does nothing.
+    pub fn pass_without_steps_of(&mut self, id: u64) {
+        let mut one = self.hosts[id as usize - 1].take().expect("it is up");
+        self.pass(1);
+        let now = self.clock.now();
+        one.host.poller.run_round(now);
+        one.host.applies[0].run_round(now);
+        one.jobs.step_all();
+        self.hosts[id as usize - 1] = Some(one);
+    }
+
+    /// The step worker of host `id` does what there is to do, and then its apply worker: what that says is not heard yet.
+    pub fn pass_without_steps_after_apply_of(&mut self, id: u64) {
+        let now = self.clock.now();
+        let one = self.one(id);
+        for _ in 0..3 {
+            one.host.steps[0].run_round(now);
+        }
+        one.host.applies[0].run_round(now);
+    }
+
     /// Passes time until this holds.
     pub fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         for _ in 0..20_000 {

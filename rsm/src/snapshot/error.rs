@@ -47,6 +47,9 @@ pub enum SnapshotError {
         /// Where the chunk starts.
         found: u64,
     },
+    /// It holds no state, and the state machine's own storage lacks what it stands for.
+    #[error("the snapshot holds no state: {0}")]
+    Behind(String),
     /// The user's state machine returned an error.
     #[error("state machine failed: {0}")]
     Machine(String),
@@ -62,10 +65,10 @@ pub enum SnapshotError {
 }
 
 impl SnapshotError {
-    /// Whether it is the snapshot that is at fault, so that another one may serve.
+    /// Whether this snapshot is of no use and nothing else is at fault, so that another one may serve.
     pub fn is_unusable(&self) -> bool {
         match self {
-            Self::Corrupt(_) | Self::Mismatch { .. } => true,
+            Self::Corrupt(_) | Self::Mismatch { .. } | Self::Behind(_) => true,
             Self::Io(error) => error.kind() == io::ErrorKind::NotFound,
             _ => false,
         }

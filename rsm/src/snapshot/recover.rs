@@ -9,7 +9,7 @@ use super::jobs::{Outcome, Report, SharedMachine, run_user_code};
 use super::reader::SnapshotReader;
 use super::store::SnapshotStore;
 use crate::files::{RecoveredFile, RecoveredFiles};
-use crate::machine::DynMachine;
+use crate::machine::{DynMachine, MachineError};
 use longboat_io::{Job, JobState};
 use longboat_raft::{GroupId, Index, ReplicaId, SnapshotMeta, plant};
 use std::fmt;
@@ -109,8 +109,9 @@ impl RecoverJob {
             if !error.is_unusable() {
                 return Err(error);
             }
-            tracing::error!(group = %self.group, replica = %self.replica, %index, %error, "snapshot can't be used and is set aside");
-            if !plant::is("broken-not-set-aside") {
+            tracing::error!(group = %self.group, replica = %self.replica, %index, %error, "snapshot can't be used");
+            // One that is whole, and only of no use to this storage, is no evidence of damage.
+            if !matches!(error, SnapshotError::Behind(_)) && !plant::is("broken-not-set-aside") {
                 self.store.set_aside(self.group, self.replica, index)?;
             }
             let Some(next) = older.next() else { return Err(error) };
@@ -132,7 +133,15 @@ impl RecoverJob {
             Content::Full if !has_it || imported => self.recover_full(&mut **machine, &mut reader, index)?,
             Content::Full | Content::Metadata => {
                 reader.drain()?;
-                run_user_code(|| machine.resume_at(index, last_command))?;
+                let mut behind = None;
+                run_user_code(|| match machine.resume_at(index, last_command) {
+                    Err(error @ MachineError::Behind { .. }) if !plant::is("behind-stops-the-replica") => {
+                        behind = Some(error.to_string());
+                        Ok(())
+                    }
+                    other => other,
+                })?;
+                behind.map_or(Ok(()), |text| Err(SnapshotError::Behind(text)))?;
             }
             Content::Witness => return Err(SnapshotError::corrupt("a witness's snapshot has no state")),
         }

@@ -25,6 +25,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("view-published-late", who_was_told_of_a_result_finds_its_effect),
     ("disk-entry-applied-twice", an_on_disk_machine_is_fed_no_entry_twice),
     ("metadata-snapshot-trusted", storage_that_lost_entries_is_not_taken_for_a_snapshot),
+    ("behind-stops-the-replica", an_older_snapshot_without_state_is_of_no_use_to_storage_that_was_lost),
     ("storage-not-synced", a_snapshot_without_state_waits_for_the_storage),
     ("save-not-stopped", a_stop_ends_a_save_at_the_next_block),
     ("block-checksum-ignored", a_damaged_block_is_not_recovered),
@@ -190,7 +191,24 @@ fn storage_that_lost_entries_is_not_taken_for_a_snapshot() {
     // Somebody put an older copy of the storage in its place.
     disk.lock().seen = (vec![50], 1);
     let refused = recover(&store(&dir), &opened(&disk, false), 3);
-    assert!(matches!(&refused, Err(SnapshotError::Machine(text)) if text.contains("full snapshot")), "{refused:?}");
+    assert!(matches!(&refused, Err(SnapshotError::Behind(text)) if text.contains("full snapshot")), "{refused:?}");
+}
+
+/// The newest snapshot is damaged, the older one says what the storage had, and the storage was lost: nobody's code has
+/// failed, and the leader is to be asked.
+fn an_older_snapshot_without_state_is_of_no_use_to_storage_that_was_lost() {
+    let dir = TempDir::new().unwrap();
+    let disk = Arc::<Mutex<Stored>>::default();
+    let machine = opened(&disk, false);
+    machine.lock().apply_run(&commands(1, &[50, 51, 52]), None).unwrap();
+    save(&store(&dir), &machine, 3, Content::Metadata);
+    machine.lock().apply_run(&commands(4, &[53]), None).unwrap();
+    save(&store(&dir), &machine, 4, Content::Full);
+    std::fs::write(snapshot_file(&dir, 4), b"damaged").unwrap();
+    disk.lock().seen = (Vec::new(), 0);
+    let lost = recover_from(&store(&dir), &opened(&disk, false), 4, &[3]).expect_err("nothing to begin from");
+    assert!(lost.is_unusable() && matches!(lost, SnapshotError::Behind(_)), "{lost}");
+    assert_eq!(store(&dir).list(GROUP, REPLICA).unwrap(), [Index(3)], "only what is damaged is set aside");
 }
 
 fn a_snapshot_without_state_waits_for_the_storage() {
