@@ -103,8 +103,8 @@ impl GroupShared {
                 added.inspect_err(|_| self.rollback(inbox, &mark))
             };
             match &packed {
-                None => commands.map(|command| add(Body::Plain(&command))).collect::<Result<(), _>>()?,
-                Some(packed) => packed.payloads().map(|p| add(Body::Packed(p.0, p.1))).collect::<Result<(), _>>()?,
+                None => commands.try_for_each(|command| add(Body::Plain(&command)))?,
+                Some(packed) => packed.payloads().try_for_each(|p| add(Body::Packed(p.0, p.1)))?,
             }
         }
         if !parts.is_empty() {
