@@ -14,7 +14,7 @@ use crate::codec::{Malformed, put_record, take_record};
 use crate::frame::Frame;
 use crate::{Record, Update};
 use bytes::Buf;
-use longboat_raft::{HardState, Index, LogPos, ReplicaId, Term, plant};
+use longboat_raft::{HardState, Index, LogPos, ReplicaId, Run, Term, plant};
 use smallvec::SmallVec;
 
 /// Bytes of the fixed part, at most what a frame's is.
@@ -47,49 +47,24 @@ pub(crate) struct Effect {
 }
 
 impl Effect {
-    /// The first and the last entry that it appends.
-    pub(crate) fn appended(&self) -> Option<(Index, Index)> {
-        Some((self.spans.first()?.first, self.spans.last()?.last))
-    }
-
-    /// The number of entries that it appends.
-    pub(crate) fn entries(&self) -> u64 {
-        self.appended().map_or(0, |(first, last)| last.0 + 1 - first.0)
-    }
-
-    /// Joins what follows at once to this. Returns it if that can't be: what a record or a cut meets is then no more what it
-    /// met, and a frame with a record may mean nothing as a whole.
+    /// Whether what follows at once may be joined to this, by whether that has a record or a cut: what those meet would be no
+    /// more what they met, and a frame with a record may mean nothing as a whole.
     ///
     /// Entries may move before a compaction: that goes no further than the entries that were there, and takes from the front
     /// what it took. Of several compactions the furthest has done what the others did.
-    pub(crate) fn join(&mut self, next: Self) -> Option<Self> {
-        let apart = self.record.is_some() || next.record.is_some() || next.cut_tail.is_some();
-        if apart && !plant::is("effects-joined-over-a-cut") {
-            return Some(next);
-        }
-        self.hard_state = next.hard_state;
-        for span in next.spans {
-            self.append(span);
-        }
-        if let Some(to) = next.compact_to
+    fn takes(&self, record: bool, cut: bool) -> bool {
+        !(self.record.is_some() || record || cut) || plant::is("effects-joined-over-a-cut")
+    }
+
+    /// Joins one that it takes.
+    fn join(&mut self, hard_state: HardState, spans: impl Iterator<Item = TermSpan>, compact_to: Option<LogPos>) {
+        self.hard_state = hard_state;
+        spans.for_each(|span| append(&mut self.spans, span));
+        if let Some(to) = compact_to
             && self.compact_to.is_none_or(|before| before.index < to.index)
         {
             self.compact_to = Some(to);
         }
-        None
-    }
-
-    fn append(&mut self, span: TermSpan) {
-        match self.spans.last_mut() {
-            Some(last) if last.term == span.term => last.last = span.last,
-            _ => self.spans.push(span),
-        }
-    }
-
-    fn spans_of(spans: impl Iterator<Item = TermSpan>) -> SmallVec<[TermSpan; 1]> {
-        let mut effect = Self::default();
-        spans.for_each(|span| effect.append(span));
-        effect.spans
     }
 
     /// The part of its length in a footer that grows when another is joined to it.
@@ -176,10 +151,29 @@ impl Effect {
     }
 }
 
+fn span_of(run: &Run) -> TermSpan {
+    TermSpan { term: run.term(), first: run.first(), last: run.last() }
+}
+
+/// Adds entries to those before them.
+fn append(spans: &mut SmallVec<[TermSpan; 1]>, span: TermSpan) {
+    match spans.last_mut() {
+        Some(last) if last.term == span.term => last.last = span.last,
+        _ => spans.push(span),
+    }
+}
+
+fn joined(mut spans: impl Iterator<Item = TermSpan>) -> SmallVec<[TermSpan; 1]> {
+    // One is the usual number.
+    let Some(first) = spans.next() else { return SmallVec::new() };
+    let mut all = SmallVec::from_buf([first]);
+    spans.for_each(|span| append(&mut all, span));
+    all
+}
+
 impl From<&Update> for Effect {
     fn from(u: &Update) -> Self {
-        let span = |r: &longboat_raft::Run| TermSpan { term: r.term(), first: r.first(), last: r.last() };
-        let spans = Self::spans_of(u.runs.iter().map(span));
+        let spans = joined(u.runs.iter().map(span_of));
         let (hard_state, cut_tail, compact_to) = (u.hard_state, u.cut_tail, u.compact_to);
         Self { hard_state, cut_tail, compact_to, record: u.record.clone(), spans }
     }
@@ -187,41 +181,114 @@ impl From<&Update> for Effect {
 
 impl From<&Frame> for Effect {
     fn from(f: &Frame) -> Self {
-        let spans = Self::spans_of(f.runs.iter().map(|r| TermSpan { term: r.term, first: r.first, last: r.last }));
+        let spans = joined(f.runs.iter().map(|r| TermSpan { term: r.term, first: r.first, last: r.last }));
         let (hard_state, cut_tail, compact_to) = (f.hard_state, f.cut_tail, f.compact_to);
         Self { hard_state, cut_tail, compact_to, record: f.record.clone(), spans }
     }
 }
 
 /// What one group's frames in a segment come to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tally {
+#[derive(Debug)]
+struct Tally {
     /// What nothing more is joined to, oldest first.
     closed: Vec<Effect>,
     last: Effect,
 }
 
 impl Tally {
-    pub(crate) fn new(first: Effect) -> Self {
+    fn new(first: Effect) -> Self {
         Self { closed: Vec::new(), last: first }
     }
 
-    /// Adds the group's next frame. Returns how many more bytes a footer takes for that.
-    pub(crate) fn add(&mut self, effect: Effect) -> usize {
+    /// Adds what the group's next frame does. Returns how many more bytes a footer takes for that.
+    fn add(&mut self, next: Effect) -> usize {
+        if !self.last.takes(next.record.is_some(), next.cut_tail.is_some()) {
+            let bytes = next.encoded_len();
+            self.closed.push(std::mem::replace(&mut self.last, next));
+            return bytes;
+        }
         let before = self.last.joinable_len();
-        match self.last.join(effect) {
-            None => self.last.joinable_len() - before,
-            Some(next) => {
-                let bytes = next.encoded_len();
-                self.closed.push(std::mem::replace(&mut self.last, next));
-                bytes
-            }
+        self.last.join(next.hard_state, next.spans.into_iter(), next.compact_to);
+        self.last.joinable_len() - before
+    }
+
+    /// As [`Tally::add`], for one that is about to be written.
+    fn add_update(&mut self, next: &Update) -> usize {
+        if !self.last.takes(next.record.is_some(), next.cut_tail.is_some()) {
+            return self.add(Effect::from(next));
+        }
+        let before = self.last.joinable_len();
+        self.last.join(next.hard_state, next.runs.iter().map(span_of), next.compact_to);
+        self.last.joinable_len() - before
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.closed.iter().for_each(|effect| effect.encode(false, out));
+        self.last.encode(true, out);
+    }
+}
+
+/// What the frames of the segment that is being written come to, by the slots of their groups in the index. A group without
+/// a frame there takes four bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Tallies {
+    /// By slot the place in `all`, plus one; zero for none.
+    places: Vec<u32>,
+    all: Vec<Tally>,
+    bytes: usize,
+}
+
+impl Tallies {
+    /// Another segment begins.
+    pub(crate) fn clear(&mut self) {
+        self.places.fill(0);
+        self.all.clear();
+        self.bytes = 0;
+    }
+
+    /// Bytes that all of them take in a footer.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn place(&mut self, slot: u32) -> &mut u32 {
+        let slot = slot as usize;
+        if slot >= self.places.len() {
+            self.places.resize(slot + 1, 0);
+        }
+        &mut self.places[slot]
+    }
+
+    /// Adds what this group's next frame does.
+    pub(crate) fn add(&mut self, slot: u32, next: Effect) {
+        match *self.place(slot) {
+            0 => self.begin(slot, next),
+            place => self.bytes += self.all[place as usize - 1].add(next),
         }
     }
 
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        self.closed.iter().for_each(|effect| effect.encode(false, out));
-        self.last.encode(true, out);
+    /// As [`Tallies::add`], for one that is about to be written.
+    pub(crate) fn add_update(&mut self, slot: u32, next: &Update) {
+        match *self.place(slot) {
+            0 => self.begin(slot, Effect::from(next)),
+            place => self.bytes += self.all[place as usize - 1].add_update(next),
+        }
+    }
+
+    fn begin(&mut self, slot: u32, first: Effect) {
+        self.bytes += first.encoded_len();
+        self.all.push(Tally::new(first));
+        *self.place(slot) = self.all.len() as u32;
+    }
+
+    /// The tallies of these groups, back to back.
+    pub(crate) fn encode(&self, slots: impl Iterator<Item = u32>) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.bytes);
+        for slot in slots {
+            let place = self.places[slot as usize].checked_sub(1).expect("a listed group has a frame in the segment");
+            self.all[place as usize].encode(&mut out);
+        }
+        out
     }
 }
 
@@ -243,7 +310,7 @@ mod tests {
             last: Index(last),
         };
         let hard_state = HardState { commit: Index(spans.last().map_or(0, |s| s.1)), ..HardState::default() };
-        Effect { hard_state, spans: Effect::spans_of(spans.iter().map(span)), ..Effect::default() }
+        Effect { hard_state, spans: joined(spans.iter().map(span)), ..Effect::default() }
     }
 
     fn taken(mut input: &[u8]) -> Vec<Effect> {
@@ -288,15 +355,13 @@ mod tests {
                     folded.apply(effect).expect("valid");
                 }
                 let mut joined = folded.clone();
-                let mut tally = Tally::new(life[from].clone());
-                let mut length = life[from].encoded_len();
-                life[from + 1..to].iter().for_each(|effect| length += tally.add(effect.clone()));
+                let mut tallies = Tallies::default();
+                life[from..to].iter().for_each(|effect| tallies.add(7, effect.clone()));
                 for effect in &life[from..to] {
                     folded.apply(effect).expect("valid");
                 }
-                let mut bytes = Vec::new();
-                tally.encode(&mut bytes);
-                assert_eq!(bytes.len(), length, "effects {from}..{to}");
+                let bytes = tallies.encode(std::iter::once(7));
+                assert_eq!(bytes.len(), tallies.bytes(), "effects {from}..{to}");
                 for effect in taken(&bytes) {
                     joined.apply(&effect).unwrap_or_else(|e| panic!("{from}..{to}: {e}"));
                 }

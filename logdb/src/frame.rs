@@ -60,12 +60,12 @@ pub(crate) struct RunAt {
     pub(crate) length: u32,
 }
 
-/// Bytes that the frame of this update takes.
-pub(crate) fn encoded_len(update: &Update) -> usize {
-    front_len(update) + update.runs.iter().map(Run::encoded_len).sum::<usize>()
+/// Bytes that the runs of an update's frame take.
+pub(crate) fn runs_len(update: &Update) -> usize {
+    update.runs.iter().map(Run::encoded_len).sum()
 }
 
-/// Bytes of that before the first run.
+/// Bytes of an update's frame before the first run.
 pub(crate) fn front_len(update: &Update) -> usize {
     let mut len = FRAME_HEADER_BYTES;
     len += if update.cut_tail.is_some() { 8 } else { 0 };
@@ -171,6 +171,11 @@ impl Frame {
         let record = if record_len > 0 { Some(Box::new(take_record(&mut record_bytes)?)) } else { None };
         Ok(Self { group, hard_state, cut_tail, compact_to, record, runs })
     }
+
+    /// The first and the last index of the entries.
+    pub(crate) fn appended(&self) -> Option<(Index, Index)> {
+        Some((self.runs.first()?.first, self.runs.last()?.last))
+    }
 }
 
 /// The length of a run in bytes, by its header.
@@ -265,7 +270,7 @@ mod tests {
         for update in [update(), Update { group: GroupId(1), ..Update::default() }] {
             let mut bytes = Vec::new();
             encode(&update, 99, &mut bytes);
-            assert_eq!(bytes.len(), encoded_len(&update));
+            assert_eq!(bytes.len(), front_len(&update) + runs_len(&update));
             let frame = Frame::decode(&bytes, 99).expect("valid");
             assert_eq!(frame.group, update.group);
             assert_eq!(frame.hard_state, update.hard_state);

@@ -4,11 +4,12 @@
 //! is being written. It follows what is durable, never what is only submitted, so that readers see nothing else.
 
 use crate::codec::Rows;
-use crate::effect::{Effect, Tally};
+use crate::effect::Tallies;
 use crate::fold::is_overtaken;
 use crate::format::{FOOTER_ITEM_BYTES, FooterGroup, FooterOpening, FrameAt};
+use crate::frame::Frame;
 use crate::segment::Segment;
-use crate::{GroupState, ReadError, Record};
+use crate::{GroupState, ReadError, Record, Update};
 use ahash::AHashMap;
 use longboat_raft::{GroupId, Index, ReplicaId};
 use smallvec::SmallVec;
@@ -50,10 +51,9 @@ pub(crate) struct Group {
     has_dead_rows: bool,
     /// Ascending, contiguous, from the first entry that is not settled to the last.
     pub(crate) spans: SmallVec<[Span; 1]>,
-    /// The use number of the segment that `newest` and `tally` are about.
+    /// The use number of the segment that `newest` is about.
     touched: u64,
     newest: u32,
-    tally: u32,
 }
 
 impl Group {
@@ -74,6 +74,17 @@ impl Group {
     }
 }
 
+/// What a frame or an update does to the index.
+#[derive(Debug, Default)]
+pub(crate) struct Change {
+    commit: Index,
+    cut_tail: Option<Index>,
+    appended: Option<(Index, Index)>,
+    compact_to: Option<Index>,
+    /// Few have one, and all are kept until their record is durable.
+    rare: Option<Box<Rare>>,
+}
+
 /// What a rare record does: everything is gone and the log starts after an index.
 #[derive(Debug)]
 struct Rare {
@@ -83,14 +94,41 @@ struct Rare {
 }
 
 impl Rare {
-    fn of(record: &Record) -> Option<Self> {
-        let (fresh, bootstrap, removed) = match record {
+    fn of(record: Option<&Record>) -> Option<Box<Self>> {
+        let (fresh, bootstrap, removed) = match record? {
             Record::Bootstrap(b) => (Index::ZERO, Some(b.replica), None),
             Record::Removed { replica } => (Index::ZERO, None, Some(*replica)),
             Record::Snapshot(s) if s.resets_log => (s.meta.pos.index, None, None),
             Record::Snapshot(_) => return None,
         };
-        Some(Self { fresh, bootstrap, removed })
+        Some(Box::new(Self { fresh, bootstrap, removed }))
+    }
+}
+
+impl Change {
+    /// The number of entries that it appends.
+    pub(crate) fn entries(&self) -> u64 {
+        self.appended.map_or(0, |(first, last)| last.0 + 1 - first.0)
+    }
+}
+
+impl From<&Update> for Change {
+    fn from(u: &Update) -> Self {
+        let appended = match (u.runs.first(), u.runs.last()) {
+            (Some(first), Some(last)) => Some((first.first(), last.last())),
+            _ => None,
+        };
+        let (commit, cut_tail) = (u.hard_state.commit, u.cut_tail);
+        let compact_to = u.compact_to.map(|p| p.index);
+        Self { commit, cut_tail, appended, compact_to, rare: Rare::of(u.record.as_deref()) }
+    }
+}
+
+impl From<&Frame> for Change {
+    fn from(f: &Frame) -> Self {
+        let (commit, cut_tail) = (f.hard_state.commit, f.cut_tail);
+        let compact_to = f.compact_to.map(|p| p.index);
+        Self { commit, cut_tail, appended: f.appended(), compact_to, rare: Rare::of(f.record.as_deref()) }
     }
 }
 
@@ -110,11 +148,8 @@ pub(crate) struct LogIndex {
     /// Oldest first; the last one is being written.
     pub(crate) segments: VecDeque<Arc<Segment>>,
     frames: Vec<ActiveFrame>,
-    /// The groups with a frame in the segment that is being written, and what their frames come to.
+    /// The groups with a frame in the segment that is being written.
     touched: Vec<u32>,
-    tallies: Vec<Tally>,
-    /// Bytes of the tallies in a footer.
-    tally_bytes: usize,
     /// The groups of whose rows in the key-value store some are not needed any more, each once.
     dead_rows: Vec<u32>,
 }
@@ -190,35 +225,25 @@ impl LogIndex {
         self.segments.push_back(segment);
         self.frames.clear();
         self.touched.clear();
-        self.tallies.clear();
-        self.tally_bytes = 0;
     }
 
-    /// Bytes that the body of a footer would have now at most, but for its list of openings.
+    /// Bytes of the lists that a footer would have now.
     pub(crate) fn footer_bytes(&self) -> usize {
-        (self.frames.len() + self.touched.len()) * FOOTER_ITEM_BYTES + self.tally_bytes
+        (self.frames.len() + self.touched.len()) * FOOTER_ITEM_BYTES
     }
 
     /// Carries out one frame at `at` of the segment that is being written.
     ///
     /// # Errors
     /// What the frame contradicts. A running store checks its updates before they are written, so it never sees one.
-    pub(crate) fn apply(&mut self, slot: u32, effect: Effect, offset: u32, length: u32) -> Result<(), String> {
+    pub(crate) fn apply(&mut self, slot: u32, effect: &Change, offset: u32, length: u32) -> Result<(), String> {
         let segment = self.segments.back().expect("a segment is being written").use_number;
         let g = &mut self.groups[slot as usize];
-        let (commit, cut_tail, appended) = (effect.hard_state.commit, effect.cut_tail, effect.appended());
-        let compact_to = effect.compact_to.map(|to| to.index);
-        let rare = effect.record.as_deref().and_then(Rare::of);
-        // Whatever it means here: who folds the footer will see it as it was.
         if g.touched != segment {
-            (g.touched, g.newest, g.tally) = (segment, NO_FRAME, self.touched.len() as u32);
+            (g.touched, g.newest) = (segment, NO_FRAME);
             self.touched.push(slot);
-            self.tally_bytes += effect.encoded_len();
-            self.tallies.push(Tally::new(effect));
-        } else {
-            self.tally_bytes += self.tallies[g.tally as usize].add(effect);
         }
-        if let Some(rare) = &rare
+        if let Some(rare) = &effect.rare
             && !begin_anew(&mut self.dead_rows, slot, g, rare)
         {
             return Ok(());
@@ -227,11 +252,11 @@ impl LogIndex {
             // Only a bootstrap brings a group back, no snapshot that was on its way.
             return Ok(());
         }
-        g.commit = g.commit.max(commit);
-        if let Some(from) = cut_tail {
+        g.commit = g.commit.max(effect.commit);
+        if let Some(from) = effect.cut_tail {
             cut(g, from);
         }
-        if let Some((first, last)) = appended {
+        if let Some((first, last)) = effect.appended {
             if first != g.last.next() {
                 return Err(format!("group {}: entries from {first} do not follow {}", g.id, g.last));
             }
@@ -244,7 +269,7 @@ impl LogIndex {
             let previous = std::mem::replace(&mut g.newest, self.frames.len() as u32);
             self.frames.push(ActiveFrame { at, slot, previous });
         }
-        if let Some(to) = compact_to {
+        if let Some(to) = effect.compact_to {
             if to > g.last {
                 return Err(format!("group {}: compaction to {to} beyond {}", g.id, g.last));
             }
@@ -278,7 +303,7 @@ impl LogIndex {
 
     /// The footer of the segment that is being written. Goes once over the frames in their order, so that a segment of
     /// very many small ones is soon done.
-    pub(crate) fn footer(&self) -> FooterBody {
+    pub(crate) fn footer(&self, tallies: &Tallies) -> FooterBody {
         let mut slots = self.touched.clone();
         slots.sort_unstable_by_key(|&s| self.groups[s as usize].id);
         // Per slot the number of its frames, then where the next one of them goes.
@@ -307,18 +332,15 @@ impl LogIndex {
             placed[to as usize] = frame.at;
             next[frame.slot as usize] = to + 1;
         }
-        let mut body = FooterBody {
-            groups: Vec::with_capacity(slots.len()),
-            frames: Vec::with_capacity(placed.len()),
-            tallies: Vec::with_capacity(self.tally_bytes),
-        };
+        let mut body = FooterBody { groups: Vec::with_capacity(slots.len()), ..FooterBody::default() };
+        body.frames.reserve(placed.len());
         for (&slot, start) in slots.iter().zip(starts) {
             let (at, frames) = (body.frames.len() as u32, &placed[start as usize..next[slot as usize] as usize]);
             body.frames.extend_from_slice(frames);
             let (group, count) = (self.id(slot), frames.len() as u32);
             body.groups.push((slot, FooterGroup { group, at, count }));
-            self.tallies[self.groups[slot as usize].tally as usize].encode(&mut body.tallies);
         }
+        body.tallies = tallies.encode(body.groups.iter().map(|(slot, _)| *slot));
         body
     }
 

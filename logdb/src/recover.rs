@@ -9,7 +9,7 @@
 
 use crate::archive::{self, Archive};
 use crate::codec::Rows;
-use crate::effect::Effect;
+use crate::effect::{Effect, Tallies};
 use crate::fold::Folded;
 use crate::format::{
     BLOCK, DIRECTORY_ITEM_BYTES, DirectoryItem, FOOTER_HEADER_BYTES, FooterHeader, HeaderFault, RECORD_HEADER_BYTES,
@@ -68,6 +68,8 @@ pub(crate) struct Replayed {
     pub(crate) use_number_max: u64,
     /// What must be written again before anything else.
     pub(crate) last_written: Vec<LastWritten>,
+    /// What the records of the segment that is being written come to.
+    pub(crate) tallies: Tallies,
     /// The block at `position` holds the header of a torn footer.
     pub(crate) torn_footer: bool,
     /// Free files that were given a use after the one that is being written, before the crash.
@@ -226,7 +228,7 @@ pub(crate) fn replay(
         files.bytes += file.capacity;
         files.free.push(Arc::new(file));
     }
-    let Replay { index, groups, position, last_seq, last_written, torn_footer, .. } = replay;
+    let Replay { index, groups, position, last_seq, last_written, tallies, torn_footer, .. } = replay;
     Ok(Replayed {
         index,
         groups,
@@ -236,6 +238,7 @@ pub(crate) fn replay(
         last_seq,
         use_number_max,
         last_written,
+        tallies,
         torn_footer,
         prepared,
         surplus,
@@ -260,6 +263,8 @@ struct Replay {
     oldest_needed: u64,
     position: u64,
     last_written: Vec<LastWritten>,
+    /// What the records of the segment come to.
+    tallies: Tallies,
     /// The header of a footer is at `position`, but not all of its list.
     torn_footer: bool,
 }
@@ -276,15 +281,16 @@ impl Replay {
         for folded in groups.values() {
             index.load(&folded.state, folded.rows);
         }
-        let (last_written, torn_footer) = (Vec::new(), false);
+        let (last_written, tallies, torn_footer) = (Vec::new(), Tallies::default(), false);
         let groups = groups.into_values().collect();
-        Self { index, groups, last_seq: settled, oldest_needed: 0, position: BLOCK, last_written, torn_footer }
+        Self { index, groups, last_seq: settled, oldest_needed: 0, position: BLOCK, last_written, tallies, torn_footer }
     }
 
     /// Replays one segment. Returns the use in which the journal goes on, if this one is sealed.
     fn segment(&mut self, header: SegmentHeader, file: Arc<SegmentFile>) -> Result<Option<u64>, OpenError> {
         let segment = Arc::new(Segment::new(Arc::clone(&file), &header));
         self.index.begin_segment(Arc::clone(&segment));
+        self.tallies.clear();
         let mut window = Window::new(&file, READ_BYTES);
         // Until a record comes, the front block and the footer before it are what was written last.
         self.last_written.retain(|w| w.offset != 0);
@@ -323,7 +329,8 @@ impl Replay {
             let effect = Effect::from(frame);
             self.groups[slot as usize].apply(&effect).map_err(damaged)?;
             let offset = u32::try_from(self.position).expect("segments are below 4 GiB") + item.offset;
-            self.index.apply(slot, effect, offset, item.length).map_err(damaged)?;
+            self.index.apply(slot, &frame.into(), offset, item.length).map_err(damaged)?;
+            self.tallies.add(slot, effect);
         }
         debug_assert!(segment.first_seq <= seq);
         self.last_seq = seq;
@@ -344,7 +351,7 @@ impl Replay {
             return Err(damaged("its length is not that of its list"));
         }
         let bytes = window.bytes(self.position, footer.length)?.ok_or_else(|| damaged("it reaches beyond its file"))?;
-        let body = self.index.footer();
+        let body = self.index.footer(&self.tallies);
         let mut expected = Vec::new();
         body.encode(&segment.openings(), &mut expected);
         let seed = body_seed(segment.seed, footer.opening);

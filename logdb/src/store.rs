@@ -287,6 +287,7 @@ fn recover_store(
         last_seq,
         use_number_max,
         last_written,
+        tallies,
         torn_footer,
         prepared,
         surplus,
@@ -319,7 +320,7 @@ fn recover_store(
         erase(&mut *shared.disk.open(&path)?, 0)?;
     }
     let opening = opening(ids, &active, last_seq)?;
-    let place = Place { active, opening, last_seq };
+    let place = Place { active, opening, last_seq, tallies };
     let writer = Writer::new(Arc::clone(&shared), ids, place, use_number_max);
     let log = SharedLog { writer, shared, failed: None };
     Ok(Opened { log, store, groups: recover::states(groups) })

@@ -5,7 +5,7 @@
 //! durable; after the first error nothing is written any more.
 
 use crate::buffer::WriteBuffer;
-use crate::effect::{Effect, SPAN_BYTES};
+use crate::effect::{SPAN_BYTES, Tallies};
 use crate::fold::is_overtaken;
 use crate::format::{
     BLOCK, DIRECTORY_ITEM_BYTES, DirectoryItem, FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterHeader,
@@ -13,7 +13,7 @@ use crate::format::{
 };
 use crate::frame;
 use crate::identity::Ids;
-use crate::index::{FooterBody, Group, LogIndex};
+use crate::index::{Change, FooterBody, Group, LogIndex};
 use crate::segment::{Sealed, Segment, SegmentFile};
 use crate::shared::Shared;
 use crate::{Record, Seq, Update};
@@ -64,6 +64,8 @@ pub(crate) struct Place {
     pub(crate) opening: u64,
     /// The last record that is durable.
     pub(crate) last_seq: u64,
+    /// What the records of the segment that is being written come to.
+    pub(crate) tallies: Tallies,
 }
 
 /// What the next record holds.
@@ -90,7 +92,7 @@ struct Written {
     slot: u32,
     offset: u32,
     length: u32,
-    effect: Effect,
+    change: Change,
 }
 
 /// What the writer knows of the group with a slot.
@@ -175,6 +177,8 @@ pub(crate) struct Writer {
     use_number: u64,
     gathered: Gathered,
     seats: Seats,
+    /// What was written to the segment comes to, with the record under way.
+    tallies: Tallies,
     buffer: WriteBuffer,
     /// A seal is wanted: nothing was submitted for a while.
     seal_wanted: bool,
@@ -185,7 +189,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(shared: Arc<Shared>, ids: Ids, place: Place, use_number: u64) -> Self {
-        let Place { active, opening, last_seq } = place;
+        let Place { active, opening, last_seq, tallies } = place;
         let seats = Seats::of(&shared.index.read());
         Self {
             shared,
@@ -202,6 +206,7 @@ impl Writer {
             use_number,
             gathered: Gathered::default(),
             seats,
+            tallies,
             buffer: WriteBuffer::default(),
             seal_wanted: false,
             sealed: last_seq == 0,
@@ -282,7 +287,7 @@ impl Writer {
         let record = padded(record as u64);
         // The openings of before that have records here, and this one.
         let openings = (self.active.segment.openings().len() + 1) * FOOTER_ITEM_BYTES;
-        let listed = self.shared.index.read().footer_bytes() + openings;
+        let listed = self.shared.index.read().footer_bytes() + self.tallies.bytes() + openings;
         let footer = |bytes: usize| padded((FOOTER_HEADER_BYTES + bytes) as u64);
         let added = self.gathered.footer_bytes;
         if self.active.position + record + footer(listed + added) > self.active.segment.file.capacity {
@@ -303,7 +308,8 @@ impl Writer {
             }
             let mut taken = 0;
             for update in &batch.updates {
-                let bytes = frame::encoded_len(update) + DIRECTORY_ITEM_BYTES;
+                let front = frame::front_len(update);
+                let bytes = front + frame::runs_len(update) + DIRECTORY_ITEM_BYTES;
                 if !g.slots.is_empty() && g.bytes + bytes > RECORD_BYTES_MAX {
                     break;
                 }
@@ -312,7 +318,7 @@ impl Writer {
                 g.slots.push(slot);
                 g.bytes += bytes - DIRECTORY_ITEM_BYTES;
                 // A group, a frame, and what it does: no more than the frame says before its runs, and their terms.
-                g.footer_bytes += 2 * FOOTER_ITEM_BYTES + frame::front_len(update) + update.runs.len() * SPAN_BYTES;
+                g.footer_bytes += 2 * FOOTER_ITEM_BYTES + front + update.runs.len() * SPAN_BYTES;
                 taken += 1;
             }
             if taken < batch.updates.len() {
@@ -354,7 +360,8 @@ impl Writer {
             out[at..at + DIRECTORY_ITEM_BYTES].copy_from_slice(&item.encode());
             at += DIRECTORY_ITEM_BYTES;
             let offset = self.active.position as u32 + item.offset;
-            self.gathered.frames.push(Written { slot, offset, length: item.length, effect: Effect::from(update) });
+            self.tallies.add_update(slot, update);
+            self.gathered.frames.push(Written { slot, offset, length: item.length, change: Change::from(update) });
         }
         // They need not outlive the sync, and nobody waits for what frees them after it.
         self.gathered.batches.clear();
@@ -377,10 +384,10 @@ impl Writer {
     fn record_durable(&mut self) {
         let mut index = self.shared.index.write();
         for written in self.gathered.frames.drain(..) {
-            self.written.entries += written.effect.entries();
             index
-                .apply(written.slot, written.effect, written.offset, written.length)
+                .apply(written.slot, &written.change, written.offset, written.length)
                 .expect("updates were checked before they were written");
+            self.written.entries += written.change.entries();
         }
         drop(index);
         let bytes = self.buffer.bytes().len() as u64;
@@ -421,7 +428,7 @@ impl Writer {
     fn start_footer(&mut self) {
         let next = self.next.as_ref().expect("its header was just written");
         let header_seed = self.active.segment.seed;
-        let body = self.shared.index.read().footer();
+        let body = self.shared.index.read().footer(&self.tallies);
         let openings = self.active.segment.openings();
         let items = body.groups.len() + body.frames.len() + openings.len();
         let length = FOOTER_HEADER_BYTES + items * FOOTER_ITEM_BYTES + body.tallies.len();
@@ -459,6 +466,7 @@ impl Writer {
         index.sealed(&body);
         index.begin_segment(Arc::clone(&next.segment));
         drop(index);
+        self.tallies.clear();
         self.active = next;
     }
 }
