@@ -8,6 +8,7 @@ pub mod client;
 pub mod config;
 mod durable;
 pub mod events;
+mod give_back;
 pub mod host;
 mod late;
 pub mod liveness;

@@ -6,6 +6,7 @@
 //! - After the first failure of the store nothing is released any more.
 
 use crate::config::{HOUSEKEEPING_NANOS, UNSYNCED_BYTES_MAX};
+use crate::give_back::GiveBack;
 use crate::notify::Notifier;
 use crate::outbox::OutFrame;
 use crate::reseal::ResealJob;
@@ -92,6 +93,7 @@ pub struct LogWriter<L: LogDb> {
     stated: bool,
     next_housekeeping: Time,
     next_look: Time,
+    give_back: GiveBack,
     failed: bool,
     touched: Vec<bool>,
 }
@@ -119,6 +121,7 @@ impl<L: LogDb> LogWriter<L> {
             stated: true,
             next_housekeeping: Time::ZERO,
             next_look: Time::ZERO,
+            give_back: GiveBack::default(),
             failed: false,
             touched,
         }
@@ -231,6 +234,8 @@ impl<L: LogDb> LogWriter<L> {
         self.release(progress.durable_through);
         self.housekeeping(now, progress.in_flight)?;
         self.look_for_room(now);
+        let silence = || (self.host.peers.silent.load(Ordering::Relaxed), self.host.groups.read().len() as u64);
+        self.give_back.look(now, silence, &*self.spawner);
         let next = if self.stated { now.plus_nanos(IDLE_NANOS * 10) } else { self.next_housekeeping };
         Ok(Work { did: any, again: progress.in_flight, next: Some(next) })
     }

@@ -142,7 +142,11 @@ impl StepWorker {
         // Most acknowledgements come when others had been faster, and nothing is to be done about them.
         let may_pass = matches!(message.body, Body::AppendAccepted { .. });
         let stepped = replica.core.step(now, message);
-        if may_pass && stepped.is_ok() && !replica.wants_visit() {
+        // What the majority lacks now may be what this host's own disk is busy with.
+        let awaits_disk = may_pass && replica.core.awaits_disk() && !plant::is("ack-asks-for-no-disk");
+        let passes = may_pass && stepped.is_ok() && !replica.wants_visit();
+        self.awaits_disk |= awaits_disk;
+        if passes {
             return;
         }
         self.after_step(slot, stepped);

@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod disk;
+pub mod heap;
 pub mod job;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -466,8 +466,12 @@ impl Core {
 
     /// Whether this replica does something as soon as what is being written is durable. Of others nobody has to be told.
     pub fn awaits_disk(&self) -> bool {
-        self.durability.in_flight()
-            && (self.role != Role::Follower || self.commit > self.durability.durable() || self.is_falling_quiet())
+        let acts = || match self.role {
+            Role::Follower => false,
+            Role::PreCandidate | Role::Candidate => true,
+            Role::Leader => self.own_log_decides(),
+        };
+        self.durability.in_flight() && (self.commit > self.durability.durable() || self.is_falling_quiet() || acts())
     }
 
     /// Takes its role from the membership in effect, but for what it is from the start.

@@ -41,6 +41,11 @@ pub const ALL: &[(&str, &str)] = &[
     ("commit-old-term-by-counting", "a leader commits entries of an earlier term by counting replicas"),
     ("aba-token", "a completed write marks overwritten indexes as durable without regard to later tail cuts"),
     ("apply-before-durable", "committed entries are applied before they are durable locally"),
+    ("own-log-never-decides", "a leader whose own log is all that a majority lacks is not told when it is durable"),
+    (
+        "ack-asks-for-no-disk",
+        "an acknowledgement that came before the own disk was done does not have the worker woken for it",
+    ),
     ("durable-without-a-wake", "a worker whose replicas wait for the disk is not woken when it is done"),
     (
         "quiesce-without-match",

@@ -13,7 +13,7 @@ use crate::log::{Slice, configs_decode};
 use crate::message::{Body, SnapshotMeta};
 use crate::output::{Compacted, Fetch};
 use crate::plant;
-use crate::progress::ProgressState;
+use crate::progress::{Progress, ProgressState};
 use crate::quorum;
 use crate::run::{Origin, Run, RunBuilder};
 use crate::sometimes;
@@ -141,6 +141,17 @@ impl Core {
             self.dirty |= !self.membership.witnesses.is_empty();
             self.maybe_commit();
         }
+    }
+
+    /// Whether the leader's own log, once all of it is durable, makes a majority that is not there yet, or is what witnesses wait
+    /// for. Mostly its disk is done before the first follower's answer is here: then there is nothing to be woken for.
+    pub(crate) fn own_log_decides(&self) -> bool {
+        let reached = |p: &Progress| if p.id == self.id { self.log.last().index } else { p.matched };
+        let index = quorum::joint_index(
+            self.peers.iter().filter(|p| p.incoming).map(reached),
+            self.peers.iter().filter(|p| p.outgoing).map(reached),
+        );
+        (index > self.commit || !self.membership.witnesses.is_empty()) && !plant::is("own-log-never-decides")
     }
 
     /// Commits what majorities have.

@@ -2,6 +2,8 @@
 
 use crate::alone::{Alone, GROUP, MILLI, outcome, voters};
 use crate::list::List;
+use crate::shelf::Shelf;
+use crate::trio::{Trio, write};
 use longboat_engine::{
     EntryLimits, GroupShared, LogHold, LogPin, LogRequest, Rare, ReplicaConfig, Reply, SnapshotOptions,
     SnapshotOutcome, Start,
@@ -9,7 +11,7 @@ use longboat_engine::{
 use longboat_io::{Clock, RealDisk, SharedDisk};
 use longboat_raft::{GroupId, Index, ProposeOptions, ReplicaId};
 use longboat_rsm::snapshot::{Compression, verify_export};
-use longboat_rsm::{Pending, Reads, RequestError, SnapshotRefusal};
+use longboat_rsm::{OnDisk, Pending, Reads, RequestError, SnapshotRefusal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
@@ -30,6 +32,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("wiped-host-is-believed", crate::stores::a_wiped_host_is_not_believed),
     ("saves-unbounded", snapshots_that_free_most_are_saved_first_and_one_by_one),
     ("abort-not-seen", an_aborted_save_leaves_nothing),
+    ("ack-asks-for-no-disk", a_leader_is_woken_for_its_disk_when_followers_were_faster),
     ("durable-without-a-wake", a_leader_is_woken_when_its_entries_are_durable),
 ];
 
@@ -379,4 +382,36 @@ fn a_leader_is_woken_when_its_entries_are_durable() {
     notifier.take();
     led.alone.write();
     assert!(notifier.take(), "its own log counts towards the majority, and nobody else would tell");
+}
+
+fn a_leader_is_woken_for_its_disk_when_followers_were_faster() {
+    let mut trio = Trio::voters();
+    let leader = trio.leader();
+    let notifier = Arc::clone(&trio.one(leader).host.shared.workers[0].notifier);
+    let propose = |trio: &mut Trio, value: u64| {
+        let deadline = trio.clock.now().plus_nanos(1_000 * MILLI);
+        let options = ProposeOptions::default();
+        trio.one(leader).shared.enqueue::<OnDisk<Shelf>>([value].into_iter(), options, deadline).unwrap();
+    };
+    // Its disk is done before anybody has answered: that is no majority.
+    propose(&mut trio, 1);
+    let now = trio.clock.now();
+    trio.one(leader).host.steps[0].run_round(now);
+    notifier.take();
+    write(trio.one(leader), None, now);
+    assert!(!notifier.take(), "nothing follows from its own log alone");
+    trio.until("the value", |trio| trio.values(leader) == [1]);
+    // The followers are done before its disk is: what was an acknowledgement of no consequence has the next word.
+    trio.one(leader).writer_stands = true;
+    propose(&mut trio, 2);
+    for _ in 0..4 {
+        trio.round();
+    }
+    notifier.take();
+    let now = trio.clock.now();
+    write(trio.one(leader), None, now);
+    assert!(notifier.take(), "its own log is what the majority lacks");
+    trio.one(leader).writer_stands = false;
+    trio.until("both values", |trio| trio.values(leader) == [1, 2]);
+    trio.check();
 }

@@ -13,6 +13,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("commit-old-term-by-counting", an_entry_of_an_earlier_term_is_not_committed_by_counting),
     ("aba-token", a_write_of_overwritten_entries_makes_nothing_durable),
     ("apply-before-durable", entries_are_applied_when_they_are_durable_here),
+    ("own-log-never-decides", crate::patience::only_who_does_something_with_it_awaits_its_disk),
     ("quiesce-without-match", crate::silence::nobody_is_silent_with_another_log_than_the_leaders),
     ("quiesce-before-commit-durable", crate::silence::nobody_is_silent_before_its_commit_index_is_durable),
     ("suspected-leader-kept", crate::silence::followers_of_a_suspected_leader_elect_another_at_once),
