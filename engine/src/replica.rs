@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 const NEVER: Time = Time(u64::MAX);
-/// Members, and senders that the membership does not name yet, that one replica keeps routes to.
+/// Senders that the membership does not name yet, and members that it names no more, that one replica keeps routes to.
 const ROUTES_MAX: usize = 256;
 /// Heartbeats after which a read whose answer has not come asks again: the question or the answer was lost.
 const READ_PATIENCE: u64 = 2;
@@ -114,7 +114,8 @@ pub struct Replica {
     /// It was told that the host has no room for entries.
     pub(crate) overloaded: bool,
 
-    /// Where members live, as far as known: from the membership, or proved by a handshake.
+    /// Where those live that the membership does not name: proved by a handshake, or named by an earlier membership. Members are
+    /// looked up in the membership, which groups with equal members share: for thousands of groups it is in the processor's caches.
     routes: Vec<(ReplicaId, HostId)>,
     /// A received snapshot that the core was just told of.
     pub delivered: Option<Index>,
@@ -141,7 +142,7 @@ impl Replica {
             now if **now == bootstrap.membership => Arc::clone(now),
             _ => Arc::new(bootstrap.membership),
         };
-        let mut replica = Self {
+        Self {
             epoch: shared.epoch,
             told: None,
             shared,
@@ -183,13 +184,17 @@ impl Replica {
             silence: None,
             suspicions: 0,
             fenced: (0, Vec::new()),
-        };
-        replica.routes_from_membership();
-        replica
+        }
     }
 
-    fn routes_from_membership(&mut self) {
-        for (&id, member) in &self.core.membership().hosts {
+    /// Right after output was taken, before anything of it is sent: who is a member no more is told so by what is in it.
+    pub(crate) fn keep_routes(&mut self, out: &Output) {
+        if !out.events.iter().any(|event| matches!(event, Event::MembershipChanged { .. })) {
+            return;
+        }
+        let before = Arc::clone(&self.shared.membership.lock());
+        let now = Arc::clone(self.core.shared_membership());
+        for (&id, member) in before.hosts.iter().filter(|(id, _)| !now.hosts.contains_key(id)) {
             Self::set_route(&mut self.routes, id, member.host);
         }
     }
@@ -212,7 +217,9 @@ impl Replica {
 
     /// Tells the core which members are on suspected hosts.
     pub(crate) fn tell_suspicions(&mut self, now: Time, is_suspected: impl Fn(HostId) -> bool) {
-        for &(id, host) in &self.routes {
+        let members = Arc::clone(self.core.shared_membership());
+        let members = members.hosts.iter().map(|(id, member)| (*id, member.host));
+        for (id, host) in members.chain(self.routes.iter().copied()) {
             if id != self.config.replica {
                 self.core.set_suspected(now, id, is_suspected(host));
             }
@@ -221,7 +228,8 @@ impl Replica {
 
     /// The host of a member, if known.
     pub fn host_of(&self, id: ReplicaId) -> Option<HostId> {
-        self.routes.iter().find(|r| r.0 == id).map(|r| r.1)
+        let learnt = || self.routes.iter().find(|r| r.0 == id).map(|r| r.1);
+        self.core.membership().host_of(id).or_else(learnt)
     }
 
     /// Whether a message of `from` may come from `host`: its known host, or, for a sender that the membership does not
@@ -483,7 +491,6 @@ impl Replica {
                 }
                 Event::Removed { change } => self.removed = Some(change),
                 Event::MembershipChanged { .. } => {
-                    self.routes_from_membership();
                     // The hosts of the new members are not known to be suspected or not.
                     self.suspicions = 0;
                     self.fenced.0 = 0;
@@ -608,7 +615,7 @@ impl Replica {
 
     /// As [`Replica::warm`], for what is a pointer further.
     pub fn warm_deep(&self) -> u64 {
-        self.core.warm_deep() ^ self.routes.first().map_or(0, |r| r.1.0)
+        self.core.warm_deep()
     }
 
     /// Ends what was not given to the core yet: it was not applied and never will be.

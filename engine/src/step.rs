@@ -412,6 +412,7 @@ impl StepWorker {
         let replica = self.slots[slot as usize].replica.as_deref_mut().expect("the caller checked");
         replica.take_applied();
         replica.core.take_output(now, &mut out);
+        replica.keep_routes(&out);
         self.awaits_disk |= replica.core.awaits_disk();
         let (group, epoch) = (replica.config.group, replica.epoch);
         // What is to be durable goes into the batch first, and the messages that wait for it right after, with nothing between
