@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:${HOME:-/}/.cargo/bin"
-targets=(one_core whole_group group_with_a_liar frame)
+targets=(one_core whole_group group_with_a_liar frame runs handshake journal snapshot export resp)
 
 usage() { printf 'usage: scripts/fuzz.sh all|%s SECONDS [OPTIONS]\n' "$(IFS='|'; echo "${targets[*]}")" >&2; exit 2; }
 [ $# -ge 2 ] || usage

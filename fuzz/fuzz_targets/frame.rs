@@ -24,7 +24,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     assert_eq!(again, incoming);
     let config = CoreConfig { replica: ReplicaId(1), ..CoreConfig::default() };
     let voters = (1..4).map(|n| (ReplicaId(n), Member::default()));
-    let restored = Restored { membership: Membership::from_voters(voters), ..Restored::default() };
+    let restored = Restored { membership: Membership::from_voters(voters).into(), ..Restored::default() };
     let mut core = Core::new(config, restored, Time::ZERO).expect("an empty log is consistent");
     for i in incoming {
         if core.step(Time(1), i.message).is_err() {

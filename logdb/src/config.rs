@@ -28,16 +28,20 @@ pub(crate) const JOURNAL: &str = "journal";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeyValue {
     /// RocksDB, on the machine's file system.
+    #[cfg(feature = "rocksdb")]
     #[default]
     RocksDb,
     /// A twin in memory that writes itself to the store's disk when flushed. For the simulator and small tests.
+    #[cfg_attr(not(feature = "rocksdb"), default)]
     Memory,
 }
 
 /// What RocksDB does its input and output through.
+#[cfg(feature = "rocksdb")]
 #[derive(Clone)]
 pub struct RocksEnv(pub rocksdb::Env);
 
+#[cfg(feature = "rocksdb")]
 impl std::fmt::Debug for RocksEnv {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("RocksEnv")
@@ -67,6 +71,7 @@ pub struct SharedLogConfig {
     pub key_value: KeyValue,
     /// What RocksDB does its input and output through; the machine's file system if not given. Tests that take the power away
     /// have one of their own.
+    #[cfg(feature = "rocksdb")]
     pub rocks_env: Option<RocksEnv>,
     /// Ids come from this seed instead of the machine's random numbers, so that runs repeat. A directory that is made
     /// anew must be given another seed than the one before it, or it would claim to be the same store.
@@ -84,7 +89,8 @@ impl SharedLogConfig {
             journal_bytes_max: JOURNAL_BYTES_MAX_DEFAULT,
             settle_segments: SETTLE_SEGMENTS_DEFAULT,
             archive_span_bytes_min: ARCHIVE_SPAN_BYTES_MIN_DEFAULT,
-            key_value: KeyValue::RocksDb,
+            key_value: KeyValue::default(),
+            #[cfg(feature = "rocksdb")]
             rocks_env: None,
             seed: None,
         }

@@ -179,7 +179,7 @@ impl Frame {
 }
 
 /// The length of a run in bytes, by its header.
-fn run_length(head: &[u8]) -> u64 {
+pub(crate) fn run_length(head: &[u8]) -> u64 {
     let entries = u64::from((&head[4..]).get_u32_le());
     let mut b = &head[40..];
     let (payload, session) = (u64::from(b.get_u32_le()), u64::from(b.get_u32_le()));

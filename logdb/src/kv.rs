@@ -10,8 +10,10 @@ use bytes::{Buf, BufMut, Bytes};
 use longboat_raft::{GroupId, Index, Run};
 
 mod mem;
+#[cfg(feature = "rocksdb")]
 mod rocks;
 pub(crate) use mem::MemKv;
+#[cfg(feature = "rocksdb")]
 pub(crate) use rocks::RocksKv;
 
 /// The tables.
@@ -24,6 +26,7 @@ pub(crate) enum Table {
 }
 
 /// The names of the tables, in their order.
+#[cfg(feature = "rocksdb")]
 pub(crate) const TABLES: [&str; 2] = ["state", "log"];
 
 /// The store failed. Final.
@@ -290,7 +293,7 @@ pub(crate) fn take_log_row(value: Vec<u8>) -> Result<Vec<Run>, String> {
     (0..count).map(|_| Run::decode(&mut value).map_err(|e| format!("log row: {e}"))).collect()
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "rocksdb"))]
 mod tests {
     use super::*;
     use longboat_io::{RealDisk, SharedDisk};

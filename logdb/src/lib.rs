@@ -15,6 +15,8 @@ mod effect;
 mod fold;
 mod format;
 mod frame;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzzing;
 mod identity;
 mod index;
 mod kv;
@@ -27,9 +29,10 @@ mod store;
 mod upkeep;
 mod writer;
 
+#[cfg(feature = "rocksdb")]
+pub use config::RocksEnv;
 pub use config::{
-    JOURNAL_BYTES_MAX_DEFAULT, KeyValue, RocksEnv, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
-    SharedLogConfig,
+    JOURNAL_BYTES_MAX_DEFAULT, KeyValue, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SharedLogConfig,
 };
 pub use store::SharedLog;
 

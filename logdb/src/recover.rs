@@ -212,6 +212,11 @@ pub(crate) fn replay(
         candidate = next.and_then(|n| unused.remove(&n)).ok_or_else(|| {
             OpenError::Corrupt(format!("the segment after record {} is missing or damaged", replay.last_seq))
         })?;
+        // Segments are found again by the numbers of their uses, which ascend.
+        if candidate.header.use_number <= header.use_number {
+            let why = format!("use {} of a segment comes after use {}", candidate.header.use_number, header.use_number);
+            return Err(OpenError::Corrupt(why));
+        }
         if candidate.header.first_seq != replay.last_seq + 1 {
             let why = format!("a segment starts at {}, after record {}", candidate.header.first_seq, replay.last_seq);
             return Err(OpenError::Corrupt(why));

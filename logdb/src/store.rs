@@ -5,7 +5,7 @@ use crate::config::JOURNAL;
 use crate::fold::Folded;
 use crate::format::{BLOCK, SegmentHeader, crc};
 use crate::identity::{self, Ids};
-use crate::kv::{KEY_IDENTITY, KEY_SETTLED, KEY_SETTLING, Kv, KvBatch, MemKv, RocksKv, Settled, Table, group_of_key};
+use crate::kv::{KEY_IDENTITY, KEY_SETTLED, KEY_SETTLING, Kv, KvBatch, MemKv, Settled, Table, group_of_key};
 use crate::reader::SharedReader;
 use crate::recover::{self, LastWritten, Owner, Replayed};
 use crate::segment::SegmentFile;
@@ -173,7 +173,8 @@ fn lock_journal(
 fn open_kv(disk: &SharedDisk, config: &SharedLogConfig) -> Result<Box<dyn Kv>, OpenError> {
     let dir = config.data_dir.join("kv");
     Ok(match config.key_value {
-        KeyValue::RocksDb => Box::new(RocksKv::open(&dir, config.rocks_env.as_ref())?),
+        #[cfg(feature = "rocksdb")]
+        KeyValue::RocksDb => Box::new(crate::kv::RocksKv::open(&dir, config.rocks_env.as_ref())?),
         KeyValue::Memory => Box::new(MemKv::open(Arc::clone(disk), &dir)?),
     })
 }

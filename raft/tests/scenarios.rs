@@ -9,6 +9,8 @@ mod borders;
 mod bugs;
 #[path = "scenarios/cluster.rs"]
 mod cluster;
+#[path = "scenarios/decoding.rs"]
+mod decoding;
 #[path = "scenarios/elections.rs"]
 mod elections;
 #[path = "scenarios/flow.rs"]

@@ -15,6 +15,8 @@ mod encoder;
 mod error;
 mod export;
 mod format;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzzing;
 mod import;
 mod jobs;
 mod live;

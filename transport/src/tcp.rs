@@ -28,6 +28,9 @@ mod socket;
 mod token;
 mod wake;
 
+#[cfg(any(test, feature = "fuzz"))]
+pub use hello::fuzzing;
+
 use crate::counters::{Counters, bump};
 use crate::registry::Registry;
 use crate::wire::FRAME_BYTES_LIMIT;

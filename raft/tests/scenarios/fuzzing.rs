@@ -296,8 +296,12 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "a test may read files; the core does not")]
     fn the_fuzz_corpus_and_random_bytes_bring_nothing_but_violations() {
         type Target = fn(&[u8]);
-        let targets: [(&str, Target); 3] =
-            [("one_core", one_core), ("whole_group", whole_group), ("group_with_a_liar", group_with_a_liar)];
+        let targets: [(&str, Target); 4] = [
+            ("one_core", one_core),
+            ("whole_group", whole_group),
+            ("group_with_a_liar", group_with_a_liar),
+            ("runs", crate::decoding::runs),
+        ];
         let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
         for (name, target) in targets {
             let mut files: Vec<_> =

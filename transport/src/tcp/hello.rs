@@ -10,6 +10,9 @@
 //!
 //! The side that connects speaks first and says which host it expects; the other answers, with a refusal where it has one.
 
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzzing;
+
 use crate::Lane;
 use crate::tcp::TcpConfig;
 use crate::wire::WIRE_VERSION;
