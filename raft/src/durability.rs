@@ -227,6 +227,15 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "batches complete in the order of their sealing")]
+    fn a_batch_does_not_complete_before_an_earlier_one() {
+        let mut d = start();
+        let _first = d.seal(Time::ZERO, Index(12), Ballot::default());
+        let (_, second) = d.seal(Time::ZERO, Index(13), Ballot::default());
+        d.complete(&second);
+    }
+
+    #[test]
     fn a_cut_of_entries_that_no_batch_holds_is_not_written() {
         let mut d = start();
         d.cut_tail(Index(12));

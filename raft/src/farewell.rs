@@ -193,3 +193,15 @@ impl Core {
         self.outbox.rare.events.push(Event::Removed { change });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_that_nobody_left_and_that_was_not_told_keeps_nothing_of_it() {
+        assert!(Farewell::default().is_emptied());
+        assert!(!Farewell { told: true, ..Farewell::default() }.is_emptied());
+        assert!(!Farewell { leaving: vec![ReplicaId(1)], ..Farewell::default() }.is_emptied());
+    }
+}

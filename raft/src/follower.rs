@@ -195,7 +195,6 @@ impl Core {
         let pos = meta.pos;
         let here = self.log.term_at(pos.index);
         match self.guard {
-            Guard::None => {}
             Guard::LostLog { through } if pos.index < through && !plant::is("lost-log-takes-old-snapshot") => {
                 self.dropped += 1;
                 return Ok(());

@@ -420,6 +420,14 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_evicted_than_the_bound_asks_for() {
+        let mut log = log(&[(1, 4), (1, 4), (2, 4)]);
+        let one = run(1, 1, 4).encoded_len();
+        log.evict(Index(12), 2 * one);
+        assert_eq!((log.cached_from(), log.cached_bytes()), (Index(5), 2 * one));
+    }
+
+    #[test]
     fn a_change_is_seen_where_it_is_in_a_run_and_not_beside_it() {
         let mut chunk = RunBuilder::new();
         for kind in [EntryKind::Command, EntryKind::Config, EntryKind::Command] {

@@ -25,6 +25,18 @@ fn decoding_returns_what_was_sealed() {
     assert_eq!(back.origin(), Origin { replica: ReplicaId(2), start: 99 });
 }
 
+/// A small payload in memory of its own would cost more than its copy, and a large one is not copied.
+#[test]
+fn head_and_payload_are_together_when_they_are_small() {
+    for (bytes, together) in [(1, true), (TOGETHER_BYTES_MAX, true), (TOGETHER_BYTES_MAX + 1, false)] {
+        let mut b = RunBuilder::new();
+        b.push(EntryKind::Command, 7, &vec![1; bytes]);
+        let run = b.seal(Term(3), Index(10), Origin::default());
+        let end = run.head().as_ptr_range().end;
+        assert_eq!(end == run.payload().as_ptr(), together, "{bytes} bytes");
+    }
+}
+
 #[test]
 fn a_slice_is_a_run_of_its_own() {
     let part = three().slice(Index(11)..=Index(11));

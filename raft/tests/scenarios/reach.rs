@@ -165,3 +165,82 @@ fn open_reads_are_counted_and_bounded() {
         assert_eq!(refused, [READS_MAX + 1, READS_MAX + 2, READS_MAX + 3], "at {n}");
     }
 }
+
+#[test]
+fn a_core_that_has_nothing_to_say_says_so() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    c.write(1, &["a"]);
+    for n in 1..=3 {
+        assert!(!c.core(n).has_output(), "{n}");
+    }
+    c.propose(1, &["b"]).unwrap();
+    assert!(c.core(1).has_output());
+}
+
+/// A heartbeat's answer says that the member is there, and not that it has what was sent: that counts as under way.
+#[test]
+fn a_full_window_stays_full_while_only_heartbeats_are_answered() {
+    let mut c = Cluster::with(&[1, 2, 3], |config| config.inflight_appends_max = 2);
+    c.elect(1);
+    c.lost = |m| m.to == ReplicaId(3) && matches!(m.body, Body::Append { .. });
+    for text in ["a", "b", "c", "d", "e"] {
+        c.write(1, &[text]);
+        c.pass(HEARTBEAT);
+        assert!(c.core(1).progress(id(3)).unwrap().inflight() <= 2, "after {text}");
+    }
+    c.lost = |_| false;
+    c.pass(3 * HEARTBEAT);
+    assert_eq!(c.node(3).payloads().len(), 5);
+}
+
+#[test]
+fn leadership_is_left_to_a_voter_and_to_nobody_else() {
+    let mut c =
+        Cluster::with(&[1, 2, 3], |config| (config.see_off_removed, config.step_down_on_removal) = (true, true));
+    c.elect(1);
+    c.join(4, |_| {});
+    c.change_through(1, ConfigChange::add_learner(id(4), Member::default()));
+    c.write(1, &["a"]);
+    c.change(1, ConfigChange::remove(id(1))).unwrap();
+    let mut told = Vec::new();
+    c.end_round(1);
+    while let Some(m) = c.net.pop_front() {
+        told.extend((m.body == Body::TimeoutNow).then_some(m.to));
+        c.give(m);
+    }
+    assert!(told == [id(2)] || told == [id(3)], "{told:?}");
+}
+
+/// Witnesses that are a majority are refused where members change, and a membership may be older than that.
+#[test]
+fn a_leader_whose_disk_hangs_stays_with_witnesses_that_are_a_majority() {
+    let mut c = Cluster::new(&[]);
+    let mut membership = voters(&[1, 2, 3]);
+    membership.witnesses.extend([id(2), id(3)]);
+    for n in [1, 2, 3] {
+        let config = CoreConfig { check_quorum: true, disk_patience_nanos: 2 * ELECTION, ..config(n) };
+        c.add(config, Disk { membership: membership.clone(), ..Disk::default() });
+    }
+    c.elect(1);
+    c.node(1).slow_disk = true;
+    c.propose(1, &["a"]).unwrap();
+    c.settle();
+    c.pass(6 * ELECTION);
+    assert_eq!(c.leaders(), [1]);
+}
+
+#[test]
+fn whatever_number_a_group_is_spread_by_its_voters_take_turns() {
+    for spread in [0, 1, 2, u64::MAX - 1, u64::MAX] {
+        let mut c = Cluster::with(&[1, 2, 3], |config| (config.pre_vote, config.check_quorum) = (true, true));
+        let mut deadlines = Vec::new();
+        for n in 1..=3 {
+            c.core(n).start_early(spread);
+            deadlines.push((c.core(n).deadline(), n));
+        }
+        deadlines.sort_unstable();
+        let turns: Vec<u64> = deadlines.iter().map(|d| (d.1 - 1 + spread % 3) % 3).collect();
+        assert_eq!(turns, [0, 1, 2], "by {spread}");
+    }
+}
