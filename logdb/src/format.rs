@@ -109,13 +109,18 @@ impl SegmentHeader {
         if version != JOURNAL_VERSION {
             return Err(HeaderFault::Version(version));
         }
-        Ok(Self {
+        let header = Self {
             store: StoreId(b.get_u128_le()),
             host: HostId(b.get_u64_le()),
             use_number: b.get_u64_le(),
             use_id: b.get_u64_le(),
             first_seq: b.get_u64_le(),
-        })
+        };
+        // Uses are counted from 1, and another one can always follow: no host has written anything else.
+        if header.use_number == 0 || header.use_number == u64::MAX {
+            return Err(HeaderFault::Invalid);
+        }
+        Ok(header)
     }
 }
 

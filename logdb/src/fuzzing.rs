@@ -275,21 +275,30 @@ mod tests {
         assert!(opened.groups.iter().all(|g| g.last.index > Index(10)), "{:?}", opened.groups);
     }
 
-    /// Found by the fuzzer: the journal goes on in a segment whose use says that it is an earlier one.
-    #[test]
-    fn segments_whose_uses_do_not_ascend_are_refused() {
+    /// Gives the segment with this use another one, and opens the store.
+    fn open_with_use(number: u64, claimed: u64) -> String {
         let disk = store().fork();
-        let is_second = |path: &&PathBuf| {
+        let is_it = |path: &&PathBuf| {
             let front = disk.contents(path).expect("it was listed");
-            SegmentHeader::decode(&front).is_ok_and(|header| header.use_number == 2)
+            SegmentHeader::decode(&front).is_ok_and(|header| header.use_number == number)
         };
-        let path = segments(&disk).iter().find(is_second).expect("the store has two segments").clone();
+        let path = segments(&disk).iter().find(is_it).expect("the store has two segments").clone();
         let change = |bytes: &mut [u8]| {
-            bytes[40..48].fill(0);
+            bytes[40..48].copy_from_slice(&claimed.to_le_bytes());
             make_sums(bytes);
         };
         disk.damage(&path, change).expect("it was listed");
-        let refused = SharedLog::open(disk.process(), config(2)).map(drop).expect_err("it can't be read").to_string();
-        assert!(refused.contains("use 0 of a segment comes after use 1"), "{refused}");
+        SharedLog::open(disk.process(), config(2)).map(drop).expect_err("it can't be read").to_string()
+    }
+
+    /// Found by the fuzzer: the journal goes on in a segment whose use says that it is an earlier one, or none.
+    #[test]
+    fn segments_whose_uses_do_not_ascend_are_refused() {
+        let refused = open_with_use(1, 9);
+        assert!(refused.contains("use 2 of a segment comes after use 9"), "{refused}");
+        for (number, claimed) in [(1, 0), (2, 0), (2, u64::MAX)] {
+            let refused = open_with_use(number, claimed);
+            assert!(refused.contains("missing") || refused.contains("no segment"), "{number} as {claimed}: {refused}");
+        }
     }
 }
