@@ -4,6 +4,7 @@
 
 mod alone;
 mod crashes;
+mod drain;
 mod guards;
 mod hosts;
 mod interleavings;
