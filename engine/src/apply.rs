@@ -23,7 +23,7 @@ use crate::snapshot::{NotSaved, Recovery, SaveTask, SnapshotIo, content_of, mach
 use crate::stalls::Stalled;
 use crate::tracker::Waiter;
 use crate::worker::{Work, Worker};
-pub(crate) use lane::Call;
+pub(crate) use lane::{Call, Who};
 use lane::{Lane, Next};
 use longboat_raft::{GroupId, Index, ReplicaId, Run, SnapshotMeta, Time, plant};
 use longboat_rsm::snapshot::{Content, LiveSnapshot, Prepared, SavedSnapshot, SharedMachine, SnapshotHeader};
@@ -467,7 +467,7 @@ impl ApplyWorker {
         while let Some(items) = self.lane().give_back(shared) {
             self.run(shared, items);
         }
-        self.host.stalls.returned(&self.host, shared.group, shared.replica);
+        self.host.stalls.returned(&self.host, Who::of(shared));
     }
 }
 

@@ -168,8 +168,7 @@ impl Guard {
                     let post = posts.iter().find(|post| post.applies.contains(&at));
                     let replaced = post.is_some_and(|post| post.replace(&template, at, stalled));
                     if !replaced {
-                        let (group, replica) = stalled.of();
-                        shared.stalls.returned(&shared, group, replica);
+                        shared.stalls.not_replaced(&shared, &stalled);
                     }
                 }
                 std::thread::park_timeout(every);

@@ -168,7 +168,8 @@ impl StepWorker {
             replica.last_request = previous;
         }
         // The request before this one may have failed, too, and have ended first: what it left is what was recorded.
-        if replica.saves == 0 && !plant::is("overlap-puts-back-a-failure") {
+        let settled = replica.saves == 0 && !plant::is("failed-save-counts");
+        if settled && !plant::is("overlap-puts-back-a-failure") {
             let newest = replica.snapshot.as_ref().map_or(Index::ZERO, |s| s.meta.pos.index);
             replica.last_request = replica.last_request.min(newest);
         }

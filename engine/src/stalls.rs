@@ -6,7 +6,7 @@
 //!
 //! Must not know: threads. Whoever drives the workers does what the watch says.
 
-use crate::apply::Call;
+use crate::apply::{Call, Who};
 use crate::config::APPLY_SPARES_MAX;
 use crate::events::{HostEvent, ReplicaEvent};
 use crate::shared::HostShared;
@@ -41,28 +41,29 @@ pub struct StalledMachine {
     pub others_go_on: bool,
 }
 
-/// The state machines of a host that hang, those that began first first.
+/// The state machines of a host that hang, those that began first first. A replica that was stopped while its state machine hung,
+/// and started again, is another one: each has its own place here, and its own spare.
 #[derive(Debug, Default)]
-pub struct Stalls(Mutex<Vec<StalledMachine>>);
+pub struct Stalls(Mutex<Vec<(Who, StalledMachine)>>);
 
 impl Stalls {
     /// Those that hang now.
     pub fn list(&self) -> Vec<StalledMachine> {
-        self.0.lock().clone()
+        self.0.lock().iter().map(|s| s.1).collect()
     }
 
     /// A spare, if one is left, for the other groups of this one's worker; the event that tells of it.
     fn takes_spare(&self, host: &HostShared, stalled: &Stalled, since: Time) -> bool {
-        let (group, replica) = stalled.of();
+        let ((group, replica), who) = (stalled.of(), stalled.call.who);
         let mut all = self.0.lock();
-        let others_go_on = all.iter().filter(|s| s.others_go_on).count() < APPLY_SPARES_MAX;
-        let known = all.iter_mut().find(|s| (s.group, s.replica) == (group, replica));
+        let others_go_on = all.iter().filter(|s| s.1.others_go_on).count() < APPLY_SPARES_MAX;
+        let known = all.iter_mut().find(|s| s.0 == who).map(|s| &mut s.1);
         if known.as_ref().is_some_and(|known| known.others_go_on == others_go_on) {
             return others_go_on;
         }
         match known {
             Some(known) => known.others_go_on = others_go_on,
-            None => all.push(StalledMachine { group, replica, since, others_go_on }),
+            None => all.push((who, StalledMachine { group, replica, since, others_go_on })),
         }
         drop(all);
         tracing::warn!(%group, %replica, others_go_on, "a call of the state machine lasts too long");
@@ -71,17 +72,30 @@ impl Stalls {
     }
 
     /// The call has returned, and nothing more is to be done for the group at once.
-    pub(crate) fn returned(&self, host: &HostShared, group: GroupId, replica: ReplicaId) {
+    pub(crate) fn returned(&self, host: &HostShared, who: Who) {
+        let Who { group, replica, .. } = who;
         let before = {
             let mut all = self.0.lock();
             let before = all.len();
-            all.retain(|s| (s.group, s.replica) != (group, replica));
+            all.retain(|s| s.0 != who);
             before > all.len()
         };
         if before {
             tracing::info!(%group, %replica, "the state machine goes on");
             host.events.tell(HostEvent::Replica { group, replica, what: ReplicaEvent::MachineReturned });
         }
+    }
+}
+
+impl Stalls {
+    /// The call returned before its worker could be replaced, or the system had no thread to give.
+    pub(crate) fn not_replaced(&self, host: &HostShared, stalled: &Stalled) {
+        self.returned(host, stalled.call.who);
+    }
+
+    /// Whether the call's worker waits for it, for lack of a spare.
+    fn is_waited_for(&self, who: Who) -> bool {
+        self.0.lock().iter().any(|s| s.0 == who && !s.1.others_go_on)
     }
 }
 
@@ -107,11 +121,8 @@ impl StallWatch {
             let call = inbox.call();
             if let Some((before, _)) = seen.filter(|&(before, _)| call != Some(before)) {
                 // Of one that was replaced its own worker says so.
-                let (group, replica) = before.of();
-                let waited =
-                    host.stalls.list().iter().any(|s| (s.group, s.replica) == (group, replica) && !s.others_go_on);
-                if waited {
-                    host.stalls.returned(&host, group, replica);
+                if host.stalls.is_waited_for(before.call.who) {
+                    host.stalls.returned(&host, before.call.who);
                 }
                 *seen = None;
             }

@@ -33,7 +33,7 @@ pub(crate) struct Who {
 
 impl Who {
     /// Good for as long as somebody holds the replica.
-    fn of(shared: &Arc<GroupShared>) -> Self {
+    pub(crate) fn of(shared: &Arc<GroupShared>) -> Self {
         Self { place: Arc::as_ptr(shared) as usize, group: shared.group, replica: shared.replica }
     }
 }

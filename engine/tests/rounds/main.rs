@@ -56,6 +56,11 @@ fn every_transition_of_a_snapshot_is_an_event_with_group_replica_and_index() {
 }
 
 #[test]
+fn a_replica_that_begins_again_while_it_hangs_may_hang_again() {
+    stalls::a_replica_that_begins_again_while_it_hangs_may_hang_again();
+}
+
+#[test]
 fn beyond_four_hanging_state_machines_the_others_wait_and_it_is_told() {
     stalls::beyond_four_the_others_wait_and_it_is_told();
 }

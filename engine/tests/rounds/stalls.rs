@@ -288,3 +288,33 @@ pub fn a_group_whose_call_returns_may_go_on_with_a_save() {
     next.run_round(stage.now());
     assert_eq!((stage.values(0), stage.values(1)), (vec![1, 2, 3], vec![1, 2, 3]));
 }
+
+/// A replica in memory may begin again while a call of its former life hangs, and may hang again: that is another one, with a
+/// spare of its own, and the end of the one is not the end of the other.
+pub fn a_replica_that_begins_again_while_it_hangs_may_hang_again() {
+    let stage = Stage::new(1);
+    let mut worker = stage.first();
+    let seen = Arc::<Mutex<Vec<usize>>>::default();
+    let told = Arc::clone(&seen);
+    stage.hook(0, move |stage| {
+        let mut spare = stage.spare_in_time().expect("there are spares");
+        assert!(stage.alone.lock().host.starter.stop(GROUP));
+        stage.alone.lock().pass(20);
+        let again = Hooked::default();
+        let (hangs, within) = (Arc::downgrade(stage), Arc::clone(&told));
+        *again.hook.lock() = Some(Box::new(move || {
+            let stage = hangs.upgrade().expect("the test holds it");
+            drop(stage.spare_in_time().expect("there are spares"));
+            within.lock().push(stage.stalled().len());
+        }));
+        let shared = stage.alone.lock().start_machine(Alone::config(1), longboat_engine::Start::Restart, again);
+        stage.alone.lock().pass(500);
+        assert!(shared.leader().is_some());
+        spare.run_round(stage.now());
+        told.lock().push(stage.stalled().len());
+    });
+    stage.put([0], 1);
+    worker.run_round(stage.now());
+    seen.lock().push(stage.stalled().len());
+    assert_eq!(*seen.lock(), [2, 1, 0], "within both, after the second, after the first");
+}

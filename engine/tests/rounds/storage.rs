@@ -120,8 +120,12 @@ fn a_snapshot_without_files_brings_no_state_back() {
     let meta = SnapshotMeta { pos: LogPos::new(term, index), membership };
     let (from, to, body) = (ReplicaId(1), ReplicaId(2), Body::Snapshot(Box::new(meta)));
     let message = Box::new(Message { from, to, term, body });
+    let watched = Arc::clone(&shared);
+    let installed = || watched.published.counters.installed.load(Ordering::Relaxed);
+    let before = installed();
     trio.one(2).host.shared.workers[0].command(Command::Deliver { shared, from: HostId(1), message });
     trio.pass(50);
+    assert_eq!(installed(), before, "nothing came that could take the log's place");
     trio.check();
     trio.wires.open();
     trio.until_values(2, 0..305);

@@ -33,6 +33,7 @@ fn a_snapshot_that_is_received_again_outlives_the_removal_of_the_one_before() {
     }
     trio.one(2).pool_stands = false;
     trio.until("an install", |trio| trio.recorded(2) >= index);
+    trio.pass(20);
     assert!(trio.files(2).contains(&trio.recorded(2)), "the record names what is there");
     trio.until_values(2, 0..300);
     assert_eq!(trio.one(2).storage.lock().recovered, 1);
