@@ -5,15 +5,15 @@ use longboat_bench::cluster::{Cluster, ClusterConfig, leader_of};
 use longboat_bench::machine::{Counter, Load};
 use std::time::Duration;
 
-/// Writes, one after the other.
-const WRITES: u64 = 300;
+/// Writes, one after the other, of which the wakes are counted together, and how often that is done. The fewest count: heartbeats
+/// and beats between hosts wake threads too, and how many of them come between two writes is the machine's affair.
+const WRITES: u64 = 20;
+const TURNS: usize = 15;
 /// Threads that are woken for one write, its client's among them, until it is answered: the leader's thread and its log writer,
 /// those of both followers, the leader's by the first acknowledgement, and the client's; and the leader's by its own disk, if that
 /// was slower than a follower's. That is nine. Beside it the slower acknowledgement wakes the leader's thread, and the commit
 /// index, which goes out in the same round, those of the followers.
 const WAKES_MAX: f64 = 12.0;
-/// Heartbeats wake threads too.
-const HEARTBEATS: f64 = 0.5;
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[test]
@@ -29,12 +29,15 @@ fn a_lone_write_wakes_nine_threads_on_its_way_and_three_beside_it() {
     let leader = leader_of(&cluster.groups[0]).expect("the group has a leader");
     let write = || cluster.groups[0][leader].propose(Load::Sent(&[7; 16]), TIMEOUT).expect("the queue has room").wait();
     write().expect("the first finds all connected");
-    let before = cluster.host_figures().wakes;
-    for _ in 0..WRITES {
-        write().expect("it is applied");
-    }
-    let wakes = (cluster.host_figures().wakes - before) as f64 / WRITES as f64 + 1.0;
+    let turn = || {
+        let before = cluster.host_figures().wakes;
+        for _ in 0..WRITES {
+            write().expect("it is applied");
+        }
+        (cluster.host_figures().wakes - before) as f64 / WRITES as f64 + 1.0
+    };
+    let wakes = (0..TURNS).map(|_| turn()).fold(f64::MAX, f64::min);
     cluster.close().expect("closes");
     println!("{wakes:.2} threads woken for a write");
-    assert!(wakes <= WAKES_MAX + HEARTBEATS, "{wakes} threads woken for a write");
+    assert!(wakes <= WAKES_MAX, "{wakes} threads woken for a write");
 }
