@@ -21,7 +21,10 @@ use std::sync::Arc;
 
 mod content;
 mod process;
+mod stopping;
 mod tree;
+
+pub use stopping::StoppingDisk;
 
 use content::Content;
 use process::SimProcess;

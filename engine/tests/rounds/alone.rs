@@ -98,16 +98,25 @@ impl Alone {
         Self::open_on(Arc::new(RealDisk), dir, None).expect("opens")
     }
 
+    /// With a store as it ships, RocksDB and all, on a disk that may have stopped.
+    pub fn open_whole(disk: SharedDisk, dir: &Path) -> Option<Self> {
+        Self::open_with(disk, dir, None, KeyValue::RocksDb)
+    }
+
     /// On a simulated disk, which may have stopped: then it does not open.
     pub fn open_simulated(disk: &SimDisk) -> Option<Self> {
         Self::open_on(disk.process(), Path::new("/data"), Some(disk.clone()))
     }
 
     fn open_on(disk: SharedDisk, dir: &Path, sim: Option<SimDisk>) -> Option<Self> {
+        Self::open_with(disk, dir, sim, KeyValue::Memory)
+    }
+
+    fn open_with(disk: SharedDisk, dir: &Path, sim: Option<SimDisk>, key_value: KeyValue) -> Option<Self> {
         let config = SharedLogConfig {
             segment_bytes: 4 << 20,
             journal_bytes_max: 64 << 20,
-            key_value: KeyValue::Memory,
+            key_value,
             ..SharedLogConfig::new(dir, HOST)
         };
         let log = SharedLog::open(Arc::clone(&disk), config).ok()?;
@@ -226,10 +235,6 @@ impl Alone {
         let mut jobs = std::mem::take(&mut *self.jobs.0.lock());
         jobs.retain_mut(|job| job.step(1 << 20) != JobState::Done);
         self.jobs.0.lock().append(&mut jobs);
-    }
-
-    pub fn apply(&mut self) {
-        self.host.applies[0].run_round(self.clock.now());
     }
 
     pub fn run_jobs(&self) {

@@ -1,13 +1,16 @@
 //! A host that dies at every step of a snapshot's life: while it is written, between its name and its record, between the
 //! record and the truncation, and while older ones are deleted.
 
-use crate::alone::{Alone, outcome, voters};
+use crate::alone::{Alone, voters};
 use crate::guards::Led;
 use crate::log::log_goes_on_from_a_snapshot;
 use longboat_engine::{ReplicaConfig, SnapshotOptions, SnapshotOutcome, Start};
-use longboat_io::sim::{SimDisk, SimDiskConfig};
+use longboat_io::sim::{SimDisk, SimDiskConfig, StoppingDisk};
+use longboat_io::{RealDisk, SharedDisk};
 use longboat_raft::Index;
 use std::path::Path;
+use std::sync::Arc;
+use tempfile::TempDir;
 
 /// Seeds per step: what survives a power loss is drawn from them.
 const SEEDS: u64 = 4;
@@ -87,33 +90,42 @@ fn two_kept_snapshots_survive_a_death_at_every_step_of_their_life() {
     die_at_every_step(2);
 }
 
-/// As above on a real disk, where a kill comes between any two rounds and steps of jobs.
+/// As above with the store as it ships, on the machine's own disk, which stops between any two changes that are made to it.
 #[test]
-fn a_snapshot_survives_a_kill_between_any_two_steps_on_a_real_disk() {
-    for steps in 0..12 {
-        let mut led = Led::new(keeping(1));
-        led.put(0..10);
-        led.saved();
-        led.put(10..20);
-        let pending = led.ask(SnapshotOptions::default()).unwrap();
-        for step in 0..steps {
-            match step % 4 {
-                0 => drop(led.alone.step()),
-                1 => led.alone.apply(),
-                2 => led.alone.step_jobs(),
-                _ => led.alone.write(),
-            }
-        }
-        drop(pending);
-        let mut led = led.restart(keeping(1));
-        assert_eq!(led.values(), (0..20).collect::<Vec<_>>(), "{steps} steps");
-        log_goes_on_from_a_snapshot(&led, 1, &format!("{steps} steps"));
-        led.put(20..21);
-        led.saved();
+fn a_snapshot_survives_a_death_at_every_step_on_a_real_disk_with_rocksdb() {
+    let mut changes = 0;
+    while die_whole_after(changes, 1 + (changes % 2) as u32) {
+        changes += 1;
     }
-    let mut led = Led::new(keeping(1));
+    assert!(changes > 12, "only {changes} steps were seen");
+}
+
+/// Dies after so many changes on the way of a second snapshot. Returns whether it came that far.
+fn die_whole_after(changes: u64, kept: u32) -> bool {
+    let (dir, context) = (TempDir::new().unwrap(), format!("{changes} changes, {kept} kept"));
+    let disk = StoppingDisk::new(Arc::new(RealDisk));
+    let open = |disk: SharedDisk| Alone::open_whole(disk, dir.path()).unwrap();
+    let mut led = Led::on(open(Arc::new(disk.clone())), voters(1), keeping(kept));
     led.put(0..10);
+    led.saved();
+    led.put(10..20);
     let pending = led.ask(SnapshotOptions::default()).unwrap();
+    disk.stop_after(changes);
     led.settle();
-    assert!(outcome(pending).is_ok());
+    let reported = match pending.wait_timeout(std::time::Duration::ZERO) {
+        Ok(Ok(SnapshotOutcome::Saved { index })) => index,
+        _ => Index::ZERO,
+    };
+    let stopped = disk.is_stopped();
+    disk.stop_after(0);
+    drop(led);
+    let mut led = Led::on(open(Arc::new(RealDisk)), Start::Restart, keeping(kept));
+    assert_eq!(led.values(), (0..20).collect::<Vec<_>>(), "{context}");
+    let files = led.files();
+    assert!(files.last().is_some_and(|&newest| newest >= reported), "{context}: {files:?}, {reported} was reported");
+    log_goes_on_from_a_snapshot(&led, kept, &context);
+    led.put(20..30);
+    assert!(led.saved() > reported, "{context}");
+    log_goes_on_from_a_snapshot(&led, kept, &context);
+    stopped
 }
