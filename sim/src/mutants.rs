@@ -55,8 +55,8 @@ struct Tests {
 impl Tests {
     /// Runs them.
     fn run() -> Self {
-        let tables =
-            ["longboat-raft", "longboat-rsm", "longboat-engine"].map(|package| Self::of(package).unwrap_or_default());
+        let tables = ["longboat-raft", "longboat-rsm", "longboat-engine", "longboat"]
+            .map(|package| Self::of(package).unwrap_or_default());
         // A line for each bug: its name, how many of its guards notice, of how many.
         let whole = |line: &str| {
             let words: Vec<&str> = line.split_whitespace().collect();

@@ -7,6 +7,7 @@ mod disk;
 mod faulty;
 mod files;
 mod import;
+mod import_guards;
 mod leaders;
 mod lifecycle;
 mod machine;
