@@ -185,20 +185,26 @@ fn run(command: Command) -> Result<(), BoxError> {
             print(options.json, &report, ReplaceReport::table)?;
             if report.is_good() { Ok(()) } else { Err("not every replica was replaced, or writes were lost".into()) }
         }),
-        Command::Snapshot(options) => in_dir(options.dir.clone(), |dir| {
-            if options.interference {
-                let report = interference::run(&options, dir)?;
-                return print(options.json, &report, InterferenceReport::table);
-            }
-            let report = snapshot::run(&options, dir)?;
-            print(options.json, &report, SnapshotReport::table)
-        }),
+        Command::Snapshot(options) => snapshots(&options),
         Command::Probe { dir, json } => in_dir(dir, |dir| {
             let probe = Probe::run(dir)?;
             println!("{}", if json { serde_json::to_string(&probe)? } else { probe.table() });
             Ok(())
         }),
     }
+}
+
+fn snapshots(options: &snapshot::Options) -> Result<(), BoxError> {
+    // First of all: what is made before would be left behind.
+    options.memory_limit.map_or(Ok(()), process::limit_memory)?;
+    in_dir(options.dir.clone(), |dir| {
+        if options.interference {
+            let report = interference::run(options, dir)?;
+            return print(options.json, &report, InterferenceReport::table);
+        }
+        let report = snapshot::run(options, dir)?;
+        print(options.json, &report, SnapshotReport::table)
+    })
 }
 
 fn contrast_in_dir(scenario: Scenario, options: &contrast::Options) -> Result<(), BoxError> {

@@ -38,6 +38,32 @@ pub fn forget_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
+/// What says that a process runs under a limit of memory already.
+const LIMITED: &str = "LONGBOAT_BENCH_LIMITED";
+/// Bytes of the stack of each thread of a limited process: stacks count whether they are touched or not.
+const STACK_BYTES: u64 = 512 << 10;
+
+/// Begins this process anew with so many bytes of private memory and no more, whether it touches them or not. Returns in the
+/// process that has begun anew.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn limit_memory(bytes: u64) -> std::io::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use std::os::unix::process::CommandExt;
+    if std::env::var_os(LIMITED).is_some() {
+        return Ok(());
+    }
+    for (resource, bytes) in [(Resource::Data, bytes), (Resource::Stack, STACK_BYTES)] {
+        let maximum = getrlimit(resource).maximum;
+        setrlimit(resource, Rlimit { current: Some(bytes), maximum })?;
+    }
+    // The stacks of threads are as large as that of the process may be when it begins, or as this says.
+    let mut again = std::process::Command::new(std::env::current_exe()?);
+    again.args(std::env::args_os().skip(1)).env(LIMITED, "1").env("RUST_MIN_STACK", STACK_BYTES.to_string());
+    Err(again.env("MALLOC_ARENA_MAX", "4").exec())
+}
+
 fn status_kb(status: &str, key: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix(key));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)

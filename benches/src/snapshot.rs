@@ -41,6 +41,10 @@ pub struct Options {
     /// Seconds of each measurement of latency.
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     pub duration: f64,
+    /// Bytes of private memory that the process may have at all, threads' stacks and all maps included (`RLIMIT_DATA`): a number,
+    /// or one with K, M or G. Beyond it an allocation fails, and the run with it.
+    #[arg(long, value_parser = bytes)]
+    pub memory_limit: Option<u64>,
     /// Where the hosts' directories are made, and removed afterwards [default: a new directory in the present one]
     #[arg(long)]
     pub dir: Option<PathBuf>,
@@ -93,6 +97,8 @@ pub struct SnapshotReport {
     pub idle_rss_mb: f64,
     /// The most since then.
     pub peak_rss_mb: f64,
+    /// The limit of private memory under which it ran (`RLIMIT_DATA`), in MB; 0 for none.
+    pub memory_limit_mb: f64,
 }
 
 impl SnapshotReport {
@@ -106,6 +112,7 @@ impl SnapshotReport {
             ("recover", row(self.recover_mb_s, self.recover_probe_mb_s, self.recover_ratio)),
             ("memory, idle", format!("{:.0} MB", self.idle_rss_mb)),
             ("memory, at most", format!("{:.0} MB", self.peak_rss_mb)),
+            ("memory, limit", format!("{:.0} MB", self.memory_limit_mb)),
         ];
         format!("snapshot: {} groups, {} MB\n", self.groups, self.bytes >> 20) + &rows(&table)
     }
@@ -178,6 +185,7 @@ pub fn run(options: &Options, dir: &Path) -> Result<SnapshotReport, BoxError> {
         recover_ratio: recover_probe.0 / recover_probe.1,
         idle_rss_mb,
         peak_rss_mb,
+        memory_limit_mb: options.memory_limit.unwrap_or(0) as f64 / f64::from(1 << 20),
     })
 }
 
@@ -288,7 +296,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let (groups, bytes) = (8, 64 << 20);
         let (interference, duration, json) = (false, 0.1, true);
-        let options = Options { groups, bytes, interference, duration, dir: None, json };
+        let options = Options { groups, bytes, interference, duration, memory_limit: None, dir: None, json };
         let report = run(&options, dir.path()).expect("runs");
         assert!(report.save_mb_s > 0.0 && report.transfer_mb_s > 0.0 && report.recover_mb_s > 0.0, "{report:?}");
         assert!(std::fs::read_dir(dir.path()).expect("there").next().is_none(), "nothing is left behind");

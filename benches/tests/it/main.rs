@@ -3,3 +3,4 @@
 mod house;
 mod load;
 mod replace;
+mod snapshot;
