@@ -40,6 +40,17 @@ pub enum HostEvent {
         /// The store that it has now.
         now: StoreId,
     },
+    /// A host's store lacks what this host knows that it had: its directory is an older copy. Nothing that it says is believed.
+    StoreRolledBack {
+        /// The host.
+        host: HostId,
+    },
+    /// Another host has seen more of this host's store than it has: the directory is an older copy. This host serves no more, and
+    /// its directory is not opened again: remove it, and replace its replicas by new ones.
+    RolledBack {
+        /// Who knows better.
+        told_by: HostId,
+    },
     /// The log store failed: this host serves no more.
     LogFailed(String),
 }

@@ -6,6 +6,7 @@ use crate::events::EventQueue;
 use crate::log_writer::{LogWriter, WriterInbox};
 use crate::memory::LogMemory;
 use crate::notify::Notifier;
+use crate::openings::Openings;
 use crate::poller::Poller;
 use crate::shared::{HostCounters, HostShared, WorkerInbox};
 use crate::snapshot::SnapshotIo;
@@ -34,6 +35,8 @@ pub struct HostParts<L: LogDb> {
     pub log: Opened<L>,
     /// The stores that other hosts were seen to have.
     pub stores: PeerStores,
+    /// The openings of the own store.
+    pub openings: Openings,
     /// The snapshots' files.
     pub snapshots: SnapshotStore,
     /// Runs snapshot work.
@@ -98,12 +101,14 @@ pub struct Host<L: LogDb> {
 impl<L: LogDb> Host<L> {
     /// Puts a host together. Snapshot files that no record names are removed.
     pub fn new(parts: HostParts<L>, notifiers: &Notifiers) -> Self {
-        let HostParts { config, clock, log, stores, snapshots, spawner, transport } = parts;
+        let HostParts { config, clock, log, stores, openings, snapshots, spawner, transport } = parts;
+        let config = EngineConfig { incarnation: openings.incarnation(), ..config };
         let workers = notifiers.step.iter().map(|n| WorkerInbox::new(Arc::clone(n))).collect();
         let apply = notifiers.apply.iter().map(|n| ApplyInbox::new(Arc::clone(n))).collect();
         let shared = Arc::new(HostShared {
             log_memory: LogMemory::new(config.log_memory_bytes_max),
             stores,
+            openings,
             space: DiskSpace::new(config.disk_reserve_bytes),
             config,
             clock,

@@ -21,10 +21,12 @@ mod step;
 
 pub(crate) use step::Waking;
 
+use crate::events::HostEvent;
+use crate::openings::Standing;
 use crate::shared::{Command, HostShared};
 use ahash::AHashMap;
 use bytes::Bytes;
-use longboat_raft::{Body, GroupId, HostId, Time, plant};
+use longboat_raft::{Body, GroupId, HostId, Time, plant, sometimes};
 use longboat_transport::Transport;
 use longboat_transport::wire::{
     self, Beat, Digest, GoneReplica, HOST_ITEMS_MAX, HostMessage, Incoming, Side, SilentGroup, SilentSum,
@@ -40,6 +42,10 @@ const BEATS_PER_TIMEOUT: u64 = 4;
 const DIFFERING_BEATS: u32 = 2;
 /// Without replicas there is nothing to beat for: how often that is looked at, in nanoseconds.
 const UNUSED_NANOS: u64 = 100_000_000;
+/// How long an answer is waited for before the question is put again, in nanoseconds.
+const ASK_AGAIN_NANOS: u64 = 50_000_000;
+/// How often what is known of other hosts' stores is made durable at most, in nanoseconds.
+const KEEP_NANOS: u64 = 10_000_000_000;
 /// The longest interval that another host's beats may claim, in nanoseconds: a quarter of the longest election timeout.
 const INTERVAL_NANOS_MAX: u64 = 150_000_000_000;
 
@@ -71,6 +77,15 @@ pub enum PeerNews {
     Gone(HostId, Arc<Vec<GoneReplica>>),
 }
 
+/// A host that is not believed before it has shown that its store has all that it had when it was heard of last.
+#[derive(Clone, Copy, Debug)]
+struct Doubt {
+    known: Standing,
+    asked_at: Time,
+    /// It was told that it has not.
+    refuted: bool,
+}
+
 /// What is known of another host's life.
 #[derive(Debug)]
 struct Watch {
@@ -85,6 +100,7 @@ struct Watch {
     starts: u64,
     differing: u32,
     turn: u64,
+    doubt: Option<Doubt>,
 }
 
 /// Watches the other hosts, for the polling thread.
@@ -94,12 +110,16 @@ pub(crate) struct Liveness {
     watches: BTreeMap<HostId, Watch>,
     last_beat: Option<Time>,
     last_round: Time,
+    /// Other stores have come farther since this was last made durable.
+    farther: bool,
+    kept_at: Time,
 }
 
 impl Liveness {
     pub(crate) fn new(host: Arc<HostShared>, transport: Arc<dyn Transport>) -> Self {
         let last_round = host.clock.now();
-        Self { host, transport, watches: BTreeMap::new(), last_beat: None, last_round }
+        let (watches, kept_at) = (BTreeMap::new(), last_round);
+        Self { host, transport, watches, last_beat: None, last_round, farther: false, kept_at }
     }
 
     /// How long a host may be silent before it is suspected. A host whose groups are slower than ours beats slower.
@@ -111,6 +131,7 @@ impl Liveness {
 
     /// Beats, and looks whom it does not hear. Returns when it wants to be called next. What has arrived was handed over before.
     pub(crate) fn round(&mut self, now: Time) -> Time {
+        self.ask_again(now);
         let Some(shortest) = self.host.peers.shortest_timeout() else {
             return now.plus_nanos(UNUSED_NANOS);
         };
@@ -155,6 +176,7 @@ impl Liveness {
             interval_nanos,
             writing_nanos: if since == 0 { 0 } else { now.nanos_since(Time(since)) },
             starts: self.host.peers.starts(),
+            place: self.host.openings.place(),
             led: peer.led.total(),
             followed: peer.followed.total(),
         };
@@ -206,13 +228,92 @@ impl Liveness {
         let watch = self.watches.entry(from).or_insert_with(|| Watch::new(now, peers.peer(from)));
         if incarnation > watch.incarnation {
             let restarted = watch.incarnation != 0;
-            *watch = Watch { incarnation, ..Watch::new(now, Arc::clone(&watch.peer)) };
+            let doubt = watch.doubt.take();
+            *watch = Watch { incarnation, doubt, ..Watch::new(now, Arc::clone(&watch.peer)) };
             if restarted {
                 tracing::info!(host = %from, "host has started anew");
                 self.heard(now, from);
                 self.tell_all(&PeerNews::Restarted(from));
             }
         }
+    }
+
+    /// The handshake, or a beat, tells which opening of its store a host is. Another one than is known must follow from that.
+    pub(crate) fn shown(&mut self, now: Time, from: HostId, incarnation: u64) {
+        let known = self.host.stores.shown(from, incarnation);
+        let peers = &self.host.peers;
+        let watch = self.watches.entry(from).or_insert_with(|| Watch::new(now, peers.peer(from)));
+        match known {
+            None => watch.doubt = None,
+            Some(known) if watch.doubt.is_none_or(|doubt| doubt.known != known) => self.doubt(now, from, known),
+            Some(_) => {}
+        }
+    }
+
+    /// Whether nothing is believed that this host says for its replicas.
+    pub(crate) fn is_doubted(&self, host: HostId) -> bool {
+        self.watches.get(&host).is_some_and(|watch| watch.doubt.is_some())
+    }
+
+    fn doubt(&mut self, now: Time, host: HostId, known: Standing) {
+        sometimes!("restarted-host-is-asked-what-it-has");
+        let watch = self.watches.get_mut(&host).expect("it is watched");
+        watch.doubt = Some(Doubt { known, asked_at: now, refuted: false });
+        ask(&*self.transport, host, known);
+    }
+
+    fn ask_again(&mut self, now: Time) {
+        for (host, watch) in &mut self.watches {
+            if let Some(doubt) = watch.doubt.as_mut().filter(|d| now.nanos_since(d.asked_at) >= ASK_AGAIN_NANOS) {
+                doubt.asked_at = now;
+                ask(&*self.transport, *host, doubt.known);
+            }
+        }
+    }
+
+    /// Another host asks whether this store has all that it had when it was heard of there.
+    fn on_asked(&mut self, from: HostId, heard: Standing) {
+        let (openings, incarnation) = (&self.host.openings, self.host.openings.incarnation());
+        let Some(follows) = openings.follows(heard) else { return };
+        let Standing { incarnation: asked, place, .. } = heard;
+        HostMessage::Answered { asked, place, incarnation, follows }.send(&*self.transport, from);
+        if !follows && !self.host.has_failed.load(Ordering::SeqCst) {
+            self.host.events.tell(HostEvent::RolledBack { told_by: from });
+            self.host.fail("another host has seen more of this store than it has: the directory is an older copy");
+            if let Err(error) = openings.mark() {
+                tracing::error!(%error, "the directory could not be marked, it will be found out again");
+            }
+        }
+    }
+
+    fn on_answered(&mut self, from: HostId, about: (u64, u64), incarnation: u64, follows: bool) {
+        let Some(watch) = self.watches.get_mut(&from) else { return };
+        let Some(doubt) = watch
+            .doubt
+            .as_mut()
+            .filter(|d| (d.known.incarnation, d.known.place) == about && incarnation >= watch.incarnation)
+        else {
+            return;
+        };
+        if follows {
+            watch.doubt = None;
+            self.host.stores.proven(from, incarnation);
+            // This one at once: an opening that somebody has seen is what tells copies of the time before it.
+            (self.farther, self.kept_at) = (true, Time::ZERO);
+        } else if !std::mem::replace(&mut doubt.refuted, true) {
+            tracing::error!(host = %from, "host has an older copy of its store: it is not believed");
+            self.host.events.tell(HostEvent::StoreRolledBack { host: from });
+        }
+    }
+
+    /// Whether what is known of other hosts' stores is to be made durable: places seldom, since they are needed only if both this
+    /// host starts anew and another one is put back to a copy of the opening that it was in.
+    pub(crate) fn is_to_keep(&mut self, now: Time) -> bool {
+        let keep = self.farther && now.nanos_since(self.kept_at) >= KEEP_NANOS;
+        if keep {
+            (self.farther, self.kept_at) = (false, now);
+        }
+        keep
     }
 
     /// A host's message.
@@ -233,10 +334,19 @@ impl Liveness {
                 let news = |list| PeerNews::Gone(from, Arc::new(list));
                 self.give(list, |gone| gone.group, news);
             }
+            HostMessage::Asked { store, incarnation, place } => {
+                self.on_asked(from, Standing { store, incarnation, place });
+            }
+            HostMessage::Answered { asked, place, incarnation, follows } => {
+                self.on_answered(from, (asked, place), incarnation, follows);
+            }
         }
     }
 
     fn on_beat(&mut self, now: Time, from: HostId, beat: &Beat) {
+        if self.watches.get(&from).is_none_or(|w| w.incarnation < beat.incarnation) {
+            self.shown(now, from, beat.incarnation);
+        }
         self.incarnation(now, from, beat.incarnation);
         let peer = self.host.peers.peer(from);
         let watch = self.watches.get_mut(&from).expect("it was just made");
@@ -244,11 +354,17 @@ impl Liveness {
             // Of a former life, on its way since then.
             return;
         }
+        let (fell, doubted) = (self.host.stores.heard(from, beat.incarnation, beat.place), watch.doubt.is_some());
+        self.farther |= fell.is_none();
         watch.last_beat = Some(now);
         watch.interval_nanos = beat.interval_nanos.min(INTERVAL_NANOS_MAX);
         if watch.starts != beat.starts {
             watch.starts = beat.starts;
             self.tell_all(&PeerNews::Started(from));
+        }
+        if let Some(known) = fell.filter(|_| !doubted) {
+            // A process that was put back with its memory is the same incarnation; a late beat is no such thing.
+            self.doubt(now, from, known);
         }
         let watch = self.watches.get_mut(&from).expect("it was just made");
         if equal(&peer, beat.led, beat.followed) || plant::is("beat-hash-ignored") {
@@ -326,8 +442,15 @@ impl Watch {
             starts: 0,
             differing: 0,
             turn: 0,
+            doubt: None,
         }
     }
+}
+
+/// Asks a host whether its store has all that is known of it.
+fn ask(transport: &dyn Transport, host: HostId, known: Standing) {
+    let Standing { store, incarnation, place } = known;
+    HostMessage::Asked { store, incarnation, place }.send(transport, host);
 }
 
 /// Whether what the other host says of its side is what is true here, the other way round.

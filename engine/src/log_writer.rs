@@ -231,6 +231,7 @@ impl<L: LogDb> LogWriter<L> {
     fn round(&mut self, now: Time) -> Result<Work, LogError> {
         let any = self.submit(now);
         let progress = self.log.poll()?;
+        self.host.openings.reached(progress.place);
         self.release(progress.durable_through);
         self.housekeeping(now, progress.in_flight)?;
         self.look_for_room(now);

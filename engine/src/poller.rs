@@ -75,6 +75,10 @@ impl FrameSink for Sink {
             self.liveness.message(self.now, from, &frame);
             return;
         }
+        if self.liveness.is_doubted(from) {
+            self.host.counters.dropped_doubted.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         if lane == Lane::Snapshot {
             self.snapshots.frame(from, frame);
             return;
@@ -96,7 +100,9 @@ impl FrameSink for Sink {
     }
 
     fn connected(&mut self, host: HostId, store: StoreId, incarnation: u64) {
-        if let Some(job) = self.host.store_seen(host, store) {
+        let job = self.host.store_seen(host, store);
+        self.liveness.shown(self.now, host, incarnation);
+        if let Some(job) = job {
             self.snapshots.spawner.spawn(job);
         }
         self.liveness.incarnation(self.now, host, incarnation);
@@ -114,6 +120,9 @@ impl Worker for Poller {
         }
         // After what has arrived was handed over: whoever was heard just now is not suspected.
         let next = self.sink.liveness.round(now);
+        if self.sink.liveness.is_to_keep(now) {
+            self.sink.snapshots.spawner.spawn(self.sink.host.keep_stores());
+        }
         Work { did: frames > 0, again: false, next: Some(next) }
     }
 }

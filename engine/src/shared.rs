@@ -6,6 +6,7 @@ use crate::config::{EngineConfig, INBOX_BYTES_MAX, UNSYNCED_BYTES_MAX};
 use crate::events::{EventQueue, HostEvent, ReplicaEvent};
 use crate::memory::LogMemory;
 use crate::notify::Notifier;
+use crate::openings::Openings;
 use crate::queue::Inbox;
 use crate::replica::Replica;
 use crate::request::{Rare, Reply};
@@ -481,6 +482,8 @@ pub struct HostCounters {
     pub dropped_epoch: AtomicU64,
     /// Messages of members whose hosts lost the stores that they spoke from.
     pub dropped_fenced: AtomicU64,
+    /// Frames of hosts that have not shown yet that their store has all that it had.
+    pub dropped_doubted: AtomicU64,
     /// Frames that were malformed.
     pub bad_frames: AtomicU64,
     /// Frames that were dropped because a worker had too much waiting.
@@ -518,6 +521,8 @@ pub struct HostShared {
     pub log_memory: LogMemory,
     /// The stores that other hosts have, and who is not to be believed.
     pub stores: PeerStores,
+    /// The openings of the own store.
+    pub openings: Openings,
     /// Room on the disk.
     pub space: DiskSpace,
     /// The journal is far beyond its bound.

@@ -10,8 +10,12 @@
 //! what is fenced here is fenced after a restart, too, because the store before is remembered until the fence is durable.
 //! A store that is seen for the first time is trusted: what it replaced before that nobody here knows.
 //!
+//! Also remembered is how far each store was heard to have come: it is asked about that when its host has started anew
+//! ([`crate::openings`]).
+//!
 //! Must not know: raft state, connections.
 
+use crate::openings::Standing;
 use crate::shared::HostShared;
 use longboat_io::{Job, JobState, SharedDisk};
 use longboat_raft::{
@@ -28,15 +32,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub const STORE_NOT_KNOWN: StoreId = StoreId(u128::MAX);
 
 const FILE: &str = "peers";
-const FILE_NEXT: &str = "peers.tmp";
-const MAGIC: [u8; 8] = *b"LBPEERS1";
+const MAGIC: [u8; 8] = *b"LBPEERS2";
 /// Bytes of the file at most: a million fenced replicas.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// What is remembered of one host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Known {
-    store: StoreId,
+    /// The store that it has, and the farthest that this was heard to have come.
+    standing: Standing,
     /// In the history of their group that was then: after an import an id may be another replica.
     fenced: BTreeSet<(GroupId, GroupEpoch, ReplicaId)>,
 }
@@ -64,30 +68,41 @@ impl PeerFile {
         Self { disk, dir: dir.into() }
     }
 
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
     fn read(&self) -> io::Result<BTreeMap<HostId, Known>> {
-        let path = self.dir.join(FILE);
+        let Some(bytes) = self.read_bytes(FILE, FILE_BYTES_MAX)? else { return Ok(BTreeMap::new()) };
+        decode(&bytes).ok_or_else(|| damaged(&self.path(FILE)))
+    }
+
+    /// A small file of the directory, if it is there.
+    pub(crate) fn read_bytes(&self, name: &str, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+        let path = self.path(name);
         if !self.disk.exists(&path) {
-            return Ok(BTreeMap::new());
+            return Ok(None);
         }
         let file = self.disk.open(&path)?;
         let length = file.len()?;
-        if length > FILE_BYTES_MAX {
+        if length > bytes_max {
             return Err(damaged(&path));
         }
         let mut bytes = vec![0; length as usize];
         file.read_exact_at(&mut bytes, 0)?;
-        decode(&bytes).ok_or_else(|| damaged(&path))
+        Ok(Some(bytes))
     }
 
-    fn write(&self, bytes: &[u8]) -> io::Result<()> {
-        let next = self.dir.join(FILE_NEXT);
+    /// Puts a file in the place of what has its name, durably.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let next = self.dir.join(format!("{name}.tmp"));
         if self.disk.exists(&next) {
             self.disk.remove_file(&next)?;
         }
         let mut file = self.disk.create(&next)?;
         file.write_all_at(bytes, 0)?;
         file.sync_data()?;
-        self.disk.rename(&next, &self.dir.join(FILE))?;
+        self.disk.rename(&next, &self.path(name))?;
         self.disk.sync_dir(&self.dir)
     }
 }
@@ -101,7 +116,9 @@ fn encode(table: &BTreeMap<HostId, Known>) -> Vec<u8> {
     let mut body = Vec::new();
     for (host, known) in table {
         body.extend(host.0.to_le_bytes());
-        body.extend(known.store.0.to_le_bytes());
+        body.extend(known.standing.store.0.to_le_bytes());
+        body.extend(known.standing.incarnation.to_le_bytes());
+        body.extend(known.standing.place.to_le_bytes());
         body.extend((known.fenced.len() as u64).to_le_bytes());
         for (group, epoch, replica) in &known.fenced {
             body.extend(group.0.to_le_bytes());
@@ -130,11 +147,12 @@ fn decode(bytes: &[u8]) -> Option<BTreeMap<HostId, Known>> {
         let host = HostId(word(&mut body)?);
         let (low, high) = (word(&mut body)?, word(&mut body)?);
         let store = StoreId(u128::from(high) << 64 | u128::from(low));
+        let standing = Standing { store, incarnation: word(&mut body)?, place: word(&mut body)? };
         let mut fenced = BTreeSet::new();
         for _ in 0..word(&mut body)? {
             fenced.insert((GroupId(word(&mut body)?), GroupEpoch(word(&mut body)?), ReplicaId(word(&mut body)?)));
         }
-        table.insert(host, Known { store, fenced });
+        table.insert(host, Known { standing, fenced });
     }
     Some(table)
 }
@@ -160,7 +178,7 @@ impl PeerStores {
         let is_fenced = |(replica, member): &(&ReplicaId, &longboat_raft::Member)| {
             let Some(known) = table.get(&member.host) else { return false };
             let recorded = !member.store.is_zero() && member.store != STORE_NOT_KNOWN;
-            known.fenced.contains(&(group, epoch, **replica)) || (recorded && member.store != known.store)
+            known.fenced.contains(&(group, epoch, **replica)) || (recorded && member.store != known.standing.store)
         };
         members.hosts.iter().filter(is_fenced).map(|(replica, _)| *replica).collect()
     }
@@ -176,8 +194,45 @@ impl PeerStores {
             // Who is a member already stays what it was said to be.
             change.member.store = match members.hosts.get(&change.replica) {
                 Some(member) if member.host == change.member.host => member.store,
-                _ => table.get(&change.member.host).map_or(STORE_NOT_KNOWN, |known| known.store),
+                _ => table.get(&change.member.host).map_or(STORE_NOT_KNOWN, |known| known.standing.store),
             };
+        }
+    }
+
+    /// What is known of a host's store, if it ever was seen.
+    pub fn standing(&self, host: HostId) -> Option<Standing> {
+        self.table.read().get(&host).map(|known| known.standing)
+    }
+
+    /// A host shows which opening of its store it is. Returns what it must follow from before it is believed: nothing, if this is
+    /// the first one that is seen, or the one that was seen last.
+    pub(crate) fn shown(&self, host: HostId, incarnation: u64) -> Option<Standing> {
+        let mut table = self.table.write();
+        let known = table.get_mut(&host)?;
+        if known.standing.incarnation == 0 {
+            known.standing.incarnation = incarnation;
+        }
+        let before = known.standing;
+        (before.incarnation != incarnation && !plant::is("rolled-back-host-is-believed")).then_some(before)
+    }
+
+    /// A host's store has come this far. Returns what is known, if that is more.
+    pub(crate) fn heard(&self, host: HostId, incarnation: u64, place: u64) -> Option<Standing> {
+        let mut table = self.table.write();
+        let known = table.get_mut(&host)?;
+        if known.standing.incarnation != incarnation {
+            return None;
+        }
+        let fell = place < known.standing.place && !plant::is("rolled-back-host-is-believed");
+        let before = known.standing;
+        known.standing.place = before.place.max(place);
+        fell.then_some(before)
+    }
+
+    /// A host's store has shown that it follows from what was known of it.
+    pub(crate) fn proven(&self, host: HostId, incarnation: u64) {
+        if let Some(known) = self.table.write().get_mut(&host) {
+            known.standing.incarnation = incarnation;
         }
     }
 
@@ -188,12 +243,12 @@ impl PeerStores {
         store: StoreId,
         members: impl FnOnce() -> Vec<(GroupId, GroupEpoch, Arc<Membership>)>,
     ) -> Seen {
-        if store.is_zero() || self.table.read().get(&host).is_some_and(|known| known.store == store) {
+        if store.is_zero() || self.table.read().get(&host).is_some_and(|known| known.standing.store == store) {
             return Seen::AsBefore;
         }
         let mut table = self.table.write();
         let known = table.entry(host).or_default();
-        let before = std::mem::replace(&mut known.store, store);
+        let before = std::mem::replace(&mut known.standing, Standing { store, ..Standing::default() }).store;
         if !before.is_zero() && !plant::is("wiped-host-is-believed") {
             sometimes!("host-with-another-store");
             for (group, epoch, members) in members() {
@@ -241,7 +296,12 @@ impl HostShared {
                 self.events.tell(crate::HostEvent::StoreReplaced { host, before, now: store });
             }
         }
-        Some(Box::new(KeepJob(Arc::clone(self))))
+        Some(self.keep_stores())
+    }
+
+    /// A job that makes the table durable.
+    pub(crate) fn keep_stores(self: &Arc<Self>) -> Box<dyn Job> {
+        Box::new(KeepJob(Arc::clone(self)))
     }
 }
 
@@ -253,7 +313,7 @@ impl Job for KeepJob {
         let stores = &self.0.stores;
         let _last = stores.writing.lock();
         let bytes = encode(&stores.table.read());
-        if let Err(error) = stores.file.write(&bytes) {
+        if let Err(error) = stores.file.write(FILE, &bytes) {
             // It is seen again, and judged alike, after a restart: what was known before is still in the file.
             tracing::warn!(%error, "the table of other hosts' stores was not written");
         }
@@ -324,10 +384,19 @@ mod tests {
     fn the_table_is_kept_and_damage_is_noticed() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut table = BTreeMap::new();
-        table.insert(HostId(3), Known { store: B, fenced: [(GroupId(1), FIRST, ReplicaId(2))].into() });
-        table.insert(HostId(4), Known { store: STORE_NOT_KNOWN, fenced: BTreeSet::new() });
+        table.insert(
+            HostId(3),
+            Known {
+                standing: Standing { store: B, incarnation: 5, place: 77 },
+                fenced: [(GroupId(1), FIRST, ReplicaId(2))].into(),
+            },
+        );
+        table.insert(
+            HostId(4),
+            Known { standing: Standing { store: STORE_NOT_KNOWN, ..Standing::default() }, ..Known::default() },
+        );
         let bytes = encode(&table);
-        stores(dir.path()).file.write(&bytes).expect("written");
+        stores(dir.path()).file.write(FILE, &bytes).expect("written");
         assert_eq!(*stores(dir.path()).table.read(), table);
         for at in 0..bytes.len() {
             let mut bytes = bytes.clone();

@@ -130,6 +130,8 @@ pub struct Progress {
     pub durable_through: Seq,
     /// Whether submitted batches are still under way.
     pub in_flight: bool,
+    /// How much was ever made durable, over all openings of the store: it never falls while none of that is lost.
+    pub place: u64,
 }
 
 /// The store failed. Final: it takes no more batches, and of batches not yet reported durable nothing is known.
@@ -171,6 +173,11 @@ pub enum OpenError {
     /// Durable data was damaged.
     #[error("log store is corrupt: {0}")]
     Corrupt(String),
+    /// Other hosts have seen more of this store than the directory holds: it is an older copy.
+    #[error(
+        "data directory {0} is an older copy of what this host had: remove it, and replace its replicas by new ones under new ids"
+    )]
+    RolledBack(std::path::PathBuf),
     /// The key-value store failed.
     #[error("key-value store failed: {0}")]
     KeyValue(String),
@@ -281,6 +288,8 @@ pub struct Opened<L> {
     pub log: L,
     /// The directory's random id.
     pub store: StoreId,
+    /// [`Progress::place`] as of now.
+    pub place: u64,
     /// Every group, sorted by id; removed ones too.
     pub groups: Vec<GroupState>,
 }

@@ -81,7 +81,8 @@ impl LogDb for SharedLog {
         self.check()?;
         let driven = self.writer.drive();
         self.latch(driven)?;
-        Ok(Progress { durable_through: self.writer.durable, in_flight: self.writer.in_flight() })
+        let (durable_through, in_flight) = (self.writer.durable, self.writer.in_flight());
+        Ok(Progress { durable_through, in_flight, place: self.writer.last_seq })
     }
 
     fn background_job(&mut self) -> Option<Box<dyn Job>> {
@@ -324,7 +325,7 @@ fn recover_store(
     let place = Place { active, opening, last_seq, tallies };
     let writer = Writer::new(Arc::clone(&shared), ids, place, use_number_max);
     let log = SharedLog { writer, shared, failed: None };
-    Ok(Opened { log, store, groups: recover::states(groups) })
+    Ok(Opened { log, store, place: last_seq, groups: recover::states(groups) })
 }
 
 /// Draws the id of this opening. A seeded one comes from all that earlier openings may have left where this one writes.

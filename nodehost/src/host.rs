@@ -8,8 +8,8 @@ use crate::replica::Replica;
 use longboat_engine::log_writer::WriterInbox;
 use longboat_engine::transfers::TransferInfo;
 use longboat_engine::{
-    CloseError, GroupShared, Host, HostParts, HostShared, PeerFile, PeerStores, ReplicaConfig, Start, StartError,
-    StartSpec, Starter, ThreadLayout, Threads,
+    CloseError, GroupShared, Host, HostParts, HostShared, Openings, PeerFile, PeerStores, ReplicaConfig, Start,
+    StartError, StartSpec, Starter, ThreadLayout, Threads,
 };
 use longboat_io::{Clock, MonotonicClock, RayonSpawner, RealDisk};
 use longboat_logdb::{LogStats, SharedLog, SnapshotRecord};
@@ -149,10 +149,12 @@ impl NodeHost {
         config.validate()?;
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let incarnation = since_epoch.as_nanos() as u64;
         let disk = Arc::new(RealDisk);
         let log = SharedLog::open(disk.clone(), config.log())?;
         let store = log.store;
+        let file = PeerFile::new(disk.clone(), &config.data_dir);
+        let openings = Openings::begin(file.clone(), store, since_epoch.as_nanos() as u64, log.place)?;
+        let incarnation = openings.incarnation();
         let registry = Arc::new(StaticRegistry::new(config.peers.clone()));
         let transport = TcpTransport::bind(
             TcpConfig {
@@ -175,7 +177,8 @@ impl NodeHost {
             config: engine,
             clock,
             log,
-            stores: PeerStores::open(PeerFile::new(disk, &config.data_dir)).map_err(longboat_logdb::OpenError::from)?,
+            stores: PeerStores::open(file).map_err(longboat_logdb::OpenError::from)?,
+            openings,
             snapshots: snapshots.clone(),
             spawner: Arc::new(spawner.clone()),
             transport: transport.clone(),

@@ -16,6 +16,8 @@ enum Later {
     PowerLoss { host: HostId },
     Room { host: HostId },
     Stop { host: HostId },
+    PutBack { host: HostId },
+    GiveUp { host: HostId },
 }
 
 /// The faults of one simulation.
@@ -76,6 +78,10 @@ impl FaultPlan {
         self.later.push((now.plus_nanos(after), Later::Stop { host }));
     }
 
+    pub(crate) fn rng_mut(&mut self) -> &mut Rng {
+        &mut self.rng
+    }
+
     fn duration_nanos(&mut self) -> u64 {
         self.rng.magnitude(30 * MILLI, self.lasts_nanos.max(31 * MILLI))
     }
@@ -92,6 +98,8 @@ impl World {
                 Later::Hasten { from, to } => self.around.network.set_bandwidth(from, to, 0),
                 Later::PowerLoss { host } => self.power_loss(host),
                 Later::Stop { host } => self.kill(host),
+                Later::PutBack { host } => self.put_back(host),
+                Later::GiveUp { host } => self.lose(host),
                 Later::Room { host } => self.hosts[host.0 as usize - 1].make_room(),
             }
         }
@@ -118,7 +126,7 @@ impl World {
         leader.unwrap_or_else(|| self.any_host())
     }
 
-    fn leads(&self, host: HostId, group: GroupId) -> bool {
+    pub(crate) fn leads(&self, host: HostId, group: GroupId) -> bool {
         let leader = self.replica(host, group).and_then(|r| r.leader());
         let here = self.replica(host, group).map(|r| r.replica);
         leader.is_some_and(|l| Some(l.1) == here)
@@ -160,6 +168,17 @@ impl World {
                 self.fill_disk(host, percent, now.plus_nanos(lasts));
             }
             FaultKind::NoRoom => self.fill_disk(host, 0, now.plus_nanos(lasts)),
+            FaultKind::Wipe => self.wipe(host),
+            FaultKind::PutBack => {
+                if let Some(at) = self.copy_directory(host, now) {
+                    self.plan.later.push((at, Later::PutBack { host }));
+                }
+            }
+            FaultKind::Rot => {
+                if let Some(at) = self.rot(host, now) {
+                    self.plan.later.push((at, Later::GiveUp { host }));
+                }
+            }
             FaultKind::ClockForward => {
                 let nanos = self.plan.rng.magnitude(10, 60_000) * MILLI;
                 self.set_clock(host, nanos as i64);

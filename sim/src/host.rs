@@ -9,11 +9,14 @@ use crate::oracle::Oracle;
 use crate::recorder::Recorder;
 use crate::rng::Rng;
 use crate::swarm::Swarm;
-use longboat_engine::{GroupShared, Host, HostParts, Notifiers, PeerFile, PeerStores, Start, StartSpec, Work, Worker};
+use longboat_engine::{
+    GroupShared, Host, HostParts, Notifiers, Openings, PeerFile, PeerStores, Standing, Start, StartError, StartSpec,
+    Work, Worker,
+};
 use longboat_io::sim::{SimDisk, SimOp};
 use longboat_io::{Clock, Job, JobState};
 use longboat_logdb::{OpenError, Opened, SharedLog};
-use longboat_raft::{Core, GroupId, HostId, Membership, ReplicaId, Time};
+use longboat_raft::{Core, GroupId, HostId, Membership, ReplicaId, StoreId, Time, sometimes};
 use longboat_rsm::snapshot::SnapshotStore;
 use longboat_rsm::{DynMachine, Pending, RequestError, WitnessMachine};
 use longboat_transport::Transport;
@@ -145,6 +148,18 @@ pub struct SimHost {
     tight: bool,
     /// Its store failed, and its process will be stopped.
     pub is_failing: bool,
+    /// A copy of its disk, and how far its store had come then.
+    pub(crate) copy: Option<(SimDisk, Standing)>,
+    /// The id of its store, when that was last open.
+    pub(crate) store: StoreId,
+    /// Its directory was put back to an earlier copy.
+    pub(crate) is_put_back: bool,
+    /// A byte of its journal has changed.
+    pub(crate) is_rotten: bool,
+    /// Its store does not open any more.
+    pub(crate) is_refused: bool,
+    /// It was wiped, and runs with the ids that its replicas had.
+    as_before: bool,
     /// Its process, while it runs.
     pub life: Option<Box<Life>>,
     /// When its process starts again, while it does not run.
@@ -170,6 +185,12 @@ impl SimHost {
             sync_fails: false,
             tight: false,
             is_failing: false,
+            copy: None,
+            store: StoreId::ZERO,
+            is_put_back: false,
+            is_rotten: false,
+            is_refused: false,
+            as_before: false,
             life: None,
             restart_at: Some(Time::ZERO),
         }
@@ -185,11 +206,10 @@ impl SimHost {
         let disk = self.disk.process();
         let opened = match SharedLog::open(Arc::clone(&disk), around.swarm.store(self.id, self.seed)) {
             Ok(opened) => opened,
-            // The sync that was to fail was one of these: nothing was promised, the process is started again.
-            Err(OpenError::Io(_)) if self.sync_fails => return self.try_again(),
-            Err(OpenError::Io(_) | OpenError::KeyValue(_)) if self.tight => return self.try_again(),
-            Err(error) => return around.oracle.violate(format!("host {} can't open its store: {error}", self.id)),
+            Err(error) => return self.not_opened(error),
         };
+        sometimes!(self.is_rotten, "rotten-host-opened");
+        self.store = opened.store;
         around.oracle.recovered_store(self.id, &opened.groups);
         // Whose tombstone became durable is gone, whether anybody heard of it or not.
         for state in &opened.groups {
@@ -203,20 +223,26 @@ impl SimHost {
             self.replicas.values_mut().filter(|p| p.told).for_each(|p| p.told = false);
         }
         let log = Recorder::new(opened.log, Arc::clone(&around.oracle), self.id);
-        let log = Opened { log, store: opened.store, groups: opened.groups };
-        let config = around.swarm.engine(self.id, life_seed, self.lives);
-        let notifiers = Notifiers::separate(&config);
-        let (spawner, transport) = (SimSpawner::new(), around.network.join(self.id, log.store, self.lives));
+        let log = Opened { log, store: opened.store, place: opened.place, groups: opened.groups };
         let file = PeerFile::new(Arc::clone(&disk), "/data");
+        let openings = match Openings::begin(file.clone(), log.store, self.lives, log.place) {
+            Ok(openings) => openings,
+            Err(error) => return self.not_opened(error),
+        };
+        let config = around.swarm.engine(self.id, life_seed, openings.incarnation());
+        let notifiers = Notifiers::separate(&config);
+        let (spawner, incarnation) = (SimSpawner::new(), openings.incarnation());
+        let transport = around.network.join(self.id, log.store, incarnation);
         let stores = match PeerStores::open(file) {
             Ok(stores) => stores,
-            Err(error) => return around.oracle.violate(format!("host {} can't start: {error}", self.id)),
+            Err(error) => return self.not_opened(error.into()),
         };
         let parts = HostParts {
             config,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             log,
             stores,
+            openings,
             snapshots: SnapshotStore::new(disk, "/data/snapshots".into()),
             spawner: Arc::clone(&spawner) as Arc<_>,
             transport: Arc::clone(&transport) as Arc<dyn Transport>,
@@ -231,6 +257,42 @@ impl SimHost {
         let (clock, pace) = (Arc::clone(&self.clock), Rng::new(life_seed));
         self.life =
             Some(Box::new(Life { host, notifiers, spawner, transport, disk, clock, wakes, jobs, pace, groups }));
+    }
+
+    fn not_opened(&mut self, error: OpenError) {
+        match error {
+            // The sync that was to fail was one of these: nothing was promised, the process is started again.
+            OpenError::Io(_) | OpenError::KeyValue(_) if self.sync_fails => self.try_again(),
+            OpenError::Io(_) | OpenError::KeyValue(_) if self.tight => self.try_again(),
+            OpenError::RolledBack(_) => self.refuse("host-refused-as-an-older-copy"),
+            OpenError::Corrupt(_) | OpenError::Format(_) if self.is_rotten => self.refuse("host-refused-as-rotten"),
+            error => self.around.oracle.violate(format!("host {} can't open its store: {error}", self.id)),
+        }
+    }
+
+    /// The process does not come up any more: somebody must do something about its directory.
+    fn refuse(&mut self, point: &str) {
+        sometimes!(point == "host-refused-as-rotten", "host-refused-as-rotten");
+        sometimes!(point == "host-refused-as-an-older-copy", "host-refused-as-an-older-copy");
+        self.stop(false, Time::ZERO);
+        self.restart_at = None;
+        self.is_refused = true;
+    }
+
+    /// Its directory is lost. It comes up with an empty one, without replicas, or as it was.
+    pub(crate) fn wipe(&mut self, seed: u64, as_before: bool) {
+        self.disk = SimDisk::new(seed, self.around.swarm.disk());
+        self.disk.set_now(self.around.clock.now());
+        self.seed = seed;
+        self.cabinets.lock().clear();
+        if !as_before {
+            self.replicas.clear();
+        }
+        self.copy = None;
+        (self.is_rotten, self.is_put_back, self.is_refused, self.as_before) = (false, false, false, as_before);
+        if self.restart_at.is_none() {
+            self.restart_at = Some(self.around.clock.now());
+        }
     }
 
     /// The process did not come up, through no fault of its own: it is started again.
@@ -317,6 +379,8 @@ impl SimHost {
         self.around.oracle.started(self.id, group);
         match life.host.starter.start(specs) {
             Ok(started) => life.groups.extend(started.into_iter().map(|s| (s.group, s))),
+            // It was quarantined for what it lacks, and stays so until somebody replaces it.
+            Err(StartError::Quarantined(_)) if self.lacks_something() => {}
             Err(error) => self.around.oracle.violate(format!("host {} can't start a replica: {error}", self.id)),
         }
     }
@@ -370,12 +434,19 @@ impl SimHost {
         let count = |c: &std::sync::atomic::AtomicU64| c.load(Ordering::Relaxed);
         let (violations, machines, bad) =
             (count(&counters.violations), count(&counters.machine_failures), count(&counters.bad_frames));
+        // Who forgot what it said is told of what it never heard of; a log with a hole in it can't be gone on with.
+        let violations = if self.lacks_something() { 0 } else { violations };
         (violations + machines + bad > 0).then(|| {
             let id = self.id;
             format!(
                 "host {id} quarantined {violations} replicas, {machines} machines failed, {bad} frames were malformed"
             )
         })
+    }
+
+    /// Whether its store is not what it was, and nobody has noticed yet.
+    fn lacks_something(&self) -> bool {
+        self.as_before || self.is_rotten || self.is_put_back
     }
 
     /// Whether the log store has failed, so that the process must be started again.
@@ -385,6 +456,17 @@ impl SimHost {
 }
 
 impl Life {
+    /// How far this host's store has come.
+    pub(crate) fn own_standing(&self) -> Standing {
+        let openings = &self.host.shared.openings;
+        Standing { incarnation: openings.incarnation(), place: openings.place(), ..Standing::default() }
+    }
+
+    /// What this host knows of another one's store.
+    pub(crate) fn standing_of(&self, host: HostId) -> Option<Standing> {
+        self.host.shared.stores.standing(host)
+    }
+
     /// The workers that have something to do now.
     pub fn runnable(&mut self, now: Time, job_step_nanos: u64, out: &mut Vec<Role>) {
         self.take_jobs(now, job_step_nanos);

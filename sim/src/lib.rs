@@ -15,6 +15,7 @@ pub mod hash;
 pub mod host;
 pub mod jobs;
 mod keeper;
+mod losses;
 pub mod machine;
 mod members;
 pub mod model;

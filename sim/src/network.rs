@@ -138,6 +138,8 @@ impl Network {
         let mut net = self.net.lock();
         net.ports.insert(host, Arc::clone(&port));
         net.lives.insert(host, (store, life));
+        let others: Vec<HostId> = net.ports.keys().copied().filter(|other| *other != host).collect();
+        others.into_iter().for_each(|other| net.shake_hands(host, other));
         drop(net);
         let (network, closed) = (Arc::clone(self), AtomicBool::new(false));
         Arc::new(SimTransport { network, host, port, closed, sent: AtomicU64::new(0) })
@@ -159,15 +161,19 @@ impl Network {
         if cut {
             net.cuts.insert((from, to))
         } else {
-            net.cuts.remove(&(from, to))
+            let was_cut = net.cuts.remove(&(from, to));
+            net.shake_hands(from, to);
+            was_cut
         };
     }
 
     /// Mends every way.
     pub fn mend(&self) {
         let mut net = self.net.lock();
-        net.cuts.clear();
         net.slow.clear();
+        for (from, to) in std::mem::take(&mut net.cuts) {
+            net.shake_hands(from, to);
+        }
     }
 
     /// All connections between two hosts break: what is on the way is lost, also the rest of a frame of which a part has arrived.
@@ -226,8 +232,11 @@ impl Network {
             self.oracle.note(&[flight.at.0, flight.from.0, flight.to.0, u64::from(flight.lane)]);
             self.oracle.note_bytes(&flight.frame);
             let lane = Lane::ALL[usize::from(flight.lane)];
-            port.introduce(flight.from, flight.life);
+            let is_new = port.introduce(flight.from, flight.life);
             port.arrived.lock().push_back((flight.from, lane, flight.frame.clone()));
+            if is_new {
+                net.shake_hands(flight.from, flight.to);
+            }
             delivered.push(Delivery { from: flight.from, to: flight.to, lane, frame: flight.frame });
         }
         delivered
@@ -262,18 +271,30 @@ impl Network {
 }
 
 impl Port {
-    /// Frames of this life come from now on.
-    fn introduce(&self, host: HostId, (store, life): Shown) {
+    /// Frames of this life come from now on. Returns whether that is news.
+    fn introduce(&self, host: HostId, (store, life): Shown) -> bool {
         let mut introduced = self.introduced.lock();
         // What is left of a former life is no handshake.
-        if introduced.get(&host).is_none_or(|known| *known < life) {
+        let is_new = introduced.get(&host).is_none_or(|known| *known < life);
+        if is_new {
             introduced.insert(host, life);
             self.connected.lock().push((host, store, life));
         }
+        is_new
     }
 }
 
 impl Net {
+    /// Both learn who is at the other end, if the ways between them are open.
+    fn shake_hands(&self, one: HostId, other: HostId) {
+        let open = !self.cuts.contains(&(one, other)) && !self.cuts.contains(&(other, one));
+        let ends = [one, other].map(|host| Some((self.ports.get(&host)?, *self.lives.get(&host)?)));
+        if let ([Some((port, life)), Some((other_port, other_life))], true) = (ends, open) {
+            port.introduce(other, other_life);
+            other_port.introduce(one, life);
+        }
+    }
+
     fn launch(&mut self, now: Time, from: HostId, to: HostId, lane: Lane, frame: Bytes) {
         let faults = self.faults;
         let straggles = self.rng.chance(faults.straggle_permille);

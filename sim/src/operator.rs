@@ -128,6 +128,12 @@ impl Desk {
 }
 
 impl Desk {
+    /// An id that no replica had before.
+    pub(crate) fn next_replica(&mut self) -> ReplicaId {
+        self.replicas += 1;
+        ReplicaId(self.replicas - 1)
+    }
+
     /// A number that no export had before.
     pub(crate) fn next_export(&mut self) -> u64 {
         self.exports += 1;
@@ -147,11 +153,15 @@ impl World {
         self.read_answers();
         self.check_exports();
         self.tend();
+        self.tend_losses(now);
         if let Some(since) = self.desk.settling {
             self.desk.next = now.plus_nanos(LOOK_NANOS);
             return self.settle(now, since);
         }
         self.desk.next = now.plus_nanos(1 + self.desk.rng.below(2 * operations.every_nanos));
+        if operations.kinds.is_empty() {
+            return;
+        }
         let swarm = Arc::clone(&self.around.swarm);
         let group = self.desk.rng.pick(&swarm.groups).0;
         let hosts = self.hosts_of(group);
@@ -232,7 +242,7 @@ impl World {
         let patient = now.nanos_since(since) < GIVE_UP_NANOS;
         for (group, _) in self.around.swarm.groups.clone() {
             let members = self.around.oracle.members(group);
-            let asked = self.clients.asks(group);
+            let asked = self.clients.asks(group) || self.is_lost(group);
             if now.nanos_since(since) < FORGET_NANOS {
                 self.prefer_nobody(group);
             }
@@ -260,6 +270,9 @@ impl World {
 
     /// What is not as it should be when all has settled.
     pub(crate) fn unsettled(&self) -> Option<String> {
+        if let Some(loss) = self.describe_loss() {
+            return Some(loss);
+        }
         for (group, _) in &self.around.swarm.groups {
             let members = self.around.oracle.members(*group);
             if members.is_joint() || !members.promotions.is_empty() {
@@ -326,9 +339,8 @@ impl World {
             return None;
         }
         let at = *self.desk.rng.pick(&free);
+        let replica = self.desk.next_replica();
         let host = &mut self.hosts[at];
-        let replica = ReplicaId(self.desk.replicas);
-        self.desk.replicas += 1;
         self.around.oracle.placed(host.id, group, witness);
         let wanted = self.desk.rng.chance(700);
         host.replicas.insert(group, Placed { wanted, ..Placed::joining(replica, witness) });
@@ -408,7 +420,7 @@ impl World {
         }
     }
 
-    fn ask_change(&mut self, host: HostId, shared: &Arc<GroupShared>, change: ConfigChange, deadline: Time) {
+    pub(crate) fn ask_change(&mut self, host: HostId, shared: &Arc<GroupShared>, change: ConfigChange, deadline: Time) {
         self.say(|_| format!("group {} on host {host}: asked for {change:?}", shared.group));
         let of = |remove: bool| {
             let steps = change.changes.iter().filter(|c| (c.kind == longboat_raft::ChangeKind::Remove) == remove);

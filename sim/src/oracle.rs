@@ -71,6 +71,8 @@ struct Group {
     shadows: BTreeMap<HostId, Shadow>,
     /// The index through which each host's state machine has applied; none while that is not known.
     applied: BTreeMap<HostId, Index>,
+    /// The shadows of directories that were copied.
+    copies: BTreeMap<HostId, Shadow>,
 }
 
 #[derive(Debug, Default)]
@@ -93,6 +95,16 @@ impl Group {
     fn holders(&self, pos: LogPos) -> BTreeSet<ReplicaId> {
         let folds = self.shadows.values().map(|s| &s.durable).chain(&self.graves);
         folds.filter(|f| f.exists && f.holds(pos)).map(|f| f.replica).collect()
+    }
+
+    /// A host has less than it had. What it had counts as it was.
+    fn forget(&mut self, host: HostId, now: Shadow) {
+        let before = self.shadows.insert(host, now).unwrap_or_default();
+        if before.durable.exists {
+            self.graves.push(before.durable);
+        }
+        self.applied.remove(&host);
+        self.leading.remove(&host);
     }
 
     fn committed_at(&self, index: Index) -> Option<&Committed> {
@@ -438,6 +450,28 @@ impl Oracle {
         for group in groups {
             let state = found.iter().find(|s| s.group == group);
             self.with(group, |g| g.recovered(host, state));
+        }
+    }
+
+    /// A host's directory is copied, to be put back later.
+    pub fn copy(&self, host: HostId) {
+        for group in self.state.lock().groups.values_mut() {
+            group.copies.insert(host, group.shadows.get(&host).cloned().unwrap_or_default());
+        }
+    }
+
+    /// The copy of a host's directory was put in its place: what it had is forgotten there.
+    pub fn put_back(&self, host: HostId) {
+        for group in self.state.lock().groups.values_mut() {
+            let copy = group.copies.remove(&host).unwrap_or_default();
+            group.forget(host, copy);
+        }
+    }
+
+    /// A host's directory is lost.
+    pub fn forgot(&self, host: HostId) {
+        for group in self.state.lock().groups.values_mut() {
+            group.forget(host, Shadow::default());
         }
     }
 

@@ -54,6 +54,12 @@ pub enum FaultKind {
     Reset,
     /// What one host sends another passes slowly for a while.
     SlowLink,
+    /// A host loses its directory.
+    Wipe,
+    /// A host's directory is put back to what it was some time ago.
+    PutBack,
+    /// A byte of a host's journal changes.
+    Rot,
 }
 
 impl FaultKind {
@@ -61,7 +67,7 @@ impl FaultKind {
     const FIRST: usize = 12;
 
     /// Every kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::Cut,
         Self::Partition,
         Self::IsolateLeader,
@@ -81,6 +87,9 @@ impl FaultKind {
         Self::Suspend,
         Self::Reset,
         Self::SlowLink,
+        Self::Wipe,
+        Self::PutBack,
+        Self::Rot,
     ];
     /// Those of hosts' clocks, schedulers and links, drawn apart.
     const OF_THE_WORLD_AROUND: [Self; 5] =

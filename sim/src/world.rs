@@ -7,6 +7,7 @@ use crate::client::{Clients, Outcomes};
 use crate::clock::SimClock;
 use crate::faults::FaultPlan;
 use crate::host::{Role, SimHost, Surroundings};
+use crate::losses::Loss;
 use crate::network::{Delivery, Network};
 use crate::operator::Desk;
 use crate::oracle::Oracle;
@@ -38,6 +39,8 @@ const SESSIONS: u64 = 0x5E55_1075;
 const MACHINES: u64 = 0x0D15_C0DE;
 /// The same for clocks, schedulers and links.
 const SURROUNDINGS: u64 = 0xC10C_0A7E;
+/// The same for hosts that lose what they have.
+const LOSSES: u64 = 0x105E_D15C;
 
 /// Counts of one simulation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +80,7 @@ pub struct World {
     pub clients: Clients,
     pub(crate) plan: FaultPlan,
     pub(crate) desk: Desk,
+    pub(crate) loss: Option<Loss>,
     schedule: Rng,
     requests: Rng,
     next_request: Time,
@@ -99,6 +103,7 @@ impl World {
             // A generator of its own: worlds without operators are as if there were none anywhere.
             swarm.draw_operations(&mut Rng::new(!seed));
             swarm.draw_room(&mut Rng::new(!seed.rotate_left(17)));
+            swarm.draw_losses(&mut Rng::new(seed.rotate_left(8) ^ LOSSES));
         }
         swarm.draw_machines(&mut Rng::new(seed.rotate_left(40) ^ MACHINES));
         swarm.sessions = seed.rotate_left(32) ^ SESSIONS;
@@ -141,6 +146,7 @@ impl World {
             hosts,
             plan,
             desk: Desk::new(operators.fork(), operated, started),
+            loss: None,
             schedule: rng.fork(),
             requests: rng.fork(),
             next_request: started,

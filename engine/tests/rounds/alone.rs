@@ -2,8 +2,8 @@
 
 use crate::wire::Wire;
 use longboat_engine::{
-    EngineConfig, GroupShared, Host, HostParts, Notifiers, PeerFile, PeerStores, ReplicaConfig, Start, StartError,
-    StartSpec, Worker,
+    EngineConfig, GroupShared, Host, HostParts, Notifiers, Openings, PeerFile, PeerStores, ReplicaConfig, Start,
+    StartError, StartSpec, Worker,
 };
 use longboat_io::sim::SimDisk;
 use longboat_io::{Clock, Job, JobState, RealDisk, SharedDisk, Spawner};
@@ -84,6 +84,7 @@ pub struct Alone {
     jobs: Arc<Jobs>,
     pub found: Vec<GroupState>,
     sim: Option<SimDisk>,
+    pub store: StoreId,
 }
 
 impl Drop for Alone {
@@ -103,6 +104,11 @@ impl Alone {
         Self::open_with(disk, dir, None, KeyValue::RocksDb)
     }
 
+    /// As [`Alone::open`]; nothing if it does not open.
+    pub fn try_open(dir: &Path) -> Option<Self> {
+        Self::open_on(Arc::new(RealDisk), dir, None)
+    }
+
     /// On a simulated disk, which may have stopped: then it does not open.
     pub fn open_simulated(disk: &SimDisk) -> Option<Self> {
         Self::open_on(disk.process(), Path::new("/data"), Some(disk.clone()))
@@ -120,20 +126,22 @@ impl Alone {
             ..SharedLogConfig::new(dir, HOST)
         };
         let log = SharedLog::open(Arc::clone(&disk), config).ok()?;
-        let found = log.groups.clone();
+        let (found, store) = (log.groups.clone(), log.store);
         let config = Self::engine();
+        let file = PeerFile::new(Arc::clone(&disk), dir);
         let (clock, jobs) = (Arc::new(TestClock(AtomicU64::new(1000 * MILLI))), Arc::new(Jobs::default()));
         let (wire, notifiers) = (Arc::new(Wire::default()), Notifiers::separate(&config));
         let parts = HostParts {
             config,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            openings: Openings::begin(file.clone(), log.store, 1, log.place).ok()?,
             log,
-            stores: PeerStores::open(PeerFile::new(Arc::clone(&disk), dir)).ok()?,
+            stores: PeerStores::open(file).ok()?,
             snapshots: SnapshotStore::new(disk, dir.join("snapshots")),
             spawner: Arc::clone(&jobs) as Arc<dyn Spawner>,
             transport: Arc::clone(&wire) as Arc<dyn Transport>,
         };
-        Some(Self { host: Host::new(parts, &notifiers), clock, wire, jobs, found, sim })
+        Some(Self { host: Host::new(parts, &notifiers), clock, wire, jobs, found, sim, store })
     }
 
     /// Settings of a host with one worker of each kind.

@@ -81,6 +81,21 @@ fn a_wiped_host_is_not_believed_by_a_group_that_was_quarantined() {
 }
 
 #[test]
+fn what_a_host_had_is_remembered() {
+    stores::what_a_host_had_is_remembered();
+}
+
+#[test]
+fn a_host_that_was_rolled_back_is_not_believed() {
+    stores::a_host_that_was_rolled_back_is_not_believed();
+}
+
+#[test]
+fn a_host_that_was_rolled_back_serves_no_more() {
+    stores::a_host_that_was_rolled_back_serves_no_more();
+}
+
+#[test]
 fn a_replica_that_is_new_on_a_wiped_host_is_believed() {
     stores::a_replica_that_is_new_on_a_wiped_host_is_believed();
 }

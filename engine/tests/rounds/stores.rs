@@ -3,6 +3,7 @@
 use crate::alone::{Alone, voters};
 use longboat_engine::{HostEvent, Start};
 use longboat_raft::{Body, GroupEpoch, HostId, Index, LogPos, Member, Membership, ReplicaId, StoreId, Term};
+use longboat_transport::wire::{Beat, HostMessage};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -93,4 +94,103 @@ pub fn a_wiped_host_is_not_believed_by_a_group_that_was_quarantined() {
     assert!(term(&alone) < Term(6), "it heard a replica that forgot what it said");
     hear_candidate(&mut alone, 3);
     assert_eq!(term(&alone), Term(6));
+}
+
+fn beat(alone: &Alone, from: u64, incarnation: u64, place: u64) {
+    let beat = Beat { incarnation, interval_nanos: 1_000_000, place, ..Beat::default() };
+    alone.arrive(from, HostMessage::Beat(beat).encode());
+}
+
+fn told(alone: &Alone) -> Vec<HostEvent> {
+    std::iter::from_fn(|| alone.host.shared.events.next()).collect()
+}
+
+/// A host that starts anew is not heard before it has said that its store has all that it had; nor is one that says that it
+/// has not, or whose process was put back with its memory.
+pub fn a_host_that_was_rolled_back_is_not_believed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut alone = Alone::open(dir.path());
+    alone.start(1, voters(3)).expect("starts");
+    alone.pass(5);
+    alone.connect_as(2, BEFORE, 7);
+    beat(&alone, 2, 7, 50);
+    alone.poll();
+    alone.run_jobs();
+    alone.said_to_hosts();
+    alone.host.shared.events.listen();
+    alone.connect_as(2, BEFORE, 9);
+    let asked = HostMessage::Asked { store: BEFORE, incarnation: 7, place: 50 };
+    assert!(alone.said_to_hosts().contains(&asked));
+    hear_candidate(&mut alone, 2);
+    assert!(term(&alone) < Term(6), "it heard a host of which nobody knows what it has");
+    assert_eq!(alone.host.shared.counters.dropped_doubted.load(Ordering::Relaxed), 1);
+    let answer = |follows| HostMessage::Answered { asked: 7, place: 50, incarnation: 9, follows };
+    // A lost question is put again.
+    alone.sleep(60);
+    alone.poll();
+    assert!(alone.said_to_hosts().contains(&asked));
+    alone.arrive(2, answer(false).encode());
+    alone.arrive(2, answer(false).encode());
+    hear_candidate(&mut alone, 2);
+    assert!(term(&alone) < Term(6), "it heard a host with an older copy of its store");
+    alone.arrive(2, answer(true).encode());
+    hear_candidate(&mut alone, 2);
+    assert_eq!(term(&alone), Term(6));
+    // The same incarnation, with less than it had.
+    beat(&alone, 2, 9, 60);
+    beat(&alone, 2, 9, 40);
+    alone.poll();
+    assert!(alone.said_to_hosts().contains(&HostMessage::Asked { store: BEFORE, incarnation: 9, place: 60 }));
+    alone.host.shared.events.close();
+    let event = HostEvent::StoreRolledBack { host: HostId(2) };
+    assert_eq!(told(&alone).into_iter().filter(|e| *e == event).count(), 1);
+}
+
+/// What is known of another host's store outlives a restart of this one.
+pub fn what_a_host_had_is_remembered() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut alone = Alone::open(dir.path());
+    alone.start(1, voters(3)).expect("starts");
+    alone.pass(5);
+    alone.connect_as(2, BEFORE, 7);
+    beat(&alone, 2, 7, 50);
+    alone.poll();
+    alone.sleep(11_000);
+    alone.poll();
+    alone.run_jobs();
+    drop(alone);
+
+    let mut alone = Alone::open(dir.path());
+    alone.connect_as(2, BEFORE, 9);
+    assert!(alone.said_to_hosts().contains(&HostMessage::Asked { store: BEFORE, incarnation: 7, place: 50 }));
+}
+
+/// A host learns that others have seen more of its store than it has: it serves no more, and is not opened again. Whoever knows
+/// less than it has is answered so.
+pub fn a_host_that_was_rolled_back_serves_no_more() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut alone = Alone::open(dir.path());
+    alone.start(1, voters(1)).expect("starts");
+    alone.pass(20);
+    alone.poll();
+    let place = alone.host.shared.openings.place();
+    assert!(place > 0);
+    alone.said_to_hosts();
+    let own = alone.store;
+    let ask = |alone: &mut Alone, store, place| {
+        alone.arrive(2, HostMessage::Asked { store, incarnation: 1, place }.encode());
+        alone.poll();
+        let answered = alone.said_to_hosts().into_iter();
+        answered.filter_map(|m| if let HostMessage::Answered { follows, .. } = m { Some(follows) } else { None }).last()
+    };
+    assert_eq!(ask(&mut alone, own, place), Some(true));
+    assert_eq!(ask(&mut alone, AFTER, place + 1), None, "that was a store which this host had before");
+    assert!(!alone.host.shared.has_failed.load(Ordering::SeqCst));
+    alone.host.shared.events.listen();
+    assert_eq!(ask(&mut alone, own, place + 1), Some(false), "it never had that");
+    alone.host.shared.events.close();
+    assert!(told(&alone).contains(&HostEvent::RolledBack { told_by: HostId(2) }));
+    assert!(alone.host.shared.has_failed.load(Ordering::SeqCst), "it goes on");
+    drop(alone);
+    assert!(Alone::try_open(dir.path()).is_none(), "the directory was marked");
 }

@@ -5,8 +5,8 @@ use crate::list::List;
 use crate::shelf::{Shelf, Storage};
 use bytes::{Bytes, BytesMut};
 use longboat_engine::{
-    Changed, EngineConfig, GroupShared, Host, HostParts, Notifiers, PeerFile, PeerStores, Rare, ReplicaConfig,
-    SnapshotOptions, SnapshotOutcome, Start, StartSpec, Worker,
+    Changed, EngineConfig, GroupShared, Host, HostParts, Notifiers, Openings, PeerFile, PeerStores, Rare,
+    ReplicaConfig, SnapshotOptions, SnapshotOutcome, Start, StartSpec, Worker,
 };
 use longboat_io::sim::SimDisk;
 use longboat_io::{Clock, RealDisk, SharedDisk, Spawner};
@@ -250,11 +250,13 @@ impl Trio {
         };
         let jobs = Arc::new(Jobs::default());
         let notifiers = Notifiers::separate(&config);
+        let file = PeerFile::new(Arc::clone(&disk), path);
         let parts = HostParts {
             config,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            openings: Openings::begin(file.clone(), log.store, self.clock.now().0, log.place).expect("written"),
             log,
-            stores: PeerStores::open(PeerFile::new(Arc::clone(&disk), path)).expect("readable"),
+            stores: PeerStores::open(file).expect("readable"),
             snapshots: SnapshotStore::new(disk, path.join("snapshots")),
             spawner: Arc::clone(&jobs) as Arc<dyn Spawner>,
             transport: Arc::new(Wire { host: HostId(id), wires: Arc::clone(&self.wires) }),

@@ -17,7 +17,7 @@ use std::time::Duration;
 pub struct Wire {
     sent: Mutex<Vec<(HostId, Bytes)>>,
     arriving: Mutex<VecDeque<(HostId, Bytes)>>,
-    connected: Mutex<Vec<(HostId, StoreId)>>,
+    connected: Mutex<Vec<(HostId, StoreId, u64)>>,
 }
 
 fn joined(parts: &[Bytes]) -> Bytes {
@@ -33,7 +33,7 @@ impl Transport for Wire {
     }
     fn poll(&self, sink: &mut dyn FrameSink) -> usize {
         let connected = std::mem::take(&mut *self.connected.lock());
-        connected.into_iter().for_each(|(host, store)| sink.connected(host, store, 1));
+        connected.into_iter().for_each(|(host, store, incarnation)| sink.connected(host, store, incarnation));
         let arriving = std::mem::take(&mut *self.arriving.lock());
         let count = arriving.len();
         arriving.into_iter().for_each(|(from, frame)| sink.frame(from, Lane::Control, frame));
@@ -70,7 +70,12 @@ impl Alone {
 
     /// A host connects, and shows its store.
     pub fn connect(&mut self, from: u64, store: StoreId) {
-        self.wire.connected.lock().push((HostId(from), store));
+        self.connect_as(from, store, 1);
+    }
+
+    /// As [`Alone::connect`], in this incarnation.
+    pub fn connect_as(&mut self, from: u64, store: StoreId, incarnation: u64) {
+        self.wire.connected.lock().push((HostId(from), store, incarnation));
         self.poll();
         self.step();
     }
@@ -93,6 +98,13 @@ impl Alone {
         let frames = std::mem::take(&mut *self.wire.sent.lock());
         let of_groups = frames.into_iter().filter(|(_, frame)| !HostMessage::is_one(frame));
         of_groups.flat_map(|(_, frame)| wire::messages(frame)).map(|m| m.expect("well formed").message).collect()
+    }
+
+    /// Takes what was sent to other hosts as such since the last time.
+    pub fn said_to_hosts(&self) -> Vec<HostMessage> {
+        let frames = std::mem::take(&mut *self.wire.sent.lock());
+        let of_hosts = frames.into_iter().filter(|(_, frame)| HostMessage::is_one(frame));
+        of_hosts.map(|(_, frame)| HostMessage::decode(&frame).expect("well formed")).collect()
     }
 
     /// Takes what was sent since the last time, and counts the beats.

@@ -127,7 +127,7 @@ impl LogDb for ModelLog {
     }
 
     fn poll(&mut self) -> Result<Progress, LogError> {
-        Ok(Progress { durable_through: self.submitted, in_flight: false })
+        Ok(Progress { durable_through: self.submitted, in_flight: false, place: self.submitted.0 })
     }
 
     fn background_job(&mut self) -> Option<Box<dyn Job>> {

@@ -7,17 +7,19 @@
 //! | 0 | 4 | kind (4), version, kind of host message, side (silent lists: 0 led, 1 followed; else zero) |
 //! | 4 | 4 | count of list items, else zero |
 //! | 8 | 8 | zero |
-//! | 16 | | beat: incarnation, interval, writing, starts, then count and sum of led, count and sum of followed (8 each) |
+//! | 16 | | beat: incarnation, interval, writing, starts, place, then count and sum of led, count and sum of followed (8 each) |
 //! | | | digest: 64 sums of led, 64 sums of followed (8 each) |
 //! | | | silent list: items of group, epoch, member, term, leader, lagging (8 each) |
 //! | | | differing: items of group (8) |
 //! | | | gone: items of group, epoch, replica (8 each) |
+//! | | | asked: store (16), incarnation, place (8 each) |
+//! | | | answered: incarnation and place of the question, incarnation, follows (8 each) |
 //!
 //! Must not know: when beats are sent, what a difference leads to.
 
 use super::*;
 use bytes::{BufMut, Bytes, BytesMut};
-use longboat_raft::{GroupEpoch, GroupId, ReplicaId, Term};
+use longboat_raft::{GroupEpoch, GroupId, ReplicaId, StoreId, Term};
 
 /// Sums in a digest: silent groups are spread over this many, so that a difference narrows down.
 pub const DIGEST_BUCKETS: usize = 64;
@@ -45,6 +47,8 @@ pub struct Beat {
     pub writing_nanos: u64,
     /// Replicas that the sender has started since its own start.
     pub starts: u64,
+    /// How much the sender's store has ever made durable.
+    pub place: u64,
     /// The sender's silent replicas that lead, with a member at the receiver.
     pub led: SilentSum,
     /// The sender's silent replicas that follow a leader at the receiver.
@@ -111,6 +115,26 @@ pub enum HostMessage {
     Differing(Vec<GroupId>),
     /// Replicas that have stopped although their host lives, at most [`HOST_ITEMS_MAX`].
     Gone(Vec<GoneReplica>),
+    /// Was this the receiver's store, and once in this incarnation, and came this far in it?
+    Asked {
+        /// The store.
+        store: StoreId,
+        /// The incarnation.
+        incarnation: u64,
+        /// How far.
+        place: u64,
+    },
+    /// What was asked, and the answer.
+    Answered {
+        /// The incarnation that was asked about.
+        asked: u64,
+        /// The place that was asked about.
+        place: u64,
+        /// That of the answering host.
+        incarnation: u64,
+        /// It was, and did.
+        follows: bool,
+    },
 }
 
 const BEAT: u8 = 1;
@@ -118,12 +142,16 @@ const DIGEST: u8 = 2;
 const SILENT: u8 = 3;
 const DIFFERING: u8 = 4;
 const GONE: u8 = 5;
+const ASKED: u8 = 6;
+const ANSWERED: u8 = 7;
 
-const BEAT_BYTES: usize = 64;
+const BEAT_BYTES: usize = 72;
 const DIGEST_BYTES: usize = 2 * DIGEST_BUCKETS * 8;
 const SILENT_BYTES: usize = 48;
 const DIFFERING_BYTES: usize = 8;
 const GONE_BYTES: usize = 24;
+const ASKED_BYTES: usize = 32;
+const ANSWERED_BYTES: usize = 32;
 
 impl HostMessage {
     /// Whether a frame's body is a host's message. Whether it is a good one, decoding tells.
@@ -139,6 +167,8 @@ impl HostMessage {
             Self::Silent(side, list) => (SILENT, *side as u8, list.len(), SILENT_BYTES),
             Self::Differing(list) => (DIFFERING, 0, list.len(), DIFFERING_BYTES),
             Self::Gone(list) => (GONE, 0, list.len(), GONE_BYTES),
+            Self::Asked { .. } => (ASKED, 0, 0, ASKED_BYTES),
+            Self::Answered { .. } => (ANSWERED, 0, 0, ANSWERED_BYTES),
         };
         assert!(count <= HOST_ITEMS_MAX, "list of {count} items");
         let mut out = BytesMut::with_capacity(BODY_HEADER_BYTES + count.max(1) * item_bytes);
@@ -148,7 +178,7 @@ impl HostMessage {
         let mut put = |values: &[u64]| values.iter().for_each(|v| out.put_u64_le(*v));
         match self {
             Self::Beat(b) => {
-                put(&[b.incarnation, b.interval_nanos, b.writing_nanos, b.starts]);
+                put(&[b.incarnation, b.interval_nanos, b.writing_nanos, b.starts, b.place]);
                 put(&[b.led.count, b.led.sum, b.followed.count, b.followed.sum]);
             }
             Self::Digest(d) => {
@@ -162,6 +192,12 @@ impl HostMessage {
             }
             Self::Differing(list) => list.iter().for_each(|group| put(&[group.0])),
             Self::Gone(list) => list.iter().for_each(|g| put(&[g.group.0, g.epoch.0, g.replica.0])),
+            Self::Asked { store, incarnation, place } => {
+                put(&[store.0 as u64, (store.0 >> 64) as u64, *incarnation, *place])
+            }
+            Self::Answered { asked, place, incarnation, follows } => {
+                put(&[*asked, *place, *incarnation, u64::from(*follows)]);
+            }
         }
         out.freeze()
     }
@@ -187,9 +223,11 @@ impl HostMessage {
             SILENT => SILENT_BYTES,
             DIFFERING => DIFFERING_BYTES,
             GONE => GONE_BYTES,
+            ASKED => ASKED_BYTES,
+            ANSWERED => ANSWERED_BYTES,
             kind => return Err(WireError::Kind { what: "host message", kind }),
         };
-        let items = if matches!(kind, BEAT | DIGEST) { 1 } else { count };
+        let items = if matches!(kind, BEAT | DIGEST | ASKED | ANSWERED) { 1 } else { count };
         // Before anything is allocated: the count is bounded, and the bytes are there.
         if items > HOST_ITEMS_MAX {
             return Err(WireError::Malformed("list above its bound"));
@@ -205,6 +243,7 @@ impl HostMessage {
                 interval_nanos: word(),
                 writing_nanos: word(),
                 starts: word(),
+                place: word(),
                 led: SilentSum { count: word(), sum: word() },
                 followed: SilentSum { count: word(), sum: word() },
             }),
@@ -229,6 +268,12 @@ impl HostMessage {
                 Self::Silent(side, (0..items).map(item).collect())
             }
             DIFFERING => Self::Differing((0..items).map(|_| GroupId(word())).collect()),
+            ASKED => {
+                let (low, high) = (word(), word());
+                let store = StoreId(u128::from(high) << 64 | u128::from(low));
+                Self::Asked { store, incarnation: word(), place: word() }
+            }
+            ANSWERED => Self::Answered { asked: word(), place: word(), incarnation: word(), follows: word() != 0 },
             _ => {
                 let item =
                     |_| GoneReplica { group: GroupId(word()), epoch: GroupEpoch(word()), replica: ReplicaId(word()) };
@@ -264,11 +309,12 @@ mod tests {
             replica: ReplicaId(replica),
         });
         prop_oneof![
-            (any::<[u64; 4]>(), any_sum(), any_sum()).prop_map(|(n, led, followed)| HostMessage::Beat(Beat {
+            (any::<[u64; 5]>(), any_sum(), any_sum()).prop_map(|(n, led, followed)| HostMessage::Beat(Beat {
                 incarnation: n[0],
                 interval_nanos: n[1],
                 writing_nanos: n[2],
                 starts: n[3],
+                place: n[4],
                 led,
                 followed
             })),
@@ -280,6 +326,17 @@ mod tests {
                 .prop_map(|(side, list)| HostMessage::Silent(side, list)),
             vec(any::<u64>().prop_map(GroupId), 0..9).prop_map(HostMessage::Differing),
             vec(gone, 0..9).prop_map(HostMessage::Gone),
+            any::<(u128, [u64; 2])>().prop_map(|(store, [incarnation, place])| HostMessage::Asked {
+                store: StoreId(store),
+                incarnation,
+                place
+            }),
+            any::<([u64; 3], bool)>().prop_map(|([asked, place, incarnation], follows)| HostMessage::Answered {
+                asked,
+                place,
+                incarnation,
+                follows
+            }),
         ]
     }
 
@@ -299,7 +356,7 @@ mod tests {
         }
 
         #[test]
-        fn garbage_is_refused_or_read_and_never_panics(kind in 0u8..8, side in 0u8..4, count in 0u32..12, bytes in vec(any::<u8>(), 0..400)) {
+        fn garbage_is_refused_or_read_and_never_panics(kind in 0u8..10, side in 0u8..4, count in 0u32..12, bytes in vec(any::<u8>(), 0..400)) {
             let mut frame = vec![BODY_HOST, WIRE_VERSION, kind, side];
             frame.extend_from_slice(&count.to_le_bytes());
             frame.extend_from_slice(&[0; 8]);
