@@ -181,7 +181,9 @@ pub fn a_host_that_was_rolled_back_serves_no_more() {
         alone.arrive(2, HostMessage::Asked { store, incarnation: 1, place }.encode());
         alone.poll();
         let answered = alone.said_to_hosts().into_iter();
-        answered.filter_map(|m| if let HostMessage::Answered { follows, .. } = m { Some(follows) } else { None }).last()
+        answered
+            .filter_map(|m| if let HostMessage::Answered { follows, .. } = m { Some(follows) } else { None })
+            .next_back()
     };
     assert_eq!(ask(&mut alone, own, place), Some(true));
     assert_eq!(ask(&mut alone, AFTER, place + 1), None, "that was a store which this host had before");
