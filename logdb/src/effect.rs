@@ -190,8 +190,9 @@ impl From<&Frame> for Effect {
 /// What one group's frames in a segment come to.
 #[derive(Debug)]
 struct Tally {
-    /// What nothing more is joined to, oldest first.
-    closed: Vec<Effect>,
+    /// What nothing more is joined to, oldest first, as a footer has it: most groups of a young segment have their bootstrap
+    /// there, and nothing else.
+    closed: Vec<u8>,
     last: Effect,
 }
 
@@ -204,7 +205,11 @@ impl Tally {
     fn add(&mut self, next: Effect) -> usize {
         if !self.last.takes(next.record.is_some(), next.cut_tail.is_some()) {
             let bytes = next.encoded_len();
-            self.closed.push(std::mem::replace(&mut self.last, next));
+            let closed = std::mem::replace(&mut self.last, next);
+            if self.closed.is_empty() {
+                self.closed.reserve_exact(closed.encoded_len());
+            }
+            closed.encode(false, &mut self.closed);
             return bytes;
         }
         let before = self.last.joinable_len();
@@ -223,7 +228,7 @@ impl Tally {
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
-        self.closed.iter().for_each(|effect| effect.encode(false, out));
+        out.extend_from_slice(&self.closed);
         self.last.encode(true, out);
     }
 }
