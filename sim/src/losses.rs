@@ -121,7 +121,7 @@ impl World {
                 s.incarnation > copied.incarnation || (s.incarnation == copied.incarnation && farther)
             })
         });
-        if !all_know || !self.may_lose(host) {
+        if met.is_empty() || !all_know || !self.may_lose(host) {
             return;
         }
         self.say(|_| format!("host {host}: its directory is put back to what it was at record {}", copied.place));
