@@ -17,6 +17,7 @@ pub mod jobs;
 mod keeper;
 mod losses;
 pub mod machine;
+pub mod matrix;
 mod members;
 pub mod model;
 #[cfg(feature = "plant")]

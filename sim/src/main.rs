@@ -77,6 +77,8 @@ enum Command {
         #[arg(long)]
         plant: Option<String>,
     },
+    /// Prints the page of the fault matrix.
+    Matrix,
     /// Plants every bug of the registry in turn and looks whether it is caught (builds with the feature `plant` only).
     Mutants {
         /// The time for each, in minutes or seconds: 10m, 30s.
@@ -127,6 +129,10 @@ fn main() -> ExitCode {
     match &arguments.command {
         Some(Command::Model { config, states, json, list, plant }) => {
             return check_models(config.as_deref(), *states, *json, *list, plant.as_deref());
+        }
+        Some(Command::Matrix) => {
+            print!("{}", longboat_sim::matrix::table::page());
+            return ExitCode::SUCCESS;
         }
         Some(Command::Mutants { budget, json, plant }) => return plant_all(plant.as_deref(), *budget, *json),
         None => {}
