@@ -236,6 +236,10 @@ impl Replica {
     /// whoever called this is gone. Calling it again with the same arguments, at any replica, waits for the same thing, or
     /// says that it is done; contradicting ones are refused. Resolves when `new` is a voter and `old` is no member any more.
     ///
+    /// When the host comes back with an empty directory, ask once it is not among `HostInfo::suspected_hosts` any more: a member
+    /// that is added before its host has shown its new store is recorded with the former one, and never believed. It then
+    /// takes one more replacement, under another id.
+    ///
     /// # Errors
     /// As [`Replica::transfer_leader`].
     pub fn replace_replica(

@@ -44,9 +44,13 @@ fn a_host_whose_directory_is_an_older_copy_serves_no_more() {
     cluster.open(2);
     let read = until("a read", || cluster.group(0, 1).read((), PATIENCE).ok()?.wait().ok());
     assert_eq!(read[..40], (0..40).collect::<Vec<_>>(), "what was acknowledged is there");
-    // The directory goes, and with it the replica's id.
+    // The directory goes, and with it the replica's id. Who asks for a new one must have met the new store: the member would be
+    // recorded with the one before.
+    let is_suspected = |cluster: &Cluster| cluster.host(0).info().suspected_hosts.contains(&HostId(2));
+    until("host 2 to be missed", || is_suspected(&cluster).then_some(()));
     cluster.dirs[1] = tempfile::TempDir::new().unwrap();
     cluster.open_empty(1);
+    until("host 2 to be heard", || (!is_suspected(&cluster)).then_some(()));
     let joined = cluster.join(1, 1, 4).expect("joins");
     let done = cluster.group(0, 1).replace_replica(ReplicaId(2), ReplicaId(4), HostId(2), PATIENCE);
     done.expect("taken").wait().expect("replaced");
