@@ -404,7 +404,7 @@ fn a_snapshot_without_state_needs_durable_storage_that_is_not_behind_it() {
     recover_parts(&store, &whole, 9, &[]).unwrap();
     assert_eq!(whole.lock().storage.unwrap().applied, Index(9), "entry 9 is no command");
     let lost = recover_parts(&store, &shared(on_disk(7, 7, 7)), 9, &[]);
-    assert!(matches!(&lost, Err(SnapshotError::Machine(text)) if text.contains("full snapshot")), "{lost:?}");
+    assert!(matches!(&lost, Err(SnapshotError::Behind(text)) if text.contains("full snapshot")), "{lost:?}");
     assert!(save_parts(&store, &shared(Parts::default()), without_state, None).is_err(), "memory is saved whole");
 }
 
