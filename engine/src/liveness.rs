@@ -15,18 +15,19 @@
 //! Invariants: this is the polling thread's, and costs per host and beat, never per group; nothing here touches a replica,
 //! workers are told by commands. Must not know: raft.
 
+mod doubt;
 pub(crate) mod index;
 pub mod peers;
 mod step;
 
 pub(crate) use step::Waking;
 
-use crate::events::HostEvent;
 use crate::openings::Standing;
-use crate::shared::{Command, HostShared};
+use crate::shared::{Command, HostShared, InFrame};
 use ahash::AHashMap;
 use bytes::Bytes;
-use longboat_raft::{Body, GroupId, HostId, Time, plant, sometimes};
+use doubt::Doubt;
+use longboat_raft::{Body, GroupId, HostId, Time, plant};
 use longboat_transport::Transport;
 use longboat_transport::wire::{
     self, Beat, Digest, GoneReplica, HOST_ITEMS_MAX, HostMessage, Incoming, Side, SilentGroup, SilentSum,
@@ -42,8 +43,6 @@ const BEATS_PER_TIMEOUT: u64 = 4;
 const DIFFERING_BEATS: u32 = 2;
 /// Without replicas there is nothing to beat for: how often that is looked at, in nanoseconds.
 const UNUSED_NANOS: u64 = 100_000_000;
-/// How long an answer is waited for before the question is put again, in nanoseconds.
-const ASK_AGAIN_NANOS: u64 = 50_000_000;
 /// How often what is known of other hosts' stores is made durable at most, in nanoseconds.
 const KEEP_NANOS: u64 = 10_000_000_000;
 /// The longest interval that another host's beats may claim, in nanoseconds: a quarter of the longest election timeout.
@@ -77,15 +76,6 @@ pub enum PeerNews {
     Gone(HostId, Arc<Vec<GoneReplica>>),
 }
 
-/// A host that is not believed before it has shown that its store has all that it had when it was heard of last.
-#[derive(Clone, Copy, Debug)]
-struct Doubt {
-    known: Standing,
-    asked_at: Time,
-    /// It was told that it has not.
-    refuted: bool,
-}
-
 /// What is known of another host's life.
 #[derive(Debug)]
 struct Watch {
@@ -113,13 +103,15 @@ pub(crate) struct Liveness {
     /// Other stores have come farther since this was last made durable.
     farther: bool,
     kept_at: Time,
+    /// Held back from hosts that were doubted, and are believed now.
+    released: Vec<InFrame>,
 }
 
 impl Liveness {
     pub(crate) fn new(host: Arc<HostShared>, transport: Arc<dyn Transport>) -> Self {
         let last_round = host.clock.now();
         let (watches, kept_at) = (BTreeMap::new(), last_round);
-        Self { host, transport, watches, last_beat: None, last_round, farther: false, kept_at }
+        Self { host, transport, watches, last_beat: None, last_round, farther: false, kept_at, released: Vec::new() }
     }
 
     /// How long a host may be silent before it is suspected. A host whose groups are slower than ours beats slower.
@@ -228,81 +220,13 @@ impl Liveness {
         let watch = self.watches.entry(from).or_insert_with(|| Watch::new(now, peers.peer(from)));
         if incarnation > watch.incarnation {
             let restarted = watch.incarnation != 0;
-            let doubt = watch.doubt.take();
+            let doubt = watch.doubt.take().map(Doubt::of_next_life);
             *watch = Watch { incarnation, doubt, ..Watch::new(now, Arc::clone(&watch.peer)) };
             if restarted {
                 tracing::info!(host = %from, "host has started anew");
                 self.heard(now, from);
                 self.tell_all(&PeerNews::Restarted(from));
             }
-        }
-    }
-
-    /// The handshake, or a beat, tells which opening of its store a host is. Another one than is known must follow from that.
-    pub(crate) fn shown(&mut self, now: Time, from: HostId, incarnation: u64) {
-        let known = self.host.stores.shown(from, incarnation);
-        let peers = &self.host.peers;
-        let watch = self.watches.entry(from).or_insert_with(|| Watch::new(now, peers.peer(from)));
-        match known {
-            None => watch.doubt = None,
-            Some(known) if watch.doubt.is_none_or(|doubt| doubt.known != known) => self.doubt(now, from, known),
-            Some(_) => {}
-        }
-    }
-
-    /// Whether nothing is believed that this host says for its replicas.
-    pub(crate) fn is_doubted(&self, host: HostId) -> bool {
-        self.watches.get(&host).is_some_and(|watch| watch.doubt.is_some())
-    }
-
-    fn doubt(&mut self, now: Time, host: HostId, known: Standing) {
-        sometimes!("restarted-host-is-asked-what-it-has");
-        let watch = self.watches.get_mut(&host).expect("it is watched");
-        watch.doubt = Some(Doubt { known, asked_at: now, refuted: false });
-        ask(&*self.transport, host, known);
-    }
-
-    fn ask_again(&mut self, now: Time) {
-        for (host, watch) in &mut self.watches {
-            if let Some(doubt) = watch.doubt.as_mut().filter(|d| now.nanos_since(d.asked_at) >= ASK_AGAIN_NANOS) {
-                doubt.asked_at = now;
-                ask(&*self.transport, *host, doubt.known);
-            }
-        }
-    }
-
-    /// Another host asks whether this store has all that it had when it was heard of there.
-    fn on_asked(&mut self, from: HostId, heard: Standing) {
-        let (openings, incarnation) = (&self.host.openings, self.host.openings.incarnation());
-        let Some(follows) = openings.follows(heard) else { return };
-        let Standing { incarnation: asked, place, .. } = heard;
-        HostMessage::Answered { asked, place, incarnation, follows }.send(&*self.transport, from);
-        if !follows && !self.host.has_failed.load(Ordering::SeqCst) {
-            self.host.events.tell(HostEvent::RolledBack { told_by: from });
-            self.host.fail("another host has seen more of this store than it has: the directory is an older copy");
-            if let Err(error) = openings.mark() {
-                tracing::error!(%error, "the directory could not be marked, it will be found out again");
-            }
-        }
-    }
-
-    fn on_answered(&mut self, from: HostId, about: (u64, u64), incarnation: u64, follows: bool) {
-        let Some(watch) = self.watches.get_mut(&from) else { return };
-        let Some(doubt) = watch
-            .doubt
-            .as_mut()
-            .filter(|d| (d.known.incarnation, d.known.place) == about && incarnation >= watch.incarnation)
-        else {
-            return;
-        };
-        if follows {
-            watch.doubt = None;
-            self.host.stores.proven(from, incarnation);
-            // This one at once: an opening that somebody has seen is what tells copies of the time before it.
-            (self.farther, self.kept_at) = (true, Time::ZERO);
-        } else if !std::mem::replace(&mut doubt.refuted, true) {
-            tracing::error!(host = %from, "host has an older copy of its store: it is not believed");
-            self.host.events.tell(HostEvent::StoreRolledBack { host: from });
         }
     }
 
@@ -445,12 +369,6 @@ impl Watch {
             doubt: None,
         }
     }
-}
-
-/// Asks a host whether its store has all that is known of it.
-fn ask(transport: &dyn Transport, host: HostId, known: Standing) {
-    let Standing { store, incarnation, place } = known;
-    HostMessage::Asked { store, incarnation, place }.send(transport, host);
 }
 
 /// Whether what the other host says of its side is what is true here, the other way round.

@@ -46,6 +46,22 @@ impl Sink {
         }
     }
 
+    fn hand_over(&mut self, frame: InFrame) {
+        if frame.lane == Lane::Snapshot {
+            self.snapshots.frame(frame.from, frame.frame);
+            return;
+        }
+        if self.touched.len() == 1 {
+            self.give(0, frame);
+            return;
+        }
+        for (worker, concerned) in self.concerned(frame.from, &frame.frame).into_iter().enumerate() {
+            if concerned {
+                self.give(worker, frame.clone());
+            }
+        }
+    }
+
     fn concerned(&self, from: HostId, frame: &Bytes) -> Vec<bool> {
         let mut concerned = vec![false; self.touched.len()];
         let mut unknown = Vec::new();
@@ -73,25 +89,9 @@ impl FrameSink for Sink {
         self.liveness.heard(self.now, from);
         if HostMessage::is_one(&frame) {
             self.liveness.message(self.now, from, &frame);
-            return;
-        }
-        if self.liveness.is_doubted(from) {
-            self.host.counters.dropped_doubted.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        if lane == Lane::Snapshot {
-            self.snapshots.frame(from, frame);
-            return;
-        }
-        let frame = InFrame { from, lane, frame };
-        if self.touched.len() == 1 {
-            self.give(0, frame);
-            return;
-        }
-        for (worker, concerned) in self.concerned(from, &frame.frame).into_iter().enumerate() {
-            if concerned {
-                self.give(worker, frame.clone());
-            }
+            self.liveness.released().into_iter().for_each(|frame| self.hand_over(frame));
+        } else if let Some(frame) = self.liveness.believes(InFrame { from, lane, frame }) {
+            self.hand_over(frame);
         }
     }
 

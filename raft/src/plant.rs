@@ -192,6 +192,8 @@ pub const ALL: &[(&str, &str)] = &[
     ("damaged-import-left-out", "one damaged export of several is left out, and the others are imported"),
     ("abort-not-seen", "a save goes on although it was aborted"),
     ("rolled-back-host-is-believed", "a host that starts anew is not asked whether it has all that it had"),
+    ("held-frames-are-lost", "what a host said before it had shown its store is thrown away when it has"),
+    ("doubt-ends-with-a-connection", "a host that fell behind itself is believed when it connects again"),
     ("rolled-back-and-unaware", "a host with an older copy of its directory says that it has all that it had"),
     ("asked-for-another-store", "a wiped host takes a question about its former store to be about the one that it has"),
     ("wiped-host-is-believed", "a host that lost its store goes on with the replicas that it had"),

@@ -31,6 +31,8 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("state-lost-not-seen", nothing_is_asked_of_a_machine_without_state),
     ("wiped-host-is-believed", crate::stores::a_wiped_host_is_not_believed),
     ("rolled-back-host-is-believed", crate::stores::a_host_that_was_rolled_back_is_not_believed),
+    ("doubt-ends-with-a-connection", crate::stores::a_host_that_was_rolled_back_is_not_believed),
+    ("held-frames-are-lost", crate::stores::what_a_restarted_host_says_is_held_until_it_is_believed),
     ("asked-for-another-store", crate::stores::a_host_that_was_rolled_back_serves_no_more),
     ("rolled-back-and-unaware", crate::stores::a_host_that_was_rolled_back_serves_no_more),
     ("saves-unbounded", snapshots_that_free_most_are_saved_first_and_one_by_one),

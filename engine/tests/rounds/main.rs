@@ -91,6 +91,11 @@ fn a_host_that_was_rolled_back_is_not_believed() {
 }
 
 #[test]
+fn what_a_restarted_host_says_is_held_until_it_is_believed() {
+    stores::what_a_restarted_host_says_is_held_until_it_is_believed();
+}
+
+#[test]
 fn a_host_that_was_rolled_back_serves_no_more() {
     stores::a_host_that_was_rolled_back_serves_no_more();
 }

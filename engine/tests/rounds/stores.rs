@@ -123,7 +123,8 @@ pub fn a_host_that_was_rolled_back_is_not_believed() {
     assert!(alone.said_to_hosts().contains(&asked));
     hear_candidate(&mut alone, 2);
     assert!(term(&alone) < Term(6), "it heard a host of which nobody knows what it has");
-    assert_eq!(alone.host.shared.counters.dropped_doubted.load(Ordering::Relaxed), 1);
+    let dropped = |alone: &Alone| alone.host.shared.counters.dropped_doubted.load(Ordering::Relaxed);
+    assert_eq!(dropped(&alone), 0);
     let answer = |follows| HostMessage::Answered { asked: 7, place: 50, incarnation: 9, follows };
     // A lost question is put again.
     alone.sleep(60);
@@ -131,8 +132,11 @@ pub fn a_host_that_was_rolled_back_is_not_believed() {
     assert!(alone.said_to_hosts().contains(&asked));
     alone.arrive(2, answer(false).encode());
     alone.arrive(2, answer(false).encode());
+    alone.poll();
+    assert_eq!(dropped(&alone), 1, "what was held back");
     hear_candidate(&mut alone, 2);
     assert!(term(&alone) < Term(6), "it heard a host with an older copy of its store");
+    assert_eq!(dropped(&alone), 2);
     alone.arrive(2, answer(true).encode());
     hear_candidate(&mut alone, 2);
     assert_eq!(term(&alone), Term(6));
@@ -144,6 +148,45 @@ pub fn a_host_that_was_rolled_back_is_not_believed() {
     alone.host.shared.events.close();
     let event = HostEvent::StoreRolledBack { host: HostId(2) };
     assert_eq!(told(&alone).into_iter().filter(|e| *e == event).count(), 1);
+    // A new connection does not make it whole.
+    alone.connect_as(2, BEFORE, 9);
+    let heartbeat = Body::Heartbeat { commit: Index(1), read_round: 0 };
+    alone.hear(2, GroupEpoch(1), 2, 9, heartbeat);
+    alone.poll();
+    alone.step();
+    assert_eq!(term(&alone), Term(6), "it heard a process that was put back with its memory");
+}
+
+/// What a host says before it has shown its store is heard once it has: a forwarded proposal would not be said again. Of what it
+/// said in a former life nothing is.
+pub fn what_a_restarted_host_says_is_held_until_it_is_believed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut alone = Alone::open(dir.path());
+    alone.start(1, voters(3)).expect("starts");
+    alone.pass(5);
+    alone.connect_as(2, BEFORE, 7);
+    beat(&alone, 2, 7, 50);
+    alone.poll();
+    let answer = |alone: &mut Alone, incarnation| {
+        let known = alone.host.shared.stores.standing(HostId(2)).expect("it is known");
+        let answer = HostMessage::Answered { asked: known.incarnation, place: known.place, incarnation, follows: true };
+        alone.arrive(2, answer.encode());
+        alone.poll();
+    };
+    alone.connect_as(2, BEFORE, 8);
+    hear_candidate(&mut alone, 2);
+    assert!(term(&alone) < Term(6));
+    alone.connect_as(2, BEFORE, 9);
+    answer(&mut alone, 9);
+    alone.step();
+    assert!(term(&alone) < Term(6), "what it said before it started anew again");
+
+    alone.connect_as(2, BEFORE, 10);
+    hear_candidate(&mut alone, 2);
+    assert!(term(&alone) < Term(6));
+    answer(&mut alone, 10);
+    alone.step();
+    assert_eq!(term(&alone), Term(6), "what it said was thrown away");
 }
 
 /// What is known of another host's store outlives a restart of this one.
