@@ -1,4 +1,4 @@
-//! Beginning to write a range of a file to the disk: the only place of this crate with unsafe code.
+//! Beginning to write a range of a file to the disk: a place for unsafe code.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
