@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod client;
+mod closing;
 pub mod config;
 mod durable;
 pub mod events;

@@ -1,9 +1,9 @@
 //! What one round of a worker sends: one frame per remote host and lane, however many groups it concerns.
 
 use ahash::AHashMap;
-use longboat_raft::{Body, GroupEpoch, GroupId, HostId, Message};
+use longboat_raft::{Body, GroupEpoch, GroupId, HostId, Message, RefusedForward, RefusedReason};
 use longboat_transport::wire::{FrameBuilder, Parts};
-use longboat_transport::{Lane, Transport};
+use longboat_transport::{Lane, Sent, Transport};
 
 /// Bytes at which a frame is sent although the round goes on.
 const FRAME_FLUSH_BYTES: usize = 1 << 20;
@@ -17,12 +17,16 @@ pub struct OutFrame {
     pub lane: Lane,
     /// The frame, in parts.
     pub parts: Parts,
+    /// The forwarded runs in it: their groups, and how they would be refused.
+    forwards: Vec<(GroupId, RefusedForward)>,
 }
 
 struct HostOut {
     host: HostId,
     control: FrameBuilder,
     bulk: FrameBuilder,
+    /// Forwarded runs in `bulk`.
+    forwards: Vec<(GroupId, RefusedForward)>,
 }
 
 /// Gathers messages by host and lane. Hosts are flushed in the order in which they were first met.
@@ -38,7 +42,8 @@ impl Outbox {
     fn lane(message: &Message) -> Lane {
         match &message.body {
             Body::Append { runs, .. } if !runs.is_empty() => Lane::Bulk,
-            Body::Forward(_) => Lane::Bulk,
+            // A question about forwarded runs comes after them.
+            Body::Forward(_) | Body::CloseForwards { .. } => Lane::Bulk,
             _ => Lane::Control,
         }
     }
@@ -47,15 +52,18 @@ impl Outbox {
     pub fn push(&mut self, host: HostId, group: GroupId, epoch: GroupEpoch, message: &Message) {
         let hosts = &mut self.hosts;
         let at = *self.index.entry(host).or_insert_with(|| {
-            hosts.push(HostOut { host, control: FrameBuilder::new(), bulk: FrameBuilder::new() });
+            let (control, bulk) = (FrameBuilder::new(), FrameBuilder::new());
+            hosts.push(HostOut { host, control, bulk, forwards: Vec::new() });
             hosts.len() - 1
         });
         let lane = Self::lane(message);
         let out = &mut self.hosts[at];
         let builder = if lane == Lane::Bulk { &mut out.bulk } else { &mut out.control };
         builder.push(group, epoch, message);
+        out.forwards.extend(unsent(message).map(|run| (group, run)));
         if builder.len_bytes() >= FRAME_FLUSH_BYTES {
-            self.full.push(OutFrame { to: host, lane, parts: builder.finish() });
+            let forwards = if lane == Lane::Bulk { std::mem::take(&mut out.forwards) } else { Vec::new() };
+            self.full.push(OutFrame { to: host, lane, parts: builder.finish(), forwards });
         }
     }
 
@@ -70,19 +78,31 @@ impl Outbox {
         for h in &mut self.hosts {
             for (lane, builder) in [(Lane::Control, &mut h.control), (Lane::Bulk, &mut h.bulk)] {
                 if !builder.is_empty() {
-                    frames.push(OutFrame { to: h.host, lane, parts: builder.finish() });
+                    let forwards = if lane == Lane::Bulk { std::mem::take(&mut h.forwards) } else { Vec::new() };
+                    frames.push(OutFrame { to: h.host, lane, parts: builder.finish(), forwards });
                 }
             }
         }
         frames
     }
 
-    /// Sends all frames.
-    pub fn send(&mut self, transport: &dyn Transport) {
+    /// Sends all frames. Returns the forwarded runs in those that the transport did not take.
+    pub fn send(&mut self, transport: &dyn Transport) -> Vec<(GroupId, RefusedForward)> {
+        let mut unsent = Vec::new();
         for frame in self.take() {
-            transport.send(frame.to, frame.lane, &frame.parts);
+            if transport.send(frame.to, frame.lane, &frame.parts) != Sent::Queued {
+                unsent.extend(frame.forwards);
+            }
         }
+        unsent
     }
+}
+
+/// If the message forwards a run: as what it counts when it is not sent.
+pub(crate) fn unsent(message: &Message) -> Option<RefusedForward> {
+    let Body::Forward(run) = &message.body else { return None };
+    let first_sequence = run.entries().next()?.sequence;
+    Some(RefusedForward { first_sequence, count: run.count() as u32, reason: RefusedReason::NotLeader })
 }
 
 impl std::fmt::Debug for Outbox {

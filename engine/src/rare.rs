@@ -57,8 +57,8 @@ pub(crate) enum Stance {
     },
     /// In this leader's log.
     Appended(Term, Index),
-    /// On its way to the leader of this term.
-    Forwarded(Term, u64),
+    /// On its way to the leader of this term, under this number. When to ask what became of it.
+    Forwarded(Term, u64, Time),
     /// In effect, and the joint configuration that it went through is about to be left.
     Leaving,
 }
@@ -102,7 +102,7 @@ impl Stance {
                 // Its place was passed without being handed out.
                 false => Fate::Unknown,
             },
-            Self::Forwarded(term, sequence) => {
+            Self::Forwarded(term, sequence, _) => {
                 let has = |run: &Run| run.entries().any(|e| e.kind == EntryKind::Config && e.sequence == sequence);
                 if run.has_config() && run.origin() == own && has(run) {
                     Fate::InEffect
@@ -139,7 +139,7 @@ impl RareState {
     fn deadline(&self) -> Time {
         let transfers = self.transfers.iter().map(|t| t.again.min(t.reply.deadline));
         let changes = self.changes.iter().map(|c| match c.stance {
-            Stance::Waiting { again } => again.min(c.reply.deadline),
+            Stance::Waiting { again } | Stance::Forwarded(_, _, again) => again.min(c.reply.deadline),
             _ => c.reply.deadline,
         });
         transfers.chain(changes).chain(self.replaces.iter().map(Replace::deadline)).min().unwrap_or(NEVER)
@@ -297,7 +297,10 @@ impl Replica {
         self.stirred |= proposed.is_ok();
         match proposed {
             Ok(Proposed::Appended { term, first, .. }) => Ok(Stance::Appended(term, first)),
-            Ok(Proposed::Forwarded { .. }) => Ok(Stance::Forwarded(self.core.term(), sequence)),
+            Ok(Proposed::Forwarded { .. }) => {
+                let ask_at = now.plus_nanos(self.forward_patience_nanos());
+                Ok(Stance::Forwarded(self.core.term(), sequence, ask_at))
+            }
             Err(refused) => Err(refusal_of(refused.reason, self.core.leader())),
         }
     }
@@ -362,7 +365,7 @@ impl Replica {
             return false;
         }
         let Some(state) = &mut self.rare else { return true };
-        let is_it = |stance: Stance| matches!(stance, Stance::Forwarded(_, s) if s == refused.first_sequence);
+        let is_it = |stance: Stance| matches!(stance, Stance::Forwarded(_, s, _) if s == refused.first_sequence);
         let error = forward_refusal_of(refused.reason);
         for c in state.changes.iter_mut().filter(|c| is_it(c.stance)) {
             c.reply.resolve(Err(error.clone()));
@@ -372,6 +375,35 @@ impl Replica {
         }
         state.forget_resolved();
         true
+    }
+
+    /// As [`crate::tracker::Tracker::due_forwards`], of changes.
+    pub(crate) fn rare_due_forwards(&mut self, now: Time, term: Term, again: Time) -> u64 {
+        let Some(state) = &mut self.rare else { return 0 };
+        let changes = state.changes.iter_mut().map(|c| &mut c.stance);
+        let mut before = 0;
+        for stance in changes.chain(state.replaces.iter_mut().filter_map(Replace::stance_mut)) {
+            if let Stance::Forwarded(of, sequence, ask_at) = stance
+                && *ask_at <= now
+            {
+                *ask_at = if *of == term { again } else { NEVER };
+                before = if *of == term { before.max(*sequence + 1) } else { before };
+            }
+        }
+        before
+    }
+
+    /// As [`crate::tracker::Tracker::closed`], of changes.
+    pub(crate) fn rare_closed(&mut self, term: Term, before: u64) {
+        let Some(state) = &mut self.rare else { return };
+        let is_it = |stance: Stance| matches!(stance, Stance::Forwarded(t, s, _) if t == term && s < before);
+        for c in state.changes.iter_mut().filter(|c| is_it(c.stance)) {
+            c.reply.resolve(Err(RequestError::Dropped));
+        }
+        for r in state.replaces.iter_mut().filter(|r| is_it(r.stance())) {
+            r.refused(&RequestError::Dropped);
+        }
+        state.forget_resolved();
     }
 
     /// The answer to a question for an index came. Returns whether it was asked for one of these.

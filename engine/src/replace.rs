@@ -92,7 +92,9 @@ impl Replace {
 
     pub(crate) fn deadline(&self) -> Time {
         match self.step {
-            Step::Ask(again) | Step::Asked(_, again) => again.min(self.reply.deadline),
+            Step::Ask(again) | Step::Asked(_, again) | Step::Proposed(Stance::Forwarded(_, _, again)) => {
+                again.min(self.reply.deadline)
+            }
             _ => self.reply.deadline,
         }
     }
@@ -101,6 +103,13 @@ impl Replace {
         match self.step {
             Step::Proposed(stance) => stance,
             _ => Stance::Leaving,
+        }
+    }
+
+    pub(crate) fn stance_mut(&mut self) -> Option<&mut Stance> {
+        match &mut self.step {
+            Step::Proposed(stance) => Some(stance),
+            _ => None,
         }
     }
 

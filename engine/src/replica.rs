@@ -18,8 +18,8 @@ use crate::waiting::{Asked, Waiting};
 use longboat_logdb::{Bootstrap, GroupState, SnapshotRecord, Update};
 use longboat_raft::spare::Spare;
 use longboat_raft::{
-    Core, Event, GroupEpoch, Guard, HostId, Index, Membership, Origin, Output, Proposed, ReplicaId, SnapshotMeta, Term,
-    Time, plant,
+    ClosedForwards, Core, Event, GroupEpoch, Guard, HostId, Index, Membership, Origin, Output, Proposed, ReplicaId,
+    SnapshotMeta, Term, Time, plant,
 };
 use longboat_rsm::RequestError;
 use std::collections::BTreeSet;
@@ -74,6 +74,8 @@ pub struct Replica {
     pub(crate) stirred: bool,
     /// The membership change by which the replica is gone for good, once it was told so.
     pub(crate) removed: Option<Index>,
+    /// What the leader said of forwarded proposals, until it can be used.
+    pub(crate) closed: Option<Box<ClosedForwards>>,
     next_context: u64,
     /// When to ask again.
     ask_again: Time,
@@ -155,6 +157,7 @@ impl Replica {
             rare: None,
             stirred: false,
             removed: None,
+            closed: None,
             // Contexts are unique over restarts: an answer to a request of an earlier life must not match.
             next_context: start | 1,
             ask_again: NEVER,
@@ -335,7 +338,10 @@ impl Replica {
                 let ticket = Ticket { results: completion, first_sequence, count, deadlines };
                 match proposed {
                     Proposed::Appended { term, first, .. } => self.tracker.appended(ticket, term, first),
-                    Proposed::Forwarded { .. } => self.tracker.forwarded(ticket, self.core.term()),
+                    Proposed::Forwarded { .. } => {
+                        let ask_at = now.plus_nanos(self.forward_patience_nanos());
+                        self.tracker.forwarded(ticket, self.core.term(), ask_at);
+                    }
                 }
             }
             Err(refused) => {
@@ -397,6 +403,7 @@ impl Replica {
     pub fn advance(&mut self, now: Time) {
         self.core.advance(now);
         self.take_applied();
+        self.ask_about_forwards(now);
         self.tracker.expire(now);
         if let Some(waiting) = self.waiting.get_mut() {
             waiting.expire(now, &mut self.core);
@@ -478,6 +485,10 @@ impl Replica {
             }
             items.push(ApplyItem::Run(run, waiter));
         }
+        for closed in out.closed.drain(..) {
+            self.forwards_closed(closed);
+        }
+        self.settle_closed();
         for ready in out.reads.drain(..) {
             self.read_ready(now, ready.context, ready.index);
         }

@@ -16,7 +16,7 @@ use crate::late::Late;
 use crate::liveness::Waking;
 use crate::log_writer::{SealedBatch, WriterInbox};
 use crate::memory::Holders;
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, unsent};
 use crate::remove::Removal;
 use crate::replica::Replica;
 use crate::request::Rare;
@@ -27,7 +27,7 @@ use crate::wheel::TimingWheel;
 use crate::worker::{Work, Worker};
 use ahash::AHashMap;
 use longboat_logdb::{GroupState, Record, Update};
-use longboat_raft::{Body, GroupId, Output, PersistToken, Time, Violation, sometimes};
+use longboat_raft::{Body, GroupId, Output, PersistToken, RefusedForward, Time, Violation, sometimes};
 use longboat_rsm::RequestError;
 use longboat_transport::Transport;
 use longboat_transport::wire::Incoming;
@@ -97,6 +97,8 @@ pub struct StepWorker {
     /// Given from visit to visit; large, so that it is not to be moved.
     out: Option<Box<Output>>,
     early: Outbox,
+    /// Forwarded runs that did not leave.
+    unsent: Vec<(GroupId, RefusedForward)>,
     pub(crate) open: Open,
     pub(crate) sealed: VecDeque<Sealed>,
     /// The log writer is to wake this worker when what it has sealed is durable.
@@ -151,6 +153,7 @@ impl StepWorker {
             active: Vec::new(),
             out: None,
             early: Outbox::default(),
+            unsent: Vec::new(),
             open: Open::default(),
             sealed: VecDeque::new(),
             awaits_disk: false,
@@ -448,8 +451,9 @@ impl StepWorker {
             }
         }
         for message in out.early.drain(..) {
-            if let Some(host) = replica.host_of(message.to) {
-                self.early.push(host, group, epoch, &message);
+            match replica.host_of(message.to) {
+                Some(host) => self.early.push(host, group, epoch, &message),
+                None => self.unsent.extend(unsent(&message).map(|run| (group, run))),
             }
         }
         let mut items = Vec::with_capacity(out.committed.len());
@@ -493,17 +497,28 @@ impl StepWorker {
         // over them and back is the longer one.
         let writes_much = self.open.bytes >= WRITE_FIRST_BYTES;
         if !writes_much {
-            self.early.send(&*self.transport);
+            self.unsent.extend(self.early.send(&*self.transport));
         }
         self.seal_batch();
         if writes_much {
-            self.early.send(&*self.transport);
+            self.unsent.extend(self.early.send(&*self.transport));
         }
+        self.end_unsent();
         self.send_gone();
         self.ask_to_be_woken();
         for (worker, tasks) in self.apply.iter_mut().enumerate() {
             if !tasks.is_empty() {
                 self.host.apply[worker].push(tasks);
+            }
+        }
+    }
+
+    /// Tells those whose forwarded proposals did not leave this host.
+    fn end_unsent(&mut self) {
+        for (group, refused) in std::mem::take(&mut self.unsent) {
+            if let Some(&slot) = self.by_group.get(&group) {
+                self.guarded(slot, |w| w.replica(slot).forward_not_sent(&refused));
+                self.activate(slot);
             }
         }
     }

@@ -3,7 +3,8 @@
 //! Invariants: the replica where a proposal was made completes it, with the state machine's result. On the leader a
 //! chunk is known by its place (term, first index): when an entry of another term is committed at that place, the chunk
 //! was definitely not applied. A forwarded chunk is known by its sequence numbers: an applied entry of own origin
-//! completes its own slot only; earlier open ones stay until applied, refused by the leader, or timed out. Nothing is proposed again here.
+//! completes its own slot only; earlier open ones stay until applied, refused by the leader, found to be lost, or timed out. Nothing
+//! is proposed again here.
 
 use crate::queue::Deadlines;
 use longboat_raft::{Index, Origin, Run, Term, Time, sometimes};
@@ -68,6 +69,15 @@ struct Forwarded {
     /// The slots before this one were handed to apply.
     next_slot: u32,
     open: u32,
+    /// When its leader is to be asked what became of it.
+    ask_at: Time,
+}
+
+impl Forwarded {
+    /// The sequence number after its last one.
+    fn end(&self) -> u64 {
+        self.ticket.first_sequence + u64::from(self.ticket.count)
+    }
 }
 
 /// Something handed to the apply worker that may still time out there.
@@ -123,11 +133,37 @@ impl Tracker {
         self.local.push_back(Local { term, first, next_slot: 0, ticket });
     }
 
-    /// The chunk went to the leader of this term.
-    pub fn forwarded(&mut self, ticket: Ticket, term: Term) {
-        self.note(ticket.deadlines.earliest());
+    /// The chunk went to the leader of this term, which is to be asked at `ask_at` what became of it.
+    pub fn forwarded(&mut self, ticket: Ticket, term: Term, ask_at: Time) {
+        self.note(ticket.deadlines.earliest().min(ask_at));
         let open = ticket.count;
-        self.forwarded.push_back(Forwarded { term, ticket, next_slot: 0, open });
+        self.forwarded.push_back(Forwarded { term, ticket, next_slot: 0, open, ask_at });
+    }
+
+    /// The leader of `term`, the present one, is to be asked about the commands with numbers below the one returned; 0 if
+    /// it need not be asked. It is to be asked again at `again` about those that are still open then.
+    pub fn due_forwards(&mut self, now: Time, term: Term, again: Time) -> u64 {
+        let Some(last) = self.forwarded.iter().rposition(|f| f.ask_at <= now) else { return 0 };
+        let mut before = 0;
+        for f in self.forwarded.range_mut(..=last) {
+            // What was forwarded in an earlier term ends when an entry of this one is handed out.
+            f.ask_at = if f.term == term { again } else { Time(u64::MAX) };
+            if f.term == term && f.open > 0 {
+                before = f.end();
+            }
+        }
+        before
+    }
+
+    /// What was forwarded in `term` with numbers below `before`, and is open, was lost. Returns whether there was any.
+    pub fn closed(&mut self, term: Term, before: u64) -> bool {
+        let mut any = false;
+        for f in self.forwarded.iter_mut().filter(|f| f.open > 0 && f.term == term && f.end() <= before) {
+            f.ticket.fail(f.next_slot, &RequestError::Dropped);
+            (f.open, any) = (0, true);
+        }
+        self.drop_closed();
+        any
     }
 
     /// The leader refused a forwarded chunk: it was not applied.
@@ -298,7 +334,7 @@ impl Tracker {
             h.deadlines.expire_within(now, h.slots.clone(), &*h.results, &error);
         }
         let deadlines = self.local.iter().map(|l| l.ticket.deadlines.earliest());
-        let deadlines = deadlines.chain(self.forwarded.iter().map(|f| f.ticket.deadlines.earliest()));
+        let deadlines = deadlines.chain(self.forwarded.iter().map(|f| f.ticket.deadlines.earliest().min(f.ask_at)));
         self.deadline = deadlines.chain(self.handed.iter().map(|h| h.deadlines.earliest())).min();
     }
 
@@ -322,6 +358,7 @@ mod tests {
     use longboat_raft::{EntryKind, ReplicaId, RunBuilder};
     use longboat_rsm::{Completion, Pending};
 
+    const NEVER: Time = Time(u64::MAX);
     const OWN: Origin = Origin { replica: ReplicaId(1), start: 77 };
 
     fn run(term: u64, first: u64, sequences: Range<u64>, origin: Origin) -> Run {
@@ -382,7 +419,7 @@ mod tests {
         let (local, l) = ticket(1, 1, 1000);
         let (forwarded, f) = ticket(2, 1, 1000);
         tracker.appended(local, Term(2), Index(10));
-        tracker.forwarded(forwarded, Term(5));
+        tracker.forwarded(forwarded, Term(5), NEVER);
         tracker.skipped(Index(10));
         assert_eq!(outcome(&l, 0), Some(Err(RequestError::OutcomeUnknown)));
         assert_eq!(outcome(&f, 0), Some(Err(RequestError::OutcomeUnknown)));
@@ -393,8 +430,8 @@ mod tests {
         let mut tracker = Tracker::default();
         let (first, f) = ticket(1, 2, 1000);
         let (second, _) = ticket(3, 2, 1000);
-        tracker.forwarded(first, Term(5));
-        tracker.forwarded(second, Term(5));
+        tracker.forwarded(first, Term(5), NEVER);
+        tracker.forwarded(second, Term(5), NEVER);
         let waiter = tracker.handed(&run(5, 20, 3..5, OWN), OWN).expect("waited for");
         assert_eq!(waiter.first_slot, 0);
         assert_eq!(outcome(&f, 0), None, "an earlier chunk may still be applied");
@@ -408,8 +445,8 @@ mod tests {
         let mut tracker = Tracker::default();
         let (old, o) = ticket(1, 2, 1000);
         let (new, n) = ticket(3, 1, 1000);
-        tracker.forwarded(old, Term(5));
-        tracker.forwarded(new, Term(6));
+        tracker.forwarded(old, Term(5), NEVER);
+        tracker.forwarded(new, Term(6), NEVER);
         assert!(tracker.handed(&run(5, 20, 1..2, OWN), OWN).is_some(), "its first entry came");
         let other = Origin { replica: ReplicaId(2), start: 5 };
         assert!(tracker.handed(&run(6, 21, 1..2, other), OWN).is_none());

@@ -3,6 +3,8 @@
 
 #[path = "rounds/alone.rs"]
 mod alone;
+#[path = "rounds/forwards.rs"]
+mod forwards;
 #[path = "rounds/guards.rs"]
 mod guards;
 #[path = "rounds/hosts.rs"]
@@ -32,7 +34,7 @@ use longboat_raft::plant;
 
 fn main() {
     let all = || guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS);
-    let all = || all().chain(pipeline::GUARDS).chain(stalls::GUARDS).chain(strays::GUARDS);
+    let all = || all().chain(pipeline::GUARDS).chain(stalls::GUARDS).chain(strays::GUARDS).chain(forwards::GUARDS);
     for (_, scenario) in all() {
         scenario();
     }

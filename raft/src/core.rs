@@ -11,11 +11,12 @@ use crate::config::CoreConfig;
 use crate::durability::{Ballot, Durability, PersistToken};
 use crate::error::Violation;
 use crate::farewell::Farewell;
+use crate::forwards::Bars;
 use crate::ids::{HardState, Index, LogPos, ReplicaId, Term, Time};
 use crate::log::Log;
 use crate::membership::Membership;
 use crate::message::{Body, Message, SnapshotMeta};
-use crate::output::{Event, Fetch, ReadReady, RefusedForward};
+use crate::output::{ClosedForwards, Event, Fetch, ReadReady, RefusedForward};
 use crate::plant;
 use crate::progress::{InflightBounds, Progress};
 use crate::promotion::Round;
@@ -25,7 +26,6 @@ use crate::rng::Rng;
 use crate::run::Run;
 use crate::spare::{Emptied, Spare};
 use crate::transfer::Handover;
-use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// The highest term and index that a message may name. Beyond it counting up would overflow, and nobody gets there: it
@@ -111,6 +111,7 @@ pub(crate) struct Outbox {
 pub(crate) struct RareOutput {
     pub(crate) reads: Vec<ReadReady>,
     pub(crate) refused: Vec<RefusedForward>,
+    pub(crate) closed: Vec<ClosedForwards>,
     pub(crate) snapshots_wanted: Vec<ReplicaId>,
     pub(crate) fetches: Vec<Fetch>,
     pub(crate) events: Vec<Event>,
@@ -124,6 +125,7 @@ impl Emptied for RareOutput {
     const EMPTY: &'static Self = &Self {
         reads: Vec::new(),
         refused: Vec::new(),
+        closed: Vec::new(),
         snapshots_wanted: Vec::new(),
         fetches: Vec::new(),
         events: Vec::new(),
@@ -207,6 +209,8 @@ pub struct Core {
     pub(crate) round_bytes: usize,
     pub(crate) first_peer: usize,
     pub(crate) reads: Spare<Reads>,
+    /// Leader: forwarded proposals that it appends no more.
+    pub(crate) bars: Spare<Bars>,
     pub(crate) quiet: Quiet,
     pub(crate) last_ticket: u64,
     pub(crate) outbox: Outbox,
@@ -277,6 +281,7 @@ impl Core {
             round_bytes: 0,
             first_peer: 0,
             reads: Spare::default(),
+            bars: Spare::default(),
             quiet: Quiet::restored(hard_state.commit),
             last_ticket: 0,
             outbox: Outbox::default(),
@@ -341,6 +346,10 @@ impl Core {
             Body::ForwardRefused { first_sequence, count, reason } => {
                 self.outbox.rare.refused.push(RefusedForward { first_sequence, count, reason });
             }
+            Body::CloseForwards { term, forwards } => self.on_close_forwards(from, term, forwards),
+            Body::ForwardsClosed { term, forwards, end } => {
+                self.on_forwards_closed(ClosedForwards { term, forwards, end });
+            }
             Body::TimeoutNow => self.on_timeout_now(from),
             Body::Transfer { .. } | Body::TransferAnswer { .. } => self.dropped += 1,
             Body::Quiesce { round, last, commit } => self.on_quiesce(from, round, last, commit)?,
@@ -360,12 +369,20 @@ impl Core {
                 | Body::ReadIndexResponse { .. }
                 | Body::Forward(_)
                 | Body::ForwardRefused { .. }
+                | Body::CloseForwards { .. }
+                | Body::ForwardsClosed { .. }
                 | Body::Removed { .. }
         );
         let addressed = *to == self.id && *from != *to && !from.is_zero();
         let known = !termless
             || self.membership.contains(*from)
-            || matches!(body, Body::ForwardRefused { .. } | Body::ReadIndexResponse { .. } | Body::Removed { .. });
+            || matches!(
+                body,
+                Body::ForwardRefused { .. }
+                    | Body::ForwardsClosed { .. }
+                    | Body::ReadIndexResponse { .. }
+                    | Body::Removed { .. }
+            );
         addressed && known && termless == term.is_zero() && term.0 <= NUMBER_MAX && numbers_are_countable(body)
     }
 
@@ -522,161 +539,6 @@ impl Core {
     }
 }
 
-/// What its owner may look at.
-impl Core {
-    /// This replica.
-    pub fn replica(&self) -> ReplicaId {
-        self.id
-    }
-
-    /// What it is at the moment.
-    pub fn role(&self) -> Role {
-        self.role
-    }
-
-    /// The latest term that it has seen.
-    pub fn term(&self) -> Term {
-        self.term
-    }
-
-    /// Who got its vote in this term; zero if nobody did.
-    pub fn vote(&self) -> ReplicaId {
-        self.vote
-    }
-
-    /// The leader of this term, if it is known.
-    pub fn leader(&self) -> Option<ReplicaId> {
-        self.leader
-    }
-
-    /// The commit index.
-    pub fn commit(&self) -> Index {
-        self.commit
-    }
-
-    /// The last index of the log's durable prefix.
-    pub fn durable(&self) -> Index {
-        self.durability.durable()
-    }
-
-    /// The last index that was handed out to be applied.
-    pub fn handed(&self) -> Index {
-        self.handout.handed
-    }
-
-    /// The last index that the state machine said it has applied.
-    pub fn applied_index(&self) -> Index {
-        self.handout.applied
-    }
-
-    /// The last entry of the log.
-    pub fn last(&self) -> LogPos {
-        self.log.last()
-    }
-
-    /// The place just before the first entry of the log.
-    pub fn start(&self) -> LogPos {
-        self.log.start()
-    }
-
-    /// The first entry of every term that the log has, in order.
-    pub fn term_starts(&self) -> &[LogPos] {
-        self.log.term_starts()
-    }
-
-    /// The term of the entry at `index`. Never needs a disk. `None` outside of the log.
-    pub fn term_at(&self, index: Index) -> Option<Term> {
-        self.log.term_at(index)
-    }
-
-    /// The membership in effect.
-    pub fn membership(&self) -> &Membership {
-        &self.membership
-    }
-
-    /// Term, vote and commit as they are now, durable or not.
-    pub fn hard_state(&self) -> HardState {
-        HardState { term: self.term, vote: self.vote, commit: self.commit }
-    }
-
-    /// The membership in effect, to be held by others too.
-    pub fn shared_membership(&self) -> &Arc<Membership> {
-        &self.membership
-    }
-
-    /// Its settings, without which replica it is and its seed, to be held by others too.
-    pub fn shared_config(&self) -> &Arc<CoreConfig> {
-        &self.config
-    }
-
-    /// Lets go of its own copies of what others hold as well. What is not equal to its own is not taken.
-    pub fn share(&mut self, membership: &Arc<Membership>, config: &Arc<CoreConfig>) {
-        if *self.membership == **membership {
-            self.membership = Arc::clone(membership);
-        }
-        if *self.config == **config {
-            self.config = Arc::clone(config);
-        }
-    }
-
-    /// What a leader knows of a member; `None` for others, and unless this replica leads.
-    pub fn progress(&self, replica: ReplicaId) -> Option<&Progress> {
-        self.peers.iter().find(|p| p.id == replica)
-    }
-
-    /// Whether it votes in the membership in effect.
-    pub fn is_voter(&self) -> bool {
-        self.is_voter
-    }
-
-    /// Whether it is a witness: it has no state machine, and of what it is told to apply only membership changes mean something.
-    pub fn is_witness(&self) -> bool {
-        self.is_witness
-    }
-
-    /// What it must not do at present because part of what it had is lost.
-    pub fn guard(&self) -> Guard {
-        self.guard
-    }
-
-    /// Whom leadership is being handed to.
-    pub fn transferee(&self) -> Option<ReplicaId> {
-        self.transferee
-    }
-
-    /// A snapshot for this member that ends before this index would be of no use to it.
-    pub fn snapshot_floor(&self, replica: ReplicaId) -> Index {
-        let said = self.progress(replica).map_or(Index::ZERO, |p| p.snapshot_floor);
-        said.max(self.log.start().index)
-    }
-
-    /// Whether a bound of bytes for one round cut off what is due to members: another visit would send more. Without one, the
-    /// next acknowledgement does.
-    pub fn has_more_to_send(&self) -> bool {
-        self.role == Role::Leader && self.dirty
-    }
-
-    /// Bytes of log in memory.
-    pub fn cached_bytes(&self) -> usize {
-        self.log.cached_bytes()
-    }
-
-    /// All runs from `index` to the log's end; `None` when some are not in memory. For sealing an uncommitted tail again.
-    pub fn tail_from(&self, index: Index) -> Option<SmallVec<[Run; 1]>> {
-        self.log.tail_from(index)
-    }
-
-    /// How many messages were dropped: unknown senders, stale answers, malformed content.
-    pub fn dropped(&self) -> u64 {
-        self.dropped
-    }
-
-    /// Whether a batch is sealed and not durable yet.
-    pub fn persist_in_flight(&self) -> bool {
-        self.durability.in_flight()
-    }
-}
-
 /// Whether all indexes and terms in the body can be counted up from without overflow.
 fn numbers_are_countable(body: &Body) -> bool {
     let index = |i: &Index| i.0 <= NUMBER_MAX;
@@ -688,6 +550,7 @@ fn numbers_are_countable(body: &Body) -> bool {
         Body::AppendAccepted { matched } | Body::AppendPaused { matched } => index(matched),
         Body::SnapshotNeeded { at_least } => index(at_least),
         Body::Removed { change } => index(change),
+        Body::ForwardsClosed { end, .. } => index(end),
         Body::AppendRejected { rejected, hint } => index(rejected) && pos(hint),
         Body::Heartbeat { commit, .. } | Body::Commit { commit } => index(commit),
         Body::RequestVote { last, .. } => pos(last),

@@ -313,6 +313,7 @@ impl Core {
         }
         self.transfer_loses_its_leader(later);
         self.fail_reads();
+        drop(self.bars.take());
         self.leader = None;
         self.votes.clear();
         self.peers = Vec::new();

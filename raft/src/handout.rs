@@ -55,6 +55,7 @@ impl Core {
             out.recover = rare.recover.take().map(|b| *b).or(out.recover.take());
             out.reads.append(&mut rare.reads);
             out.refused.append(&mut rare.refused);
+            out.closed.append(&mut rare.closed);
             out.snapshots_wanted.append(&mut rare.snapshots_wanted);
             out.fetches.append(&mut rare.fetches);
             out.events.append(&mut rare.events);

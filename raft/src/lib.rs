@@ -22,8 +22,10 @@ mod election;
 mod error;
 mod farewell;
 mod follower;
+mod forwards;
 mod handout;
 mod log;
+mod look;
 #[cfg(feature = "model")]
 mod model;
 mod output;
@@ -43,12 +45,13 @@ pub use changer::{Change, ChangeError, ChangeKind, ConfigChange, Promotion, Tran
 pub use config::{ChangeChecks, CoreConfig};
 pub use durability::PersistToken;
 pub use error::Violation;
+pub use forwards::Forwards;
 pub use ids::{GroupEpoch, GroupId, HardState, HostId, Index, LogPos, ReplicaId, SessionId, StoreId, Term, Time};
 pub use membership::{DecodeError, Membership, ReplicaKind};
 pub use message::{Body, Member, Message, RefusedReason, SnapshotMeta, TransferAnswer};
 pub use output::{
-    Compacted, Event, Fetch, Output, Persist, ProposeOptions, Proposed, ReadReady, Refused, RefusedForward, RefusedWhy,
-    TransferOutcome, TransferRefused,
+    ClosedForwards, Compacted, Event, Fetch, Output, Persist, ProposeOptions, Proposed, ReadReady, Refused,
+    RefusedForward, RefusedWhy, TransferOutcome, TransferRefused,
 };
 pub use payload::PayloadCodec;
 pub use progress::{Progress, ProgressState};

@@ -4,6 +4,7 @@
 //! carries it. Which messages may leave before what they rest on is durable is decided by the core, see [`crate::Output`].
 
 use crate::changer::ChangeError;
+use crate::forwards::Forwards;
 use crate::ids::{HostId, Index, LogPos, ReplicaId, StoreId, Term};
 use crate::membership::Membership;
 use crate::output::{TransferOutcome, TransferRefused};
@@ -122,6 +123,22 @@ pub enum Body {
         count: u32,
         /// Why.
         reason: RefusedReason,
+    },
+    /// Asks the leader of a term to append none of the sender's forwarded proposals up to some number any more.
+    CloseForwards {
+        /// The term in which they were forwarded.
+        term: Term,
+        /// Which.
+        forwards: Forwards,
+    },
+    /// The leader's answer: of these, none that is not in its log by now will ever be.
+    ForwardsClosed {
+        /// The term in which it leads.
+        term: Term,
+        /// Which.
+        forwards: Forwards,
+        /// The last index of its log.
+        end: Index,
     },
     /// Campaign now (thesis section 3.10).
     TimeoutNow,

@@ -56,6 +56,7 @@ impl Core {
             round_bytes: _,
             first_peer,
             reads,
+            bars,
             quiet,
             last_ticket,
             outbox: _,
@@ -74,7 +75,7 @@ impl Core {
         self.hash_rounds(rounds, state);
         peers.hash(state);
         (dirty, asked_to_help, helps_out, transferee).hash(state);
-        (reads, last_ticket, announced).hash(state);
+        (reads, bars, last_ticket, announced).hash(state);
         self.hash_quiet(quiet, state);
     }
 

@@ -2,6 +2,7 @@
 
 use crate::core::Role;
 use crate::durability::PersistToken;
+use crate::forwards::Forwards;
 use crate::ids::{HardState, Index, ReplicaId, Term};
 use crate::message::{Message, RefusedReason, SnapshotMeta};
 use crate::run::{Run, RunBuilder};
@@ -31,6 +32,8 @@ pub struct Output {
     pub reads: Vec<ReadReady>,
     /// Forwarded proposals that the leader will never append.
     pub refused: Vec<RefusedForward>,
+    /// What a leader said of forwarded proposals that were open for long.
+    pub closed: Vec<ClosedForwards>,
     /// Members that need a snapshot. Said once per need, until [`crate::Core::snapshot_sending`] or `snapshot_finished`.
     pub snapshots_wanted: Vec<ReplicaId>,
     /// Cold reads to make, for [`crate::Core::fetched`].
@@ -42,7 +45,7 @@ pub struct Output {
 impl Output {
     /// Empties it and keeps its memory.
     pub fn clear(&mut self) {
-        let Self { early, held, persist, token, committed, reads, refused, snapshots_wanted, fetches, events, .. } =
+        let Self { early, held, persist, token, committed, reads, refused, closed, snapshots_wanted, fetches, .. } =
             self;
         early.clear();
         held.clear();
@@ -51,9 +54,10 @@ impl Output {
         committed.clear();
         reads.clear();
         refused.clear();
+        closed.clear();
         snapshots_wanted.clear();
         fetches.clear();
-        events.clear();
+        self.events.clear();
         (self.install, self.recover) = (None, None);
     }
 
@@ -94,6 +98,18 @@ pub struct RefusedForward {
     pub count: u32,
     /// Why.
     pub reason: RefusedReason,
+}
+
+/// The leader of `term` appends none of these any more: what is not within its log's first `end` entries never will be
+/// committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClosedForwards {
+    /// The leader's term.
+    pub term: Term,
+    /// Which of this replica's forwarded proposals.
+    pub forwards: Forwards,
+    /// The last index that may hold one of them.
+    pub end: Index,
 }
 
 /// A cold read to make.

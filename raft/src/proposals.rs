@@ -156,7 +156,8 @@ impl Core {
 
     /// Proposals of another replica.
     pub(crate) fn on_forward(&mut self, from: ReplicaId, run: &Run) {
-        if run.is_stripped() {
+        // Nobody is told of a barred one: whoever asked for the bar knows what it means.
+        if run.is_stripped() || self.is_barred_forward(run) {
             self.dropped += 1;
             return;
         }
@@ -180,7 +181,8 @@ impl Core {
     fn refuses_forward(&mut self, run: &Run) -> Option<RefusedReason> {
         // Appended only by the leader of the very term in which it was sent: so, once an entry of a later term is committed,
         // whoever sent it knows that it never will be.
-        if self.role != Role::Leader || run.term() != self.term {
+        let same_term = run.term() == self.term || plant::is("forward-of-another-term-appended");
+        if self.role != Role::Leader || !same_term {
             return Some(RefusedReason::NotLeader);
         }
         let refused = if run.has_config() { self.refuses_change() } else { self.refuses_entries() };

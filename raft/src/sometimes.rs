@@ -60,6 +60,8 @@ pub const ALL: &[(&str, &str)] = &[
     ("learner-promoted-by-itself", "a leader promotes a member that caught up"),
     ("removed-replica-asks-and-is-told", "a replica that does not know of its removal asks for votes"),
     ("forwarded-chunk-refused", "a leader refuses what was forwarded to it, and the clients are told"),
+    ("forwarded-run-comes-after-it-was-closed", "a forwarded run reaches its leader when nobody waits for it any more"),
+    ("forwarded-chunk-lost", "a leader goes on leading without what was forwarded to it, and the clients are told"),
     ("forwarded-chunk-outlived-by-a-term", "an entry of a later term is committed before forwarded proposals are"),
     ("chunk-covered-by-an-install", "a snapshot is installed over proposals whose clients wait"),
     ("chunk-overwritten-by-another-term", "another term's entry is committed where a client's was"),

@@ -16,6 +16,8 @@ mod cluster;
 mod elections;
 #[path = "scenarios/flow.rs"]
 mod flow;
+#[path = "scenarios/forwarding.rs"]
+mod forwarding;
 #[path = "scenarios/guards.rs"]
 mod guards;
 #[path = "scenarios/members.rs"]

@@ -15,6 +15,8 @@ mod decoding;
 mod elections;
 #[path = "scenarios/flow.rs"]
 mod flow;
+#[path = "scenarios/forwarding.rs"]
+mod forwarding;
 #[path = "scenarios/fuzzing.rs"]
 mod fuzzing;
 #[path = "scenarios/guards.rs"]

@@ -36,7 +36,7 @@ impl Lane {
     pub const ALL: [Self; 3] = [Self::Control, Self::Bulk, Self::Snapshot];
 }
 
-/// What became of a frame that was given to [`Transport::send`].
+/// What became of a frame that was given to [`Transport::send`]. Of one that was dropped nothing reaches the other host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
     /// Written to the socket or queued for it.

@@ -155,6 +155,8 @@ mod kind {
     pub(super) const REMOVED: u8 = 18;
     pub(super) const TRANSFER: u8 = 19;
     pub(super) const TRANSFER_ANSWER: u8 = 20;
+    pub(super) const CLOSE_FORWARDS: u8 = 21;
+    pub(super) const FORWARDS_CLOSED: u8 = 22;
     pub(super) const QUIESCE: u8 = 32;
     pub(super) const QUIESCE_RESPONSE: u8 = 33;
 }

@@ -5,6 +5,7 @@
 mod alone;
 mod crashes;
 mod drain;
+mod forwards;
 mod guards;
 mod hosts;
 mod interleavings;
@@ -36,8 +37,18 @@ use std::time::Duration;
 #[test]
 fn every_guard_holds() {
     let all = guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS);
-    for (name, scenario) in all.chain(pipeline::GUARDS).chain(stalls::GUARDS).chain(strays::GUARDS) {
+    for (name, scenario) in
+        all.chain(pipeline::GUARDS).chain(stalls::GUARDS).chain(strays::GUARDS).chain(forwards::GUARDS)
+    {
         eprintln!("the scenario for {name}");
+        scenario();
+    }
+}
+
+#[test]
+fn forwarded_proposals_come_to_their_end() {
+    for (name, scenario) in forwards::SCENARIOS {
+        eprintln!("{name}");
         scenario();
     }
 }

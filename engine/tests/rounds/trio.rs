@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -43,6 +43,7 @@ pub type Filter = Box<dyn FnMut(Frame) -> Option<Frame> + Send>;
 pub struct Wires {
     arrived: Mutex<Vec<VecDeque<Frame>>>,
     filter: Mutex<Option<Filter>>,
+    says: AtomicBool,
 }
 
 impl Wires {
@@ -57,6 +58,11 @@ impl Wires {
     /// From now on every frame goes through this.
     pub fn filter(&self, filter: impl FnMut(Frame) -> Option<Frame> + Send + 'static) {
         *self.filter.lock() = Some(Box::new(filter));
+    }
+
+    /// Whether who sends a frame that the filter drops is told so.
+    pub fn says_what_is_lost(&self, says: bool) {
+        self.says.store(says, Ordering::Relaxed);
     }
 
     /// All frames arrive again.
@@ -79,8 +85,10 @@ impl Transport for Wire {
             Some(filter) => filter(frame),
             None => Some(frame),
         };
-        if let Some(frame) = frame {
-            self.wires.inject(frame);
+        match frame {
+            Some(frame) => self.wires.inject(frame),
+            None if self.wires.says.load(Ordering::Relaxed) => return Sent::Unreachable,
+            None => {}
         }
         Sent::Queued
     }

@@ -236,6 +236,7 @@ pub fn describe(message: &Message) -> Option<Sent> {
         Body::Forward(_) => sent.kind = "MsgProp",
         Body::TimeoutNow => sent.kind = "MsgTimeoutNow",
         Body::ReadIndex { .. } | Body::ReadIndexResponse { .. } | Body::ForwardRefused { .. } => return None,
+        Body::CloseForwards { .. } | Body::ForwardsClosed { .. } => return None,
         // The scripts' groups never fall silent.
         Body::Quiesce { .. } | Body::QuiesceResponse { .. } => return None,
         // Nor have they witnesses, full hosts, or replicas that lost a part of what they had.

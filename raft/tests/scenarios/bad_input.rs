@@ -378,6 +378,10 @@ fn any_body() -> impl Strategy<Value = Body> {
         1 => any_number().prop_map(|context| Body::ReadIndex { context }),
         1 => any_number().prop_map(|context| Body::ReadIndexResponse { context, index: None }),
         1 => any_run().prop_map(Body::Forward),
+        1 => (any_number(), any_number(), any_number()).prop_map(|(term, start, commands)| Body::CloseForwards {
+            term: Term(term),
+            forwards: Forwards { start, commands, changes: 0 },
+        }),
         1 => Just(Body::TimeoutNow),
     ]
 }

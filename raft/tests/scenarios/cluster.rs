@@ -85,6 +85,7 @@ pub struct Node {
     pub applied: Vec<(u64, u64, EntryKind, Vec<u8>)>,
     pub reads: Vec<ReadReady>,
     pub refused: Vec<RefusedForward>,
+    pub closed: Vec<ClosedForwards>,
     pub fetches: Vec<Fetch>,
     pub snapshots_wanted: Vec<ReplicaId>,
     pub events: Vec<Event>,
@@ -194,6 +195,7 @@ impl Cluster {
             applied: Vec::new(),
             reads: Vec::new(),
             refused: Vec::new(),
+            closed: Vec::new(),
             fetches: Vec::new(),
             snapshots_wanted: Vec::new(),
             events: Vec::new(),
@@ -248,6 +250,7 @@ impl Cluster {
             }
             node.reads.extend(out.reads);
             node.refused.extend(out.refused);
+            node.closed.extend(out.closed);
             node.fetches.extend(out.fetches);
             for to in &out.snapshots_wanted {
                 let (core, auto) = (&mut node.core, self.auto_snapshots);

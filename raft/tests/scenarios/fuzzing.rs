@@ -53,6 +53,10 @@ fn any_run(b: &mut Bytes<'_>, term: u64, first: u64) -> Run {
     if b.byte() < 50 { run.strip() } else { run }
 }
 
+fn any_forwards(b: &mut Bytes<'_>) -> Forwards {
+    Forwards { start: b.roll(2), commands: b.near(0), changes: b.near(0) }
+}
+
 /// A group of so many, of which `witness` keeps no payloads if it is one of them.
 fn group(members: u64, witness: u64, flags: u8) -> Cluster {
     let ids: Vec<u64> = (1..=members).collect();
@@ -146,12 +150,19 @@ fn any_message(b: &mut Bytes<'_>, core: &Core) -> Message {
         20 => Body::QuiesceResponse { round: b.near(1), agreed: b.flag() },
         21 => Body::Removed { change: index(b) },
         14 if b.flag() => Body::Forward(any_run(b, term, 0)),
+        14 if b.flag() => Body::CloseForwards { term: Term(term), forwards: any_forwards(b) },
+        14 if b.flag() => Body::ForwardsClosed { term: Term(term), forwards: any_forwards(b), end: index(b) },
         14 => Body::ForwardRefused { first_sequence: b.near(0), count: 1, reason: RefusedReason::Busy },
         _ => Body::TimeoutNow,
     };
     let claims_none = matches!(
         body,
-        Body::ReadIndex { .. } | Body::ReadIndexResponse { .. } | Body::Forward(_) | Body::ForwardRefused { .. }
+        Body::ReadIndex { .. }
+            | Body::ReadIndexResponse { .. }
+            | Body::Forward(_)
+            | Body::ForwardRefused { .. }
+            | Body::CloseForwards { .. }
+            | Body::ForwardsClosed { .. }
     );
     if claims_none && b.byte() < 240 {
         term = 0;

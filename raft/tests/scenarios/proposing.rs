@@ -67,7 +67,11 @@ fn a_stranger_forwards_nothing() {
 }
 
 #[test]
-fn what_was_forwarded_in_an_earlier_term_is_refused_also_by_the_same_leader() {
+fn a_leader_refuses_what_was_forwarded_in_an_earlier_term_also_to_itself() {
+    what_was_forwarded_in_an_earlier_term_is_refused();
+}
+
+pub fn what_was_forwarded_in_an_earlier_term_is_refused() {
     let mut c = Cluster::new(&[1, 2, 3]);
     c.elect(1);
     let run = commands(&["late"]).seal(c.core(1).term(), Index(0), Origin::default());

@@ -187,6 +187,14 @@ impl FrameBuilder {
                 self.push_u64s([*first_sequence, numbers, a, b]);
                 (kind::FORWARD_REFUSED, 0, 0)
             }
+            Body::CloseForwards { term, forwards: f } => {
+                self.push_u64s([term.0, f.start, f.commands, f.changes]);
+                (kind::CLOSE_FORWARDS, 0, 0)
+            }
+            Body::ForwardsClosed { term, forwards: f, end } => {
+                self.push_u64s([term.0, f.start, f.commands, f.changes, end.0]);
+                (kind::FORWARDS_CLOSED, 0, 0)
+            }
             Body::TimeoutNow => (kind::TIMEOUT_NOW, 0, 0),
             Body::Transfer { to, question } => {
                 self.push_u64s([to.0, *question]);

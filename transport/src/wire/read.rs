@@ -3,7 +3,8 @@
 use super::*;
 use bytes::Bytes;
 use longboat_raft::{
-    Body, ChangeError, GroupEpoch, GroupId, Index, LogPos, Message, RefusedReason, ReplicaId, Run, Term, TransferAnswer,
+    Body, ChangeError, Forwards, GroupEpoch, GroupId, Index, LogPos, Message, RefusedReason, ReplicaId, Run, Term,
+    TransferAnswer,
 };
 use smallvec::SmallVec;
 
@@ -105,6 +106,10 @@ fn commits_header(fields: &mut Fields<'_>) -> Result<u32, WireError> {
         return Err(WireError::Truncated { needed, available: fields.0.len() });
     }
     Ok(count)
+}
+
+fn forwards(fields: &mut Fields<'_>) -> Result<Forwards, WireError> {
+    Ok(Forwards { start: fields.u64()?, commands: fields.u64()?, changes: fields.u64()? })
 }
 
 /// A record's header.
@@ -262,6 +267,12 @@ impl<F: FnMut(GroupId) -> bool> Messages<F> {
                 };
                 Body::ForwardRefused { first_sequence, count, reason }
             }
+            kind::CLOSE_FORWARDS => Body::CloseForwards { term: Term(fields.u64()?), forwards: forwards(&mut fields)? },
+            kind::FORWARDS_CLOSED => Body::ForwardsClosed {
+                term: Term(fields.u64()?),
+                forwards: forwards(&mut fields)?,
+                end: Index(fields.u64()?),
+            },
             kind::TIMEOUT_NOW => Body::TimeoutNow,
             kind::TRANSFER => Body::Transfer { to: ReplicaId(fields.u64()?), question: fields.u64()? },
             kind::TRANSFER_ANSWER => {

@@ -1,8 +1,8 @@
 use super::*;
 use bytes::Bytes;
 use longboat_raft::{
-    Body, ChangeError, EntryKind, GroupEpoch, GroupId, HostId, Index, LogPos, Member, Membership, Message, Origin,
-    RefusedReason, ReplicaId, Run, RunBuilder, SnapshotMeta, StoreId, Term, TransferAnswer,
+    Body, ChangeError, EntryKind, Forwards, GroupEpoch, GroupId, HostId, Index, LogPos, Member, Membership, Message,
+    Origin, RefusedReason, ReplicaId, Run, RunBuilder, SnapshotMeta, StoreId, Term, TransferAnswer,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -72,6 +72,10 @@ fn any_meta() -> impl Strategy<Value = SnapshotMeta> {
     (any_pos(), any_membership()).prop_map(|(pos, membership)| SnapshotMeta { pos, membership })
 }
 
+fn any_forwards() -> impl Strategy<Value = Forwards> {
+    any::<[u64; 3]>().prop_map(|[start, commands, changes]| Forwards { start, commands, changes })
+}
+
 fn any_body() -> impl Strategy<Value = Body> {
     let index = || any::<u64>().prop_map(Index);
     let reason = prop_oneof![
@@ -112,6 +116,12 @@ fn any_body() -> impl Strategy<Value = Body> {
             first_sequence,
             count,
             reason
+        }),
+        (any::<u64>(), any_forwards()).prop_map(|(term, forwards)| Body::CloseForwards { term: Term(term), forwards }),
+        (any::<u64>(), any_forwards(), index()).prop_map(|(term, forwards, end)| Body::ForwardsClosed {
+            term: Term(term),
+            forwards,
+            end
         }),
         Just(Body::TimeoutNow),
         (any::<u64>(), any::<u64>()).prop_map(|(to, question)| Body::Transfer { to: ReplicaId(to), question }),
