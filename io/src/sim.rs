@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 mod content;
 mod process;
+mod sectors;
 mod stopping;
 mod tree;
 
@@ -80,6 +81,8 @@ struct State {
     /// Which process is alive; handles of earlier ones are dead.
     process: u64,
     locked: Vec<PathBuf>,
+    /// A name or a last handle went: there may be files that nothing leads to.
+    is_loose: bool,
     faults: Vec<Fault>,
     /// Faults that struck.
     struck: u64,
@@ -110,6 +113,7 @@ impl SimDisk {
             next_file: 0,
             process: 0,
             locked: Vec::new(),
+            is_loose: false,
             faults: Vec::new(),
             struck: 0,
             changes: 0,
@@ -130,6 +134,7 @@ impl SimDisk {
     pub fn fork(&self) -> Self {
         let mut state = self.state.lock().clone();
         state.process += 1;
+        state.is_loose = true;
         for file in state.files.values_mut() {
             file.handles = 0;
         }
@@ -288,6 +293,7 @@ impl fmt::Debug for SimDisk {
 impl State {
     fn end_process(&mut self) {
         self.process += 1;
+        self.is_loose = true;
         self.locked.clear();
         self.stop_after = None;
         for file in self.files.values_mut() {
@@ -297,6 +303,9 @@ impl State {
 
     /// Frees the files that no name, durable or not, and no handle leads to.
     fn drop_unreachable(&mut self) {
+        if !std::mem::take(&mut self.is_loose) {
+            return;
+        }
         let reachable = self.tree.files();
         self.files.retain(|id, file| file.handles > 0 || reachable.contains(id));
     }

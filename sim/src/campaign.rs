@@ -5,6 +5,7 @@
 
 use crate::report::{Report, Totals};
 use longboat_raft::sometimes;
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -71,30 +72,62 @@ fn checked(seed: u64, live: &impl Fn(u64) -> Report) -> Report {
     report
 }
 
-/// The first seed that no line of this ledger stands for; the start of `seeds` if there is no ledger.
+/// What a ledger knows of a range of seeds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Known {
+    /// The first seed that no line stands for.
+    pub next: u64,
+    /// What the others came to.
+    pub totals: Totals,
+    /// How often they met each point.
+    pub points: BTreeMap<String, u64>,
+}
+
+/// What this ledger knows of these seeds; nothing if there is none. Lines of other seeds are passed over.
 ///
 /// # Errors
 /// When the file can't be read, or is no ledger.
-pub fn resume(ledger: &Path, seeds: &Range<u64>) -> io::Result<u64> {
+pub fn resume(ledger: &Path, seeds: &Range<u64>) -> io::Result<Known> {
+    let mut known = Known { next: seeds.start, ..Known::default() };
     let text = match std::fs::read_to_string(ledger) {
         Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(seeds.start),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(known),
         Err(e) => return Err(e),
     };
-    let mut next = seeds.start;
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
         let row: serde_json::Value = serde_json::from_str(line)?;
-        let to = row["to"].as_u64().ok_or_else(|| io::Error::other(format!("no line of a ledger: {line}")))?;
-        next = next.max(to);
+        let number = |name: &str| row[name].as_u64();
+        let (Some(from), Some(to)) = (number("from"), number("to")) else {
+            return Err(io::Error::other(format!("no line of a ledger: {line}")));
+        };
+        if from != known.next || to > seeds.end {
+            continue;
+        }
+        known.next = to;
+        known.totals.extend(&Totals {
+            seeds: to - from,
+            nanos: (row["simulated_hours"].as_f64().unwrap_or_default() * 3600e9) as u64,
+            steps: number("steps").unwrap_or_default(),
+            operations: number("operations").unwrap_or_default(),
+            faults: number("faults").unwrap_or_default(),
+            violations: number("violations").unwrap_or_default(),
+            failing: row["failing_seeds"].as_array().into_iter().flatten().filter_map(|s| s.as_u64()).collect(),
+            ..Totals::default()
+        });
+        for (name, count) in row["points"].as_object().into_iter().flatten() {
+            *known.points.entry(name.clone()).or_default() += count.as_u64().unwrap_or_default();
+        }
     }
-    Ok(next)
+    Ok(known)
 }
 
-/// Adds a line: what these seeds came to, at this commit.
+/// Adds a line: what these seeds came to, at this commit, and how often they met each point of [`sometimes::ALL`].
 ///
 /// # Errors
 /// When the file can't be written.
-pub fn record(ledger: &Path, commit: &str, seeds: &Range<u64>, totals: &Totals) -> io::Result<()> {
+pub fn record(ledger: &Path, commit: &str, seeds: &Range<u64>, totals: &Totals, met: &[u64]) -> io::Result<()> {
+    let points = sometimes::ALL.iter().zip(met).filter(|(_, count)| **count > 0);
+    let points: BTreeMap<&str, u64> = points.map(|((name, _), count)| (*name, *count)).collect();
     let line = serde_json::json!({
         "commit": commit,
         "from": seeds.start,
@@ -105,16 +138,17 @@ pub fn record(ledger: &Path, commit: &str, seeds: &Range<u64>, totals: &Totals) 
         "faults": totals.faults,
         "violations": totals.violations,
         "failing_seeds": totals.failing,
+        "points": points,
     });
     let mut file = OpenOptions::new().create(true).append(true).open(ledger)?;
     writeln!(file, "{line}")
 }
 
-/// The points of [`sometimes::ALL`] that were met less often than `least`, and how often.
-pub fn rarely_met(least: u64) -> Vec<(&'static str, u64)> {
-    let counts = sometimes::counts();
-    let points = sometimes::ALL.iter().zip(counts).map(|((name, _), count)| (*name, count));
-    points.filter(|(_, count)| *count < least).collect()
+/// The points of [`sometimes::ALL`] that were met less often than `least` in this process and `before`, and how often.
+pub fn rarely_met(least: u64, before: &BTreeMap<String, u64>) -> Vec<(&'static str, u64)> {
+    let before = |name: &str| before.get(name).copied().unwrap_or_default();
+    let points = sometimes::ALL.iter().zip(sometimes::counts());
+    points.map(|((name, _), count)| (*name, count + before(name))).filter(|(_, count)| *count < least).collect()
 }
 
 #[cfg(test)]
@@ -151,10 +185,18 @@ mod tests {
     fn a_ledger_is_gone_on_from() {
         let dir = tempfile::tempdir().expect("a directory");
         let ledger = dir.path().join("ledger");
-        assert_eq!(resume(&ledger, &(5..100)).expect("none there"), 5);
-        record(&ledger, "abc", &(5..30), &Totals::default()).expect("written");
-        record(&ledger, "abc", &(30..40), &Totals::default()).expect("written");
-        assert_eq!(resume(&ledger, &(5..100)).expect("read"), 40);
+        assert_eq!(resume(&ledger, &(5..100)).expect("none there").next, 5);
+        let totals = Totals { seeds: 25, steps: 7, failing: vec![9], violations: 1, ..Totals::default() };
+        let mut met = vec![0; sometimes::ALL.len()];
+        met[0] = 3;
+        record(&ledger, "abc", &(5..30), &totals, &met).expect("written");
+        record(&ledger, "abc", &(30..40), &Totals::default(), &met).expect("written");
+        record(&ledger, "abc", &(1000..2000), &totals, &met).expect("written");
+        let known = resume(&ledger, &(5..100)).expect("read");
+        assert_eq!((known.next, known.totals.steps, &known.totals.failing), (40, 7, &vec![9]));
+        assert_eq!(known.points, [(sometimes::ALL[0].0.to_owned(), 6)].into());
+        assert_eq!(resume(&ledger, &(1000..3000)).expect("read").next, 2000, "a campaign of other seeds");
+        assert_eq!(resume(&ledger, &(0..100)).expect("read").next, 0, "a ledger that leaves out the first seeds");
         std::fs::write(&ledger, "something else\n").expect("written");
         assert!(resume(&ledger, &(5..100)).is_err());
     }

@@ -4,11 +4,10 @@
 
 use longboat_io::Clock;
 use longboat_raft::Time;
-use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-const MILLION: i128 = 1_000_000;
+const MILLION: i64 = 1_000_000;
 
 /// A clock that stands still until it is moved.
 #[derive(Debug)]
@@ -41,7 +40,7 @@ pub struct HostClock {
     /// How much more it counts than the world in a million, or less.
     drift_ppm: i64,
     /// How far it was set on, in nanoseconds, or back.
-    set_nanos: Mutex<i128>,
+    set_nanos: AtomicI64,
     /// The latest time that it told.
     told: AtomicU64,
 }
@@ -49,24 +48,34 @@ pub struct HostClock {
 impl HostClock {
     /// A clock that goes faster than the world by so much, or slower.
     pub fn new(world: Arc<SimClock>, drift_ppm: i64) -> Arc<Self> {
-        Arc::new(Self { world, drift_ppm, set_nanos: Mutex::new(0), told: AtomicU64::new(0) })
+        Arc::new(Self { world, drift_ppm, set_nanos: AtomicI64::new(0), told: AtomicU64::new(0) })
     }
 
     /// Sets it on, or back.
     pub fn set(&self, nanos: i64) {
-        *self.set_nanos.lock() += i128::from(nanos);
+        self.set_nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
     /// What it shows when the world's clock shows `world`.
     fn shown(&self, world: Time) -> Time {
-        let counted = i128::from(world.0) * (MILLION + i128::from(self.drift_ppm)) / MILLION + *self.set_nanos.lock();
-        Time(u64::try_from(counted).unwrap_or(0).max(self.told.load(Ordering::Relaxed)))
+        let set = self.set_nanos.load(Ordering::Relaxed);
+        // Simulated times are far below the 292 years that fit.
+        let world = world.0.min(i64::MAX as u64) as i64;
+        let drifted = match self.drift_ppm {
+            0 => world,
+            ppm => world + (i128::from(world) * i128::from(ppm)).div_euclid(i128::from(MILLION)) as i64,
+        };
+        Time(u64::try_from(drifted.saturating_add(set)).unwrap_or(0).max(self.told.load(Ordering::Relaxed)))
     }
 
     /// When the world's clock shows this host's `time`, unless this one is set meanwhile. Never too early.
     pub fn in_world(&self, time: Time) -> Time {
-        let counted = (i128::from(time.0) - *self.set_nanos.lock()) * MILLION;
-        let rate = MILLION + i128::from(self.drift_ppm);
+        let set = self.set_nanos.load(Ordering::Relaxed);
+        if self.drift_ppm == 0 {
+            return Time(time.0.saturating_add_signed(set.saturating_neg()));
+        }
+        let counted = (i128::from(time.0) - i128::from(set)) * i128::from(MILLION);
+        let rate = i128::from(MILLION + self.drift_ppm);
         Time(u64::try_from((counted.max(0) + rate - 1) / rate).unwrap_or(u64::MAX))
     }
 }

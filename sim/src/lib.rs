@@ -6,6 +6,7 @@
 //!
 //! Must not know: threads, real time, sockets, files, the machine's random numbers.
 
+mod breadth;
 pub mod cabinet;
 pub mod campaign;
 pub mod client;

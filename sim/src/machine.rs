@@ -13,6 +13,9 @@ use longboat_rsm::{
 use std::io;
 use std::sync::Arc;
 
+/// Bytes of a snapshot that are written or read at a time.
+const PART: usize = 4096;
+
 /// Appends a serial number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Add {
@@ -85,25 +88,45 @@ impl StateMachine for Ledger {
 
     fn save(&self, out: &mut dyn io::Write) -> Result<(), MachineError> {
         out.write_all(&(self.serials.len() as u64).to_le_bytes())?;
-        for serial in &self.serials {
-            out.write_all(&serial.to_le_bytes())?;
+        for serials in self.serials.chunks(PART / 8) {
+            let words: Vec<u8> = serials.iter().flat_map(|serial| serial.to_le_bytes()).collect();
+            out.write_all(&words)?;
         }
-        out.write_all(&vec![self.chain as u8; self.ballast])?;
+        let part = [self.chain as u8; PART];
+        for at in (0..self.ballast).step_by(PART) {
+            out.write_all(&part[..PART.min(self.ballast - at)])?;
+        }
         Ok(())
     }
 
     fn recover(&mut self, input: &mut dyn io::Read) -> Result<(), MachineError> {
-        let mut word = [0; 8];
+        let (mut word, mut part) = ([0; 8], [0; PART]);
         input.read_exact(&mut word)?;
         *self = Self::new(self.ballast);
-        for _ in 0..u64::from_le_bytes(word) {
-            input.read_exact(&mut word)?;
-            self.push(u64::from_le_bytes(word));
+        let mut left = u64::from_le_bytes(word) as usize;
+        while left > 0 {
+            let words = &mut part[..8 * left.min(PART / 8)];
+            input.read_exact(words)?;
+            left -= words.len() / 8;
+            for word in words.as_chunks::<8>().0 {
+                self.push(u64::from_le_bytes(*word));
+            }
         }
-        let mut ballast = Vec::new();
-        input.read_to_end(&mut ballast)?;
-        let whole = ballast.len() == self.ballast && ballast.iter().all(|b| *b == self.chain as u8);
-        if whole { Ok(()) } else { Err(MachineError::user("the snapshot's ballast is not what was saved")) }
+        let (mut ballast, fill) = (0, [self.chain as u8; PART]);
+        loop {
+            let count = input.read(&mut part)?;
+            ballast += count;
+            if part[..count] != fill[..count] {
+                break;
+            }
+            if count == 0 && ballast == self.ballast {
+                return Ok(());
+            }
+            if count == 0 {
+                break;
+            }
+        }
+        Err(MachineError::user("the snapshot's ballast is not what was saved"))
     }
 
     fn session_results() -> Option<OutputCodec<u64>> {

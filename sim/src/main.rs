@@ -1,7 +1,7 @@
 //! `longboat-sim`: runs seeds, replays one, plants bugs.
 
 use clap::{Parser, Subcommand};
-use longboat_raft::{GroupId, plant};
+use longboat_raft::{GroupId, plant, sometimes};
 use longboat_sim::reduce::{Reduction, run_reduced, shrink};
 use longboat_sim::{Totals, Trace, campaign, model};
 use std::ops::Range;
@@ -162,7 +162,7 @@ fn main() -> ExitCode {
     if arguments.json {
         println!("{}", totals.json());
     }
-    let rare = campaign::rarely_met(arguments.points.unwrap_or(0));
+    let rare = campaign::rarely_met(arguments.points.unwrap_or(0), &totals.points_before);
     for (point, count) in &rare {
         eprintln!("met {count} times only: {point}");
     }
@@ -242,12 +242,15 @@ fn run_all(arguments: &Arguments) -> Result<Totals, String> {
     let seeds = arguments.seed.map_or(arguments.seeds.clone(), |seed| seed..seed + 1);
     let Some(ledger) = &arguments.ledger else { return Ok(run_part(arguments, seeds)) };
     let failed = |e: std::io::Error| format!("{}: {e}", ledger.display());
-    let (commit, mut totals) = (commit(), Totals::default());
-    let next = campaign::resume(ledger, &seeds).map_err(failed)?;
-    for from in (next..seeds.end).step_by(campaign::BLOCK as usize) {
+    let known = campaign::resume(ledger, &seeds).map_err(failed)?;
+    let (commit, mut totals) = (commit(), known.totals);
+    totals.points_before = known.points;
+    for from in (known.next..seeds.end).step_by(campaign::BLOCK as usize) {
         let part = from..seeds.end.min(from + campaign::BLOCK);
+        let before = sometimes::counts();
         let came_to = run_part(arguments, part.clone());
-        campaign::record(ledger, &commit, &part, &came_to).map_err(failed)?;
+        let met: Vec<u64> = sometimes::counts().iter().zip(before).map(|(now, before)| now - before).collect();
+        campaign::record(ledger, &commit, &part, &came_to, &met).map_err(failed)?;
         totals.extend(&came_to);
     }
     Ok(totals)

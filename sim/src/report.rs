@@ -1,6 +1,7 @@
 //! Running a seed from its first step to its verdict, and adding up what many seeds came to.
 
 use crate::world::{Counts, Trace, World};
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -80,6 +81,8 @@ pub struct Totals {
     pub violations: u64,
     /// Which.
     pub failing: Vec<u64>,
+    /// Points of the search that were met by seeds of an earlier process.
+    pub points_before: BTreeMap<String, u64>,
 }
 
 impl Totals {
@@ -146,7 +149,7 @@ impl Totals {
             "operations_per_simulated_minute": (self.operations as f64 / minutes).round(),
             "faults_per_simulated_minute": (self.faults as f64 / minutes).round(),
             "points": longboat_raft::sometimes::ALL.len(),
-            "points_never_met": crate::campaign::rarely_met(1).iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+            "points_never_met": crate::campaign::rarely_met(1, &self.points_before).iter().map(|(name, _)| *name).collect::<Vec<_>>(),
             "violations": self.violations,
             "failing_seeds": self.failing,
         })

@@ -136,13 +136,17 @@ pub struct Swarm {
     heartbeat_interval_nanos: u64,
     snapshot_entries: u64,
     compaction_overhead: u64,
+    /// Snapshots that a replica keeps.
+    pub snapshots_kept: u32,
+    /// It lives for minutes.
+    pub is_long: bool,
     log_cache_bytes_max: usize,
     log_memory_bytes_max: u64,
     pre_vote: bool,
     check_quorum: bool,
     /// Without anything to do for this long groups fall silent; 0 for never. In nanoseconds.
     pub quiesce_after_nanos: u64,
-    segment_bytes: u64,
+    pub(crate) segment_bytes: u64,
     segments_max: u64,
     settle_segments: usize,
     disk: SimDiskConfig,
@@ -192,6 +196,8 @@ impl Swarm {
             heartbeat_interval_nanos,
             snapshot_entries: *rng.pick(&[0, 10, 30, 100]),
             compaction_overhead: *rng.pick(&[0, 3, 20, 100]),
+            snapshots_kept: 1,
+            is_long: false,
             log_cache_bytes_max: *rng.pick(&[0, 4 << 10, 64 << 10, 4 << 20]),
             log_memory_bytes_max: 1 << 30,
             pre_vote: rng.chance(700),
@@ -273,6 +279,12 @@ impl Swarm {
         }
     }
 
+    /// Leaders speak so often, and election timeouts are so much longer.
+    pub(crate) fn set_heartbeat(&mut self, nanos: u64, times: u64) {
+        self.quiesce_after_nanos = self.quiesce_after_nanos / self.heartbeat_interval_nanos * nanos;
+        (self.heartbeat_interval_nanos, self.election_timeout_nanos) = (nanos, nanos * times);
+    }
+
     /// How much faster this host's clock goes than the world's, in millionths.
     pub fn drift_ppm(&self, host: HostId) -> i64 {
         self.drift_ppm.get(&host).copied().unwrap_or(0)
@@ -350,7 +362,7 @@ impl Swarm {
             snapshot_entries: self.snapshot_entries,
             compaction_overhead: self.compaction_overhead,
             auto_compaction: true,
-            snapshots_kept: 1,
+            snapshots_kept: self.snapshots_kept,
             snapshot_compression: Compression::None,
             // Each replica has its own: all must read what any of them writes.
             entry_compression: [Compression::None, Compression::Lz4, Compression::Zstd][replica.0 as usize % 3],
@@ -389,7 +401,8 @@ impl Swarm {
     }
 }
 
-fn members(rng: &mut Rng, hosts: u64) -> Vec<HostId> {
+/// The hosts of a group's first members.
+pub(crate) fn members(rng: &mut Rng, hosts: u64) -> Vec<HostId> {
     let mut members: Vec<HostId> = (1..=hosts).map(HostId).collect();
     let keep = if hosts > 3 && rng.chance(400) { 3 } else { members.len() };
     while members.len() > keep {

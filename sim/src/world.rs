@@ -25,6 +25,8 @@ use std::sync::Arc;
 const ROUND_NANOS_MAX: u64 = 12_000;
 /// After all faults healed, every group acknowledges a write within this time, in nanoseconds.
 const PROGRESS_NANOS: u64 = 10_000_000_000;
+/// Or within so many election timeouts, where these are long.
+const PROGRESS_ELECTIONS: u64 = 25;
 /// After all faults healed, all replicas are equal within this time, in nanoseconds: a snapshot transfer whose last
 /// words were lost is given up by its sender after 30 s.
 const CONVERGE_NANOS: u64 = 45_000_000_000;
@@ -39,6 +41,8 @@ const SESSIONS: u64 = 0x5E55_1075;
 const MACHINES: u64 = 0x0D15_C0DE;
 /// The same for clocks, schedulers and links.
 const SURROUNDINGS: u64 = 0xC10C_0A7E;
+/// The same for long lives, and for larger worlds.
+const LENGTH: u64 = 0x0A6E_5EED;
 /// The same for hosts that lose what they have.
 const LOSSES: u64 = 0x105E_D15C;
 
@@ -96,14 +100,30 @@ pub struct World {
 impl World {
     /// What a seed draws: the generator that goes on, and the world. `attended`: with operators.
     pub fn drawn(seed: u64, attended: bool) -> (Rng, Swarm) {
+        Self::drawn_with(seed, attended, Some(Rng::new(seed.rotate_left(48) ^ LENGTH)))
+    }
+
+    /// As [`World::drawn`], of the kind that worlds were at first.
+    pub fn drawn_narrow(seed: u64, attended: bool) -> (Rng, Swarm) {
+        Self::drawn_with(seed, attended, None)
+    }
+
+    fn drawn_with(seed: u64, attended: bool, mut breadth: Option<Rng>) -> (Rng, Swarm) {
         let mut rng = Rng::new(seed);
         let mut swarm = Swarm::draw(&mut rng);
+        if let Some(breadth) = &mut breadth {
+            swarm.draw_size(breadth);
+        }
         swarm.draw_surroundings(&mut Rng::new(seed.rotate_left(24) ^ SURROUNDINGS));
         if attended {
             // A generator of its own: worlds without operators are as if there were none anywhere.
             swarm.draw_operations(&mut Rng::new(!seed));
             swarm.draw_room(&mut Rng::new(!seed.rotate_left(17)));
             swarm.draw_losses(&mut Rng::new(seed.rotate_left(8) ^ LOSSES));
+        }
+        if let Some(breadth) = &mut breadth {
+            swarm.draw_length(breadth);
+            swarm.draw_kept_snapshots(breadth);
         }
         swarm.draw_machines(&mut Rng::new(seed.rotate_left(40) ^ MACHINES));
         swarm.sessions = seed.rotate_left(32) ^ SESSIONS;
@@ -257,7 +277,8 @@ impl World {
         let (healed, mut probe) = (self.now(), self.now());
         // Where members change, the one that makes up the majority may have to be sent a snapshot first.
         let operated = self.around.swarm.operations.is_on();
-        let progress_by = healed.plus_nanos(if operated { CONVERGE_NANOS } else { PROGRESS_NANOS });
+        let elections = PROGRESS_ELECTIONS * self.around.swarm.election_timeout_nanos;
+        let progress_by = healed.plus_nanos(if operated { CONVERGE_NANOS } else { PROGRESS_NANOS.max(elections) });
         while self.now() < progress_by && !self.around.oracle.is_violated() {
             let waiting: Vec<_> = groups.iter().filter(|g| !self.clients.has_progressed(g.0)).collect();
             if waiting.is_empty() {

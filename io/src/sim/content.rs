@@ -3,12 +3,17 @@
 //! Invariant: outside of `dirty` and `lost` sectors, both agree as far as the disk's copy reaches.
 
 use super::Rng;
+use super::sectors::Sectors;
 use longboat_raft::Time;
-use std::collections::BTreeSet;
 use std::io;
 
 /// Bytes that a kernel copies at a time: a write that is cut off by a kill ends at a multiple of them.
 const PAGE_BYTES: usize = 4096;
+/// A file that has grown beyond this gets room for [`ROOM_BYTES`] at once: files of that size are snapshots, written block by block, and
+/// would be copied at each doubling.
+const LARGE_BYTES: usize = 64 << 10;
+/// Memory is only taken for what is written.
+const ROOM_BYTES: usize = 1 << 20;
 
 #[derive(Clone, Debug)]
 pub(super) struct Content {
@@ -16,9 +21,9 @@ pub(super) struct Content {
     seen: Vec<u8>,
     disk: Vec<u8>,
     /// Sectors that the page cache must still write.
-    dirty: BTreeSet<usize>,
+    dirty: Sectors,
     /// Sectors that look clean and are not on the disk: a sync of them failed.
-    lost: BTreeSet<usize>,
+    lost: Sectors,
     under_way: Option<UnderWay>,
     /// Handles of the living process.
     pub(super) handles: usize,
@@ -38,7 +43,7 @@ struct UnderWay {
 
 impl Content {
     pub(super) fn new(sector_bytes: usize) -> Self {
-        let (seen, disk, dirty, lost) = (Vec::new(), Vec::new(), BTreeSet::new(), BTreeSet::new());
+        let (seen, disk, dirty, lost) = (Vec::new(), Vec::new(), Sectors::default(), Sectors::default());
         Self { sector_bytes, seen, disk, dirty, lost, under_way: None, handles: 0 }
     }
 
@@ -48,6 +53,7 @@ impl Content {
 
     pub(super) fn grow(&mut self, len: usize) {
         if len > self.seen.len() {
+            self.make_room(len);
             self.seen.resize(len, 0);
         }
     }
@@ -57,19 +63,32 @@ impl Content {
             return;
         }
         let end = offset + bytes.len();
-        self.grow(end);
-        self.seen[offset..end].copy_from_slice(bytes);
-        for sector in offset / self.sector_bytes..=(end - 1) / self.sector_bytes {
-            self.dirty.insert(sector);
-            self.lost.remove(&sector);
+        if offset == self.seen.len() {
+            self.make_room(end);
+            self.seen.extend_from_slice(bytes);
+        } else {
+            self.grow(end);
+            self.seen[offset..end].copy_from_slice(bytes);
+        }
+        let sectors = offset / self.sector_bytes..(end - 1) / self.sector_bytes + 1;
+        self.lost.remove(sectors.clone());
+        self.dirty.insert(sectors);
+    }
+
+    fn make_room(&mut self, len: usize) {
+        if len > LARGE_BYTES && len > self.seen.capacity() {
+            self.seen.reserve(len.max(ROOM_BYTES) - self.seen.len());
         }
     }
 
     pub(super) fn sync(&mut self) {
-        for sector in std::mem::take(&mut self.dirty) {
+        if self.seen.len() > self.disk.len() {
+            self.disk.reserve_exact(self.seen.len() - self.disk.len());
+            self.disk.resize(self.seen.len(), 0);
+        }
+        for sector in self.dirty.take() {
             self.persist(sector);
         }
-        self.disk.resize(self.seen.len().max(self.disk.len()), 0);
         if let Some(w) = &mut self.under_way {
             w.completes_at = Time::ZERO;
         }
@@ -77,7 +96,8 @@ impl Content {
 
     /// A sync that fails: what it should have written is forgotten by everybody but readers.
     pub(super) fn fail_sync(&mut self) {
-        self.lost.append(&mut self.dirty);
+        let dirty = self.dirty.take();
+        self.lost.extend(dirty);
     }
 
     fn persist(&mut self, sector: usize) {
@@ -157,7 +177,8 @@ impl Content {
     pub(super) fn power_loss(&mut self, rng: &mut Rng, survives: u64) {
         let grew = self.seen.len() > self.disk.len() && rng.chance(survives);
         let durable = self.disk.len();
-        for sector in std::mem::take(&mut self.dirty) {
+        let as_it_was = self.dirty.is_empty() && self.lost.is_empty() && self.seen.len() == durable;
+        for sector in self.dirty.take() {
             let inside = grew || (sector + 1) * self.sector_bytes <= durable;
             if rng.chance(survives) && inside {
                 self.persist(sector);
@@ -166,9 +187,11 @@ impl Content {
         if grew {
             self.disk.resize(self.seen.len(), 0);
         }
-        self.lost.clear();
+        self.lost = Sectors::default();
         self.under_way = None;
-        self.seen.clone_from(&self.disk);
+        if !as_it_was {
+            self.seen.clone_from(&self.disk);
+        }
     }
 
     pub(super) fn damage(&mut self, change: impl FnOnce(&mut [u8])) {

@@ -96,7 +96,7 @@ impl Disk for SimProcess {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let mut state = self.metadata()?;
-        state.tree.sync(path)?;
+        state.is_loose |= state.tree.sync(path)?;
         state.drop_unreachable();
         Ok(())
     }
@@ -171,6 +171,7 @@ impl Drop for SimFile {
             file.handles -= 1;
             if file.handles == 0 {
                 file.forget_submitted();
+                state.is_loose = true;
             }
         }
     }

@@ -6,6 +6,7 @@
 use super::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,15 +32,25 @@ pub(super) struct Tree {
     pending: Vec<Change>,
 }
 
+/// This name and those below it: paths are sorted by their parts, so that they stand together.
+fn below<'n>(names: &'n Names, path: &'n Path) -> impl Iterator<Item = &'n PathBuf> {
+    let from = (Bound::Included(path), Bound::Unbounded);
+    names.range::<Path, _>(from).map(|(p, _)| p).take_while(move |p| p.starts_with(path))
+}
+
 impl Change {
     fn apply(&self, names: &mut Names) {
         match self {
             Self::Make(path, node) => {
                 names.insert(path.clone(), *node);
             }
-            Self::Remove(path) => names.retain(|p, _| !p.starts_with(path)),
+            Self::Remove(path) => {
+                for path in below(names, path).cloned().collect::<Vec<_>>() {
+                    names.remove(&path);
+                }
+            }
             Self::Rename(from, to, node) => {
-                let below: Vec<_> = names.keys().filter(|p| p.starts_with(from)).cloned().collect();
+                let below: Vec<_> = below(names, from).cloned().collect();
                 names.insert(to.clone(), *node);
                 for path in below {
                     let node = names.remove(&path).expect("just listed");
@@ -149,23 +160,27 @@ impl Tree {
         if !self.is_dir(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let below = self.names.keys().filter(|p| p.parent() == Some(path));
+        let below = below(&self.names, path).filter(|p| p.parent() == Some(path));
         Ok(below.filter_map(|p| p.file_name().map(PathBuf::from)).collect())
     }
 
-    pub(super) fn sync(&mut self, dir: &Path) -> io::Result<()> {
+    /// Makes changes of this directory durable. Returns whether any of them took a name away.
+    pub(super) fn sync(&mut self, dir: &Path) -> io::Result<bool> {
         if !self.is_dir(dir) {
             return Err(io::ErrorKind::NotFound.into());
         }
         // What went by this directory's name before it was made is not this directory: it must not take the names with it
         // that are made durable now.
+        let mut took = false;
         for change in self.pending.extract_if(.., |c| c.takes_away(dir)) {
             change.apply(&mut self.durable);
+            took = true;
         }
         for change in self.pending.extract_if(.., |c| c.is_of(dir)) {
             change.apply(&mut self.durable);
+            took |= !matches!(change, Change::Make(..));
         }
-        Ok(())
+        Ok(took)
     }
 
     pub(super) fn power_loss(&mut self, rng: &mut Rng, survives: u64) {
