@@ -1,23 +1,40 @@
 //! Memory that a burst left behind goes back to the operating system when groups have fallen silent.
 //!
-//! Thousands of groups that start, elect and write at once take tens of megabytes for a moment. The allocator keeps them, spread
-//! over the heap of each thread, while the groups that they were for are silent and may stay so for days.
+//! Thousands of groups that start, elect and write at once take tens of megabytes for a moment. Workers keep their buffers as
+//! large as they were needed then, and the allocator what was freed, spread over the heap of each thread, while the groups that
+//! they were for are silent and may stay so for days. So the workers are asked to let go of theirs first, and when they have had
+//! time to, the allocator is asked for its pages.
 //!
-//! Invariant: it happens on a thread of the pool, once after each time that many replicas fell silent and most of the host's are.
-//! Must not know: which replicas they are.
+//! Invariant: it happens once after each time that many replicas fell silent and most of the host's are; what takes long of
+//! it happens on a thread of the pool. Must not know: which replicas they are, and what workers keep.
 
 use longboat_io::{Job, JobState, Spawner, heap};
 use longboat_raft::Time;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Nanoseconds between looks: falling silent is a matter of seconds.
 const LOOK_NANOS: u64 = 1_000_000_000;
 /// Replicas that must have fallen silent since the last time: fewer leave too little behind to look for it.
 const SILENT_MIN: u64 = 1_000;
 
+/// Asks every worker of a host to let go of the buffers that it does not use at the moment, each in a round of its own.
+#[derive(Debug, Default)]
+pub struct ShedCall(AtomicU64);
+
+impl ShedCall {
+    /// Whether there was a call since this was last asked with the same `heard`.
+    pub(crate) fn is_new(&self, heard: &mut u64) -> bool {
+        let calls = self.0.load(Ordering::Relaxed);
+        std::mem::replace(heard, calls) != calls
+    }
+}
+
 /// When to do it.
 #[derive(Debug, Default)]
 pub(crate) struct GiveBack {
     next_look: Time,
+    /// The workers were asked at the last look.
+    called: bool,
     /// Silent replicas at the last look.
     seen: u64,
     /// Those of them after whose silence memory was given back already.
@@ -26,15 +43,26 @@ pub(crate) struct GiveBack {
 
 impl GiveBack {
     /// Looks, if it is time to, how many of the host's replicas are silent.
-    pub(crate) fn look(&mut self, now: Time, counts: impl FnOnce() -> (u64, u64), spawner: &dyn Spawner) {
+    pub(crate) fn look(
+        &mut self,
+        now: Time,
+        counts: impl FnOnce() -> (u64, u64),
+        call: &ShedCall,
+        spawner: &dyn Spawner,
+    ) {
         if now < self.next_look {
             return;
         }
         self.next_look = now.plus_nanos(LOOK_NANOS);
+        if std::mem::take(&mut self.called) {
+            // Workers run a round for each beat, which come more often than these looks.
+            spawner.spawn(Box::new(GiveBackJob));
+        }
         let (silent, all) = counts();
         if self.is_due(silent, all) {
             tracing::debug!(silent, all, "memory that was left behind is given back");
-            spawner.spawn(Box::new(GiveBackJob));
+            call.0.fetch_add(1, Ordering::Relaxed);
+            self.called = true;
         }
     }
 

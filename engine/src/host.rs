@@ -130,6 +130,7 @@ impl<L: LogDb> Host<L> {
             events: EventQueue::default(),
             transfers: Transfers::default(),
             stalls: Stalls::default(),
+            shed: Default::default(),
         });
         let reader = log.log.reader();
         let writer_inbox = WriterInbox::new(Arc::clone(&notifiers.writer));

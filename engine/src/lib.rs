@@ -9,7 +9,7 @@ mod closing;
 pub mod config;
 mod durable;
 pub mod events;
-mod give_back;
+pub mod give_back;
 pub mod host;
 mod late;
 pub mod liveness;

@@ -94,6 +94,7 @@ pub struct LogWriter<L: LogDb> {
     next_housekeeping: Time,
     next_look: Time,
     give_back: GiveBack,
+    shed_heard: u64,
     failed: bool,
     touched: Vec<bool>,
 }
@@ -122,6 +123,7 @@ impl<L: LogDb> LogWriter<L> {
             next_housekeeping: Time::ZERO,
             next_look: Time::ZERO,
             give_back: GiveBack::default(),
+            shed_heard: 0,
             failed: false,
             touched,
         }
@@ -236,7 +238,12 @@ impl<L: LogDb> LogWriter<L> {
         self.housekeeping(now, progress.in_flight)?;
         self.look_for_room(now);
         let silence = || (self.host.peers.silent.load(Ordering::Relaxed), self.host.groups.read().len() as u64);
-        self.give_back.look(now, silence, &*self.spawner);
+        self.give_back.look(now, silence, &self.host.shed, &*self.spawner);
+        if self.host.shed.is_new(&mut self.shed_heard) {
+            self.log.shed();
+            self.taken.shrink_to_fit();
+            self.waiting.shrink_to_fit();
+        }
         let next = if self.stated { now.plus_nanos(IDLE_NANOS * 10) } else { self.next_housekeeping };
         Ok(Work { did: any, again: progress.in_flight, next: Some(next) })
     }

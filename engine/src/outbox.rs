@@ -86,6 +86,13 @@ impl Outbox {
         frames
     }
 
+    /// Lets go of buffers, if nothing is in them.
+    pub fn shed(&mut self) {
+        if self.is_empty() {
+            *self = Self::default();
+        }
+    }
+
     /// Sends all frames. Returns the forwarded runs in those that the transport did not take.
     pub fn send(&mut self, transport: &dyn Transport) -> Vec<(GroupId, RefusedForward)> {
         let mut unsent = Vec::new();

@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 pub struct Poller {
     transport: Arc<dyn Transport>,
     sink: Sink,
+    shed_heard: u64,
 }
 
 struct Sink {
@@ -33,7 +34,7 @@ impl Poller {
         let touched = vec![false; host.workers.len()];
         let liveness = Liveness::new(Arc::clone(&host), Arc::clone(&transport));
         let now = host.clock.now();
-        Self { transport, sink: Sink { host, snapshots, touched, liveness, now } }
+        Self { transport, sink: Sink { host, snapshots, touched, liveness, now }, shed_heard: 0 }
     }
 }
 
@@ -120,6 +121,9 @@ impl Worker for Poller {
         }
         // After what has arrived was handed over: whoever was heard just now is not suspected.
         let next = self.sink.liveness.round(now);
+        if self.sink.host.shed.is_new(&mut self.shed_heard) {
+            self.transport.shed();
+        }
         if self.sink.liveness.is_to_keep(now) {
             self.sink.snapshots.spawner.spawn(self.sink.host.keep_stores());
         }

@@ -4,6 +4,7 @@
 
 use crate::config::{EngineConfig, INBOX_BYTES_MAX, UNSYNCED_BYTES_MAX};
 use crate::events::{EventQueue, HostEvent, ReplicaEvent};
+use crate::give_back::ShedCall;
 use crate::memory::LogMemory;
 use crate::notify::Notifier;
 use crate::openings::Openings;
@@ -179,6 +180,12 @@ impl WorkerInbox {
     /// Swaps the waiting frames into `out`, which is empty. They count as waiting until [`WorkerInbox::frame_done`].
     pub fn take_frames(&self, out: &mut Vec<InFrame>) {
         std::mem::swap(&mut *self.frames.lock(), out);
+    }
+
+    /// Lets go of room that nothing takes at the moment.
+    pub fn shed(&self) {
+        self.ready.lock().shrink_to_fit();
+        self.frames.lock().shrink_to_fit();
     }
 
     /// A frame is about to be stepped.
@@ -545,6 +552,8 @@ pub struct HostShared {
     pub transfers: Transfers,
     /// State machines that hang.
     pub stalls: Stalls,
+    /// Asks the workers to let go of buffers.
+    pub shed: ShedCall,
 }
 
 impl HostShared {

@@ -127,6 +127,7 @@ pub struct StepWorker {
     /// Who waits until a group is unloaded, to remove its data.
     pub(crate) removals: Vec<Removal>,
     pub(crate) failed: bool,
+    shed_heard: u64,
 }
 
 impl StepWorker {
@@ -173,6 +174,7 @@ impl StepWorker {
             room: Room::default(),
             removals: Vec::new(),
             failed: false,
+            shed_heard: 0,
         }
     }
 
@@ -523,6 +525,20 @@ impl StepWorker {
         }
     }
 
+    /// Lets go of the room that its rounds no longer take.
+    fn shed(&mut self) {
+        self.early.shed();
+        self.open.held.shed();
+        self.active.shrink_to_fit();
+        self.ready.shrink_to_fit();
+        self.expired.shrink_to_fit();
+        self.taken.shrink_to_fit();
+        self.ahead.shrink_to_fit();
+        self.late.shrink_to_fit();
+        self.sealed.shrink_to_fit();
+        self.inbox().shed();
+    }
+
     /// Leaves what is to be durable, and what waits for that, with the log writer.
     fn seal_batch(&mut self) {
         let open = &mut self.open;
@@ -578,6 +594,9 @@ impl Worker for StepWorker {
         self.do_late();
         self.settle_memory(now);
         self.flush();
+        if self.host.shed.is_new(&mut self.shed_heard) {
+            self.shed();
+        }
         Work {
             did: busy,
             again: more || !self.active.is_empty() || self.missed_durable(),

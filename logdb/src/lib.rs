@@ -255,6 +255,9 @@ pub trait LogDb: Send + 'static {
     /// Tells that nothing was submitted for a while: states what is durable, so that a later reader can tell a torn tail from damage.
     fn idle(&mut self) -> Result<(), LogError>;
 
+    /// Lets go of buffers that nothing uses: groups have fallen silent, and may stay so. Optional.
+    fn shed(&mut self) {}
+
     /// Seals the log and stops. All submitted batches are durable after `Ok`.
     fn close(&mut self) -> Result<(), LogError>;
 

@@ -107,6 +107,10 @@ impl LogDb for SharedLog {
         self.latch(driven)
     }
 
+    fn shed(&mut self) {
+        self.writer.shed();
+    }
+
     fn close(&mut self) -> Result<(), LogError> {
         if let Err(e) = self.check() {
             // Jobs that still run must end all the same.

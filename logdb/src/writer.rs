@@ -225,6 +225,18 @@ impl Writer {
         self.seal_wanted = !self.sealed && self.queue.is_empty() && self.gathered.batches.is_empty();
     }
 
+    /// Lets go of buffers that were needed for large records, if no record is under way.
+    pub(crate) fn shed(&mut self) {
+        if self.in_flight() {
+            return;
+        }
+        self.buffer = WriteBuffer::default();
+        self.queue.shrink_to_fit();
+        let g = &mut self.gathered;
+        assert!(g.frames.is_empty() && g.slots.is_empty() && g.batches.is_empty(), "nothing is under way");
+        (g.frames, g.slots, g.batches) = (Vec::new(), Vec::new(), Vec::new());
+    }
+
     pub(crate) fn in_flight(&self) -> bool {
         self.io.is_some() || self.next.is_some() || self.seal_wanted || self.durable < self.submitted
     }

@@ -52,6 +52,10 @@ impl<L: LogDb> LogDb for Recorder<L> {
         self.inner.idle()
     }
 
+    fn shed(&mut self) {
+        self.inner.shed();
+    }
+
     fn close(&mut self) -> Result<(), LogError> {
         self.inner.close()
     }

@@ -70,6 +70,9 @@ pub trait Transport: Send + Sync + 'static {
     /// Ends a `wait` that is under way, or the next one.
     fn wake(&self);
 
+    /// Lets go of buffers that hold nothing. For the polling thread, when there has been nothing to do for long. Optional.
+    fn shed(&self) {}
+
     /// Figures so far.
     fn stats(&self) -> TransportStats;
 

@@ -341,6 +341,10 @@ impl Transport for TcpTransport {
         }
     }
 
+    fn shed(&self) {
+        self.poller.lock().shed();
+    }
+
     fn wake(&self) {
         self.shared.waker.wake();
     }

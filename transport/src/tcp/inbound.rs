@@ -159,6 +159,10 @@ struct Slot {
 }
 
 impl Inbounds {
+    pub(super) fn shed(&mut self) {
+        self.slots.iter_mut().filter_map(|slot| slot.connection.as_mut()).for_each(|c| c.buffer.shed());
+    }
+
     /// Takes a slot for a connection that is about to be put there.
     pub(super) fn reserve(&mut self) -> (usize, u32) {
         let slot = self.free.pop().unwrap_or_else(|| {

@@ -59,6 +59,11 @@ impl Poller {
         }
     }
 
+    /// Lets go of the buffers of connections on which nothing has begun to arrive.
+    pub(super) fn shed(&mut self) {
+        self.inbound.shed();
+    }
+
     /// Blocks until there is something to do or `timeout` has passed.
     pub(super) fn wait(&mut self, shared: &Shared, timeout: Duration) {
         if !self.events.is_empty() {

@@ -41,6 +41,13 @@ impl ReceiveBuffer {
         Self { bytes: BytesMut::new(), room_bytes: ROOM_BYTES_MIN, quiet: 0 }
     }
 
+    /// Becomes as a new one, unless part of a frame is there.
+    pub(super) fn shed(&mut self) {
+        if self.bytes.is_empty() {
+            *self = Self::new();
+        }
+    }
+
     /// Reads once. `needed` is how many bytes the frame at the front has in all, 0 while unknown.
     pub(super) fn receive(&mut self, socket: impl AsFd, needed: usize) -> Received {
         let missing = needed.saturating_sub(self.bytes.len());
@@ -108,6 +115,19 @@ mod tests {
         assert_eq!(buffer.room_bytes, ROOM_BYTES_MIN);
         drop(far);
         assert_eq!(buffer.receive(&near, 0), Received::Closed);
+    }
+
+    #[test]
+    fn a_buffer_that_is_shed_keeps_what_has_arrived_of_a_frame() {
+        let (mut far, near) = UnixStream::pair().expect("a socket pair");
+        far.write_all(b"head").expect("room in the socket");
+        let mut buffer = ReceiveBuffer::new();
+        assert_eq!(buffer.receive(&near, 0), Received::Drained(4));
+        buffer.shed();
+        assert_eq!(&buffer.bytes[..], b"head");
+        buffer.bytes.clear();
+        buffer.shed();
+        assert_eq!(buffer.bytes.capacity(), 0);
     }
 
     #[test]
