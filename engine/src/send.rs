@@ -2,8 +2,9 @@
 //!
 //! Invariants: what was sent is held until the receiver has it on its disk, so that a broken connection costs what was on the
 //! way and nothing else, also for a snapshot that can't be made a second time; that is at most [`SNAPSHOT_WINDOW_BYTES`]. A
-//! transfer without progress for [`STALL_NANOS`] is given up, and with it the state machine's view. However it ends, the
-//! leader's core is told, once.
+//! transfer without progress for [`STALL_NANOS`] is given up, and with it the state machine's view. A receiver without room is asked
+//! again by an empty chunk for [`ROOM_NANOS`]; then the place goes to the next follower in line. However it ends, the leader's core
+//! is told, once.
 
 use crate::apply::MachineJob;
 use crate::config::{SNAPSHOT_CHUNK_BYTES, SNAPSHOT_WINDOW_BYTES};
@@ -27,6 +28,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 pub(crate) const STALL_NANOS: u64 = 30_000_000_000;
 /// Nanoseconds without the receiver's word after which what is on the way is sent again.
 const RESEND_NANOS: u64 = 1_000_000_000;
+/// Nanoseconds for which a receiver without room is asked again, and between two questions.
+const ROOM_NANOS: u64 = 2_000_000_000;
+const ASK_FOR_ROOM_NANOS: u64 = 50_000_000;
 
 const OPEN: u8 = 0;
 const TAKEN: u8 = 1;
@@ -40,6 +44,8 @@ struct Answers {
     acked: AtomicU64,
     /// How often it spoke.
     words: AtomicU64,
+    /// It has no room, and drops what comes: what it says of that counts for nothing.
+    no_room: AtomicBool,
     outcome: AtomicU8,
 }
 
@@ -89,10 +95,19 @@ impl Sends {
     /// The receiver of a stream says how far it is.
     pub(crate) fn status(&self, status: &ChunkStatus) {
         let Some(answers) = self.answers.lock().get(&status.stream_id).cloned() else { return };
+        match status.outcome {
+            ChunkOutcome::Busy => return answers.no_room.store(true, Ordering::Release),
+            ChunkOutcome::Refused
+                if answers.no_room.load(Ordering::Acquire) && !plant::is("dropped-taken-for-refused") =>
+            {
+                return;
+            }
+            _ => answers.no_room.store(false, Ordering::Release),
+        }
         answers.acked.fetch_max(status.offset, Ordering::AcqRel);
         answers.words.fetch_add(1, Ordering::Relaxed);
         let outcome = match status.outcome {
-            ChunkOutcome::Accepted => return,
+            ChunkOutcome::Accepted | ChunkOutcome::Busy => return,
             ChunkOutcome::Done => TAKEN,
             ChunkOutcome::Refused => REFUSED,
         };
@@ -139,18 +154,22 @@ impl SendTicket {
         Some(Self { io: Arc::clone(io), shared, number, to, host, term, meta, bytes, ended: false })
     }
 
-    /// The transfer ended.
-    pub(crate) fn end(&mut self, ok: bool) {
+    /// The transfer ended, or why it failed.
+    pub(crate) fn end(&mut self, outcome: Result<(), Failed>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
         self.io.sends.running.fetch_sub(1, Ordering::Relaxed);
         self.io.sends.next_in_line(self.io.host.config.snapshot_sends_max);
         let (group, replica, index) = (self.shared.group, self.shared.replica, self.meta.pos.index);
-        if ok {
-            tracing::info!(%group, %replica, to = %self.to, %index, "snapshot transfer done");
-        } else {
-            tracing::warn!(%group, %replica, to = %self.to, %index, "snapshot transfer failed");
+        let ok = outcome.is_ok();
+        match outcome {
+            Ok(()) => tracing::info!(%group, %replica, to = %self.to, %index, "snapshot transfer done"),
+            // The follower has gone on, or another snapshot is on its way: nothing that anybody had to look into.
+            Err(why @ (Failed::Refused | Failed::NoRoom | Failed::Stopped)) => {
+                tracing::info!(%group, %replica, to = %self.to, %index, ?why, "snapshot transfer failed");
+            }
+            Err(why) => tracing::warn!(%group, %replica, to = %self.to, %index, ?why, "snapshot transfer failed"),
         }
         if !ok && plant::is("failed-stream-unreported") {
             return;
@@ -174,7 +193,7 @@ impl SendTicket {
 
 impl Drop for SendTicket {
     fn drop(&mut self) {
-        self.end(false);
+        self.end(Err(Failed::Stopped));
     }
 }
 
@@ -182,6 +201,28 @@ impl std::fmt::Debug for SendTicket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SendTicket").field("to", &self.to).field("meta", &self.meta).finish_non_exhaustive()
     }
+}
+
+/// Why a transfer failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// The receiver has no use for it, or the leader has another one for it.
+    Refused,
+    /// The receiver had no room for so long that somebody else is to have the place.
+    NoRoom,
+    /// The replica, the host or the job ends.
+    Stopped,
+    /// Without progress for [`STALL_NANOS`].
+    Stalled,
+    /// It could not be read.
+    Unreadable,
+}
+
+/// How long a receiver has had no room, and when it is asked again.
+#[derive(Clone, Copy, Debug)]
+struct NoRoom {
+    since: Time,
+    ask_at: Time,
 }
 
 /// Where the bytes come from.
@@ -209,6 +250,8 @@ struct SendJob {
     /// How many of these were given to the transport.
     given: usize,
     made: u64,
+    /// The length of the whole, where it is known.
+    total: u64,
     all_made: bool,
     acked: u64,
     words: u64,
@@ -216,6 +259,7 @@ struct SendJob {
     moved: Time,
     /// When what is on the way is sent again.
     resend_at: Time,
+    no_room: Option<NoRoom>,
     underway: Underway,
 }
 
@@ -243,6 +287,7 @@ impl SendJob {
             to,
             acked: AtomicU64::new(0),
             words: AtomicU64::new(0),
+            no_room: AtomicBool::new(false),
             outcome: AtomicU8::new(OPEN),
         });
         io.sends.answers.lock().insert(stream_id, Arc::clone(&answers));
@@ -259,27 +304,53 @@ impl SendJob {
             flying: VecDeque::new(),
             given: 0,
             made: 0,
+            total: 0,
             all_made: false,
             acked: 0,
             words: 0,
             moved: now,
             resend_at: now.plus_nanos(RESEND_NANOS),
+            no_room: None,
             underway,
         }
     }
 
-    fn end(&mut self, ok: bool) -> JobState {
-        self.ticket.end(ok);
+    fn end(&mut self, outcome: Result<(), Failed>) -> JobState {
+        self.ticket.end(outcome);
         JobState::Done
     }
 
-    fn is_over(&self, now: Time) -> bool {
+    fn is_over(&self, now: Time) -> Option<Failed> {
         let stopped = self.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed));
         let closed = self.ticket.shared.is_closed.load(Ordering::Relaxed);
         let closing = self.ticket.io.host.closing.load(Ordering::Relaxed);
         let stalled = now.nanos_since(self.moved) > STALL_NANOS;
         sometimes!(stalled, "snapshot-transfer-stalled");
-        stopped || closed || closing || stalled
+        match (stopped || closed || closing, stalled) {
+            (true, _) => Some(Failed::Stopped),
+            (_, true) => Some(Failed::Stalled),
+            _ => None,
+        }
+    }
+
+    /// The receiver has no room: it is asked again now and then. Who has waited for long gives the place to somebody whose receiver
+    /// may have some, and comes back by the next heartbeat's answer. It is given up only when a question has had time to be answered:
+    /// else the receiver might keep room for nobody.
+    fn wait_for_room(&mut self, now: Time) -> JobState {
+        sometimes!("receiver-without-room");
+        let at = *self.no_room.get_or_insert(NoRoom { since: now, ask_at: now.plus_nanos(ASK_FOR_ROOM_NANOS) });
+        // All of it goes again: nothing was taken.
+        self.given = 0;
+        if now < at.ask_at {
+            return JobState::Blocked;
+        }
+        if now.nanos_since(at.since) > ROOM_NANOS {
+            return self.end(Err(Failed::NoRoom));
+        }
+        self.no_room = Some(NoRoom { ask_at: now.plus_nanos(ASK_FOR_ROOM_NANOS), ..at });
+        let question = self.chunk(Piece { offset: 0, data: Bytes::new(), last: false }, self.total);
+        self.ticket.io.transport.send(self.ticket.host, Lane::Snapshot, &question.encode());
+        JobState::Blocked
     }
 
     /// Lets go of what the receiver has.
@@ -356,9 +427,17 @@ impl SendJob {
             self.all_made = true;
             return Ok(());
         };
-        let SendTicket { shared, to, term, meta, .. } = &self.ticket;
+        (self.all_made, self.total) = (piece.last, total);
         let end = piece.offset + piece.data.len() as u64;
-        let frame = Chunk {
+        let parts = self.chunk(piece, total).encode().to_vec();
+        self.made = end;
+        self.flying.push_back(Flying { end, parts });
+        Ok(())
+    }
+
+    fn chunk(&self, piece: Piece, total: u64) -> Chunk {
+        let SendTicket { shared, to, term, meta, .. } = &self.ticket;
+        Chunk {
             group: shared.group,
             epoch: shared.epoch,
             from: shared.replica,
@@ -370,11 +449,7 @@ impl SendJob {
             total,
             data: piece.data,
             last: piece.last,
-        };
-        self.all_made = piece.last;
-        self.made = end;
-        self.flying.push_back(Flying { end, parts: frame.encode().to_vec() });
-        Ok(())
+        }
     }
 }
 
@@ -382,13 +457,17 @@ impl Job for SendJob {
     fn step(&mut self, _budget: usize) -> JobState {
         let now = self.ticket.io.host.clock.now();
         match self.answers.outcome.load(Ordering::Acquire) {
-            TAKEN => return self.end(true),
-            REFUSED => return self.end(false),
+            TAKEN => return self.end(Ok(())),
+            REFUSED => return self.end(Err(Failed::Refused)),
             _ => {}
         }
-        if self.is_over(now) {
-            return self.end(false);
+        if let Some(why) = self.is_over(now) {
+            return self.end(Err(why));
         }
+        if self.answers.no_room.load(Ordering::Acquire) {
+            return self.wait_for_room(now);
+        }
+        self.no_room = None;
         self.take_acks(now);
         if self.given < self.flying.len() {
             return self.give(now);
@@ -400,7 +479,7 @@ impl Job for SendJob {
             Ok(()) => JobState::Again,
             Err(error) => {
                 tracing::warn!(group = %self.ticket.shared.group, %error, "snapshot can't be read for sending");
-                self.end(false)
+                self.end(Err(Failed::Unreadable))
             }
         }
     }

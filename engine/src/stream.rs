@@ -116,9 +116,9 @@ impl SnapshotIo {
             return self.answer(from, &key, bytes, ChunkOutcome::Done);
         }
         if let Some(meta) = chunk.meta.take()
-            && !self.begin(from, &key, shared, *meta, &chunk)
+            && let Err(outcome) = self.begin(from, &key, shared, *meta, &chunk)
         {
-            self.answer(from, &key, 0, ChunkOutcome::Refused);
+            self.answer(from, &key, 0, outcome);
             return;
         }
         let stream = self.receives.streams.lock().get(&chunk.group).cloned();
@@ -154,7 +154,8 @@ impl SnapshotIo {
         self.host.workers[worker].command(Command::Deliver { shared, from, message });
     }
 
-    /// The first chunk of a stream: a receive job takes it from here, unless it is of no use, or a newer one is on its way.
+    /// The first chunk of a stream: a receive job takes it from here, unless it is of no use, a newer one is on its way, or there is
+    /// no room.
     fn begin(
         self: &Arc<Self>,
         from: HostId,
@@ -162,28 +163,28 @@ impl SnapshotIo {
         shared: Arc<GroupShared>,
         meta: SnapshotMeta,
         chunk: &Chunk,
-    ) -> bool {
+    ) -> Result<(), ChunkOutcome> {
         if !is_of_use(&shared, &meta) {
             tracing::debug!(group = %chunk.group, replica = %shared.replica, index = %meta.pos.index, "a snapshot of what is here already is refused");
             if !shared.witness {
                 // Raft takes nothing of it either, and tells the leader how far this replica is: else it would be sent again and again.
                 self.deliver(shared, from, key, chunk.term, meta);
             }
-            return false;
+            return Err(ChunkOutcome::Refused);
         }
         let mut streams = self.receives.streams.lock();
         if let Some(old) = streams.get(&chunk.group) {
             if old.stream_id == chunk.stream_id && old.from == from {
-                return true;
+                return Ok(());
             }
             let newer = (chunk.term, meta.pos.index) > (old.term, old.meta.pos.index);
             if !newer && !plant::is("older-stream-replaces") {
-                return false;
+                return Err(ChunkOutcome::Refused);
             }
             sometimes!("stream-replaced-by-a-newer");
             old.replaced.store(true, Ordering::Relaxed);
         } else if streams.len() >= self.host.config.snapshot_receives_max {
-            return false;
+            return Err(ChunkOutcome::Busy);
         }
         let index = meta.pos.index;
         tracing::debug!(group = %chunk.group, replica = %shared.replica, from = %chunk.from, %index, "snapshot reception begins");
@@ -214,7 +215,7 @@ impl SnapshotIo {
             finishing: false,
             ended: false,
         }));
-        true
+        Ok(())
     }
 }
 

@@ -170,6 +170,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("replaced-runner-goes-on", "a thread whose call hung goes on with the worker that another thread has taken over"),
     ("stream-while-streaming", "a second view of a state machine is sent while one is"),
     ("stale-stream-taken", "a snapshot of what is here already is received"),
+    ("dropped-taken-for-refused", "what a receiver without room drops ends the transfer"),
     ("older-stream-replaces", "a stream of an older snapshot takes the place of a newer one"),
     ("invalid-file-taken", "a received file that is not what was announced is handed to raft"),
     ("install-without-its-log", "a leader lets go of the entries that a running install will need"),

@@ -72,6 +72,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("snapshot-installed", "the record of an installed snapshot is durable"),
     ("stream-replaced-by-a-newer", "a snapshot's transfer is given up for a newer one's"),
     ("snapshot-transfer-stalled", "a snapshot's transfer does not move"),
+    ("receiver-without-room", "a host receives as many snapshots as it may, and is asked again"),
     ("store-failed-under-a-host", "a host's store fails and its groups stop"),
     ("host-with-another-store", "a host comes back with another store than it had"),
     (

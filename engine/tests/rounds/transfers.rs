@@ -8,7 +8,7 @@ use longboat_engine::apply::{ApplyItem, ApplyTask};
 use longboat_engine::shared::Command;
 use longboat_raft::{HostId, Index, LogPos, ReplicaId, SnapshotMeta, Term};
 use longboat_transport::Lane;
-use longboat_transport::wire::{Chunk, SnapshotFrame};
+use longboat_transport::wire::{Chunk, ChunkOutcome, ChunkStatus, SnapshotFrame};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,6 +30,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("former-transfer-ends-a-later-one", the_end_of_a_former_transfer_is_not_taken_for_a_later_ones),
     ("recorded-snapshot-discarded", a_snapshot_that_came_in_vain_takes_no_recorded_one_with_it),
     ("chunk-from-anybody", a_chunk_of_another_host_is_none_of_a_stream),
+    ("dropped-taken-for-refused", a_receiver_without_room_is_asked_again),
     ("stop-taken-for-a-failure", a_replica_that_stops_while_it_recovers_has_not_failed),
 ];
 
@@ -70,6 +71,16 @@ pub fn hold_chunks(trio: &Trio, from: usize) -> Arc<Mutex<Vec<Frame>>> {
         Some(frame)
     });
     held
+}
+
+/// Of each chunk says what a receiver without room says.
+fn without_room(frame: &Frame, chunk: Chunk) -> Frame {
+    let Chunk { group, epoch, from, to, term, stream_id, meta, .. } = chunk;
+    let outcome = if meta.is_some() { ChunkOutcome::Busy } else { ChunkOutcome::Refused };
+    let status = ChunkStatus { group, epoch, from: to, to: from, term, stream_id, offset: 0, outcome };
+    let mut bytes = BytesMut::new();
+    status.encode().iter().for_each(|part: &Bytes| bytes.extend_from_slice(part));
+    Frame { from: frame.to, to: frame.from, bytes: bytes.freeze(), ..frame.clone() }
 }
 
 /// Replica 2 joins, and is sent a snapshot; its log writer stands before the record is written.
@@ -137,6 +148,41 @@ fn a_machine_that_is_not_ready_is_asked_again() {
     trio.join(2);
     trio.until_values(2, 0..300);
     assert_eq!(trio.one(1).storage.lock().fails, 0);
+}
+
+/// A receiver without room is asked by empty chunks, and sent the same bytes when it has some.
+fn a_receiver_without_room_is_asked_again() {
+    let (mut trio, _) = led(1);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    trio.wires.filter(move |frame| match decoded(&frame) {
+        Some(chunk) => {
+            if chunk.meta.is_some() && chunk.data.is_empty() {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Some(without_room(&frame, chunk))
+        }
+        None => Some(frame),
+    });
+    trio.join(2);
+    trio.until("three questions", |_| asked.load(Ordering::Relaxed) == 3);
+    assert_eq!(trio.one(1).host.shared.transfers.list().len(), 1);
+    trio.wires.open();
+    trio.until_values(2, 0..300);
+    assert_eq!(trio.one(1).storage.lock().views, 1, "the transfer that waited is the one that arrived");
+}
+
+/// Who has waited for room for long makes place for another, and comes back.
+fn a_place_is_not_held_for_ever_by_who_waits_for_room() {
+    let (mut trio, _) = led(1);
+    trio.wires.filter(move |frame| match decoded(&frame) {
+        Some(chunk) => Some(without_room(&frame, chunk)),
+        None => Some(frame),
+    });
+    trio.join(2);
+    trio.until("another view", |trio| trio.one(1).storage.lock().views > 1);
+    trio.wires.open();
+    trio.until_values(2, 0..300);
 }
 
 /// The first chunk of the first stream, and a world in which that stream has come to its end.
@@ -366,6 +412,7 @@ fn a_replica_that_stops_while_it_recovers_has_not_failed() {
 
 /// What else a transfer goes through.
 pub const SCENARIOS: &[(&str, fn())] = &[
+    ("a place is not held for ever by who waits for room", a_place_is_not_held_for_ever_by_who_waits_for_room),
     ("a broken connection costs a live stream nothing but time", a_broken_connection_costs_only_time),
     ("a stream that stands gives up its places", a_stream_that_stands_gives_up_its_places),
     ("a stream goes on while its group compacts past it", a_stream_survives_a_broken_transfer_and_compaction),

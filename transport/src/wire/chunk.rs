@@ -51,6 +51,8 @@ pub enum ChunkOutcome {
     Refused = 1,
     /// The whole snapshot is durable at the receiver.
     Done = 2,
+    /// The receiver has no room for another stream now: what was sent is dropped, ask again.
+    Busy = 3,
 }
 
 /// The receiver's answer to the sender of chunks.
@@ -177,6 +179,7 @@ fn decode_status(frame: &[u8]) -> Result<ChunkStatus, WireError> {
         0 => ChunkOutcome::Accepted,
         1 => ChunkOutcome::Refused,
         2 => ChunkOutcome::Done,
+        3 => ChunkOutcome::Busy,
         _ => return Err(WireError::Malformed("outcome of a chunk stream")),
     };
     fields.take(5)?;

@@ -191,11 +191,11 @@ proptest! {
     }
 
     #[test]
-    fn chunks_and_statuses_come_back_equal(chunk in any_chunk(), outcome in 0usize..3) {
+    fn chunks_and_statuses_come_back_equal(chunk in any_chunk(), outcome in 0usize..4) {
         let frame = whole(&chunk.encode());
         prop_assert_eq!(SnapshotFrame::decode(frame), Ok(SnapshotFrame::Chunk(chunk.clone())));
         let Chunk { group, epoch, from, to, term, stream_id, offset, .. } = chunk;
-        let outcome = [ChunkOutcome::Accepted, ChunkOutcome::Refused, ChunkOutcome::Done][outcome];
+        let outcome = [ChunkOutcome::Accepted, ChunkOutcome::Refused, ChunkOutcome::Done, ChunkOutcome::Busy][outcome];
         let status = ChunkStatus { group, epoch, from, to, term, stream_id, offset, outcome };
         prop_assert_eq!(SnapshotFrame::decode(whole(&status.encode())), Ok(SnapshotFrame::Status(status)));
     }
