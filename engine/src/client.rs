@@ -98,9 +98,13 @@ impl GroupShared {
             if count > 0 && inbox.chunks.back().is_some_and(|c| c.options != options) {
                 self.begin_chunk::<S>(inbox, options);
             }
+            let mut left = count;
             let mut add = |body: Body<'_, S::Command>| {
                 let added = self.add::<S>(inbox, body, None, options, deadline, &mut parts);
-                added.inspect_err(|_| self.rollback(inbox, &mark))
+                added.inspect_err(|_| self.rollback(inbox, &mark))?;
+                left -= 1;
+                self.expect_more(inbox, left);
+                Ok(())
             };
             match &packed {
                 None => commands.try_for_each(|command| add(Body::Plain(&command)))?,
@@ -190,6 +194,16 @@ impl GroupShared {
             _ => parts.push((typed(&chunk.completion), slot..slot + 1)),
         }
         Ok(())
+    }
+
+    /// The open chunk has room for what follows in the same call, as far as that goes into it.
+    fn expect_more(&self, inbox: &mut Inbox, commands: usize) {
+        if commands > 0
+            && let Some(chunk) = inbox.chunks.back_mut()
+        {
+            let entries = commands.min(self.host.config.chunk_entries_max.saturating_sub(chunk.builder.count()));
+            chunk.builder.expect_more(entries, CHUNK_BYTES_MAX);
+        }
     }
 
     pub(crate) fn begin_chunk<S: Machine>(&self, inbox: &mut Inbox, options: ProposeOptions) {

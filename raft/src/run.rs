@@ -456,6 +456,23 @@ impl RunBuilder {
         self.head.len() + self.sessions.len() + self.payload.len()
     }
 
+    /// Tells that so many more entries like the last one follow. Makes room for all of them at once, as far as the chunk stays
+    /// within `encoded_bytes_max`: a chunk that grows by doubling copies its payloads once more, and takes twice the memory.
+    pub fn expect_more(&mut self, entries: usize, encoded_bytes_max: usize) {
+        if self.count == 0 {
+            return;
+        }
+        let len = le32(&self.head, self.head.len() - DESCRIPTOR_BYTES + 4) as usize;
+        let left = encoded_bytes_max.saturating_sub(self.encoded_len());
+        if self.payload.capacity() - self.payload.len() >= len || left == 0 {
+            return;
+        }
+        // The last one may reach beyond the bound.
+        let entries = entries.min(left / (len + DESCRIPTOR_BYTES) + 1);
+        self.payload.reserve(entries * len);
+        self.head.reserve(entries * DESCRIPTOR_BYTES);
+    }
+
     /// Adds an entry whose payload `write` appends to the buffer that it is given. Returns the payload's length.
     ///
     /// When the payload is longer than `bytes_max`, or `write` panics, the chunk is as it was before.

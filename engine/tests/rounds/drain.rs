@@ -54,17 +54,17 @@ fn one_visit_takes_a_part_of_many_large_commands_and_all_are_applied_in_order() 
     };
     let last = |alone: &Alone| alone.host.steps[0].replicas().next().unwrap().core.last().index.0;
     let before = last(&alone);
-    propose(0..24);
+    propose(0..60);
     let now = alone.clock.now();
     alone.host.steps[0].run_round(now);
     let taken = last(&alone) - before;
-    assert!((1..24).contains(&taken), "{taken} entries in one round");
+    assert!((1..60).contains(&taken), "{taken} entries in one round");
     // What comes meanwhile stays behind what was left.
-    propose(24..30);
+    propose(60..66);
     alone.pass(20);
-    assert_eq!(last(&alone) - before, 30);
+    assert_eq!(last(&alone) - before, 66);
     let (results, slots) = shared.enqueue_reads::<Firsts>([()].into_iter(), deadline).unwrap();
     alone.pass(5);
     let applied = Pending::new(results, slots.start).wait_timeout(Duration::ZERO).ok();
-    assert_eq!(applied, Some(Ok((0..30).collect::<Vec<u8>>())));
+    assert_eq!(applied, Some(Ok((0..66).collect::<Vec<u8>>())));
 }

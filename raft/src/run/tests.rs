@@ -37,6 +37,32 @@ fn head_and_payload_are_together_when_they_are_small() {
     }
 }
 
+/// What is expected is a hint: nothing of it is seen in the run.
+#[test]
+fn a_chunk_that_expects_more_does_not_move_while_that_comes() {
+    const MAX: usize = 4096;
+    for (len, expected) in [(100, 5), (100, 1000), (3000, 1000), (5000, 3)] {
+        let mut b = RunBuilder::new();
+        b.expect_more(expected, MAX);
+        let payload = vec![7; len];
+        let room = |b: &RunBuilder| (b.payload.capacity(), b.head.capacity());
+        b.push(EntryKind::Command, 1, &payload);
+        let before = room(&b);
+        b.expect_more(expected, MAX);
+        let expecting = room(&b);
+        assert_eq!(expecting != before, len < MAX, "a chunk that is full expects nothing");
+        assert!(expecting.0 <= 2 * before.0 + MAX + len, "{expecting:?}");
+        for _ in 0..expected {
+            if b.encoded_len() < MAX {
+                b.push(EntryKind::Command, 1, &payload);
+            }
+        }
+        assert_eq!(room(&b), expecting, "{} entries of {len} bytes", b.count());
+        let run = b.seal(Term(1), Index(1), Origin::default());
+        assert!(run.entries().all(|e| e.payload == payload));
+    }
+}
+
 #[test]
 fn a_slice_is_a_run_of_its_own() {
     let part = three().slice(Index(11)..=Index(11));
