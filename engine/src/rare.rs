@@ -102,6 +102,8 @@ impl Stance {
                 // Its place was passed without being handed out.
                 false => Fate::Unknown,
             },
+            // Terms never fall along the log: its own does not come after a later one.
+            Self::Appended(term, _) if run.term() > term => Fate::Dropped,
             Self::Forwarded(term, sequence, _) => {
                 let has = |run: &Run| run.entries().any(|e| e.kind == EntryKind::Config && e.sequence == sequence);
                 if run.has_config() && run.origin() == own && has(run) {

@@ -2,12 +2,12 @@
 //!
 //! Invariants: the replica where a proposal was made completes it, with the state machine's result. On the leader a
 //! chunk is known by its place (term, first index): when an entry of another term is committed at that place, the chunk
-//! was definitely not applied. A forwarded chunk is known by its sequence numbers: an applied entry of own origin
+//! was definitely not applied, nor when one of a later term is committed before that place. A forwarded chunk is known by its sequence numbers: an applied entry of own origin
 //! completes its own slot only; earlier open ones stay until applied, refused by the leader, found to be lost, or timed out. Nothing
 //! is proposed again here.
 
 use crate::queue::Deadlines;
-use longboat_raft::{Index, Origin, Run, Term, Time, sometimes};
+use longboat_raft::{Index, Origin, Run, Term, Time, plant, sometimes};
 use longboat_rsm::{AnyCompletion, RequestError, Stage};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -215,10 +215,15 @@ impl Tracker {
 
     fn match_local(&mut self, run: &Run) -> Option<(Waiter, Deadlines)> {
         while let Some(front) = self.local.front_mut() {
-            if front.first > run.last() {
+            if front.first > run.last() && (front.term >= run.term() || plant::is("cut-chunk-waits")) {
                 return None;
             }
-            if front.last() < run.first() {
+            if front.first > run.last() {
+                // Terms never fall along the log: after an entry of a later term there is none of the chunk's. Nobody may propose
+                // anything for long, so its place is not waited for.
+                sometimes!("chunk-cut-by-a-later-term");
+                self.pop_local(&RequestError::Dropped);
+            } else if front.last() < run.first() {
                 // Its place was passed without being handed out: a snapshot covered it.
                 self.pop_local(&RequestError::OutcomeUnknown);
             } else if front.term != run.term() {
@@ -400,6 +405,21 @@ mod tests {
         for slot in 0..2 {
             assert_eq!(outcome(&results, slot), Some(Err(RequestError::Dropped)));
         }
+    }
+
+    #[test]
+    fn a_later_term_before_a_chunks_place_means_that_it_was_not_applied() {
+        let mut tracker = Tracker::default();
+        let (old, results) = ticket(1, 2, 1000);
+        let (new, n) = ticket(3, 1, 1000);
+        tracker.appended(old, Term(2), Index(10));
+        tracker.appended(new, Term(4), Index(9));
+        let other = Origin { replica: ReplicaId(2), start: 5 };
+        assert!(tracker.handed(&run(2, 7, 1..2, other), OWN).is_none());
+        assert_eq!(outcome(&results, 0), None);
+        assert!(tracker.handed(&run(3, 8, 1..2, other), OWN).is_none());
+        assert_eq!(outcome(&results, 0), Some(Err(RequestError::Dropped)));
+        assert_eq!(outcome(&n, 0), None, "it may come yet");
     }
 
     #[test]

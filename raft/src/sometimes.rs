@@ -64,6 +64,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("forwarded-chunk-lost", "a leader goes on leading without what was forwarded to it, and the clients are told"),
     ("forwarded-chunk-outlived-by-a-term", "an entry of a later term is committed before forwarded proposals are"),
     ("chunk-covered-by-an-install", "a snapshot is installed over proposals whose clients wait"),
+    ("chunk-cut-by-a-later-term", "a later term's entry is committed before the place where a client's was"),
     ("chunk-overwritten-by-another-term", "another term's entry is committed where a client's was"),
     ("proposals-wait-for-the-disk", "a host takes no proposals before its disk is done with those that it has"),
     ("newest-words-sealed-again", "a silent group's newest words are written again, so that their segment may go"),

@@ -35,6 +35,12 @@ const SILENCE_NANOS: u64 = 20_000_000_000;
 /// Time between the writes that look for progress, in nanoseconds.
 const PROBE_NANOS: u64 = 200_000_000;
 
+/// How long some clients wait for a write, in nanoseconds: longer than a world has left. When all has come to rest their writes have
+/// ended, too: what is lost must be found out, and not only given up.
+const PATIENT_NANOS: u64 = 600_000_000_000;
+/// One in so many clients.
+const PATIENT_SHARE: u64 = 4;
+
 /// Makes another generator of a seed, for clients in sessions: worlds without them are as if there were none anywhere.
 const SESSIONS: u64 = 0x5E55_1075;
 /// The same for state machines with storage of their own.
@@ -545,7 +551,8 @@ impl World {
         let host = *self.requests.pick(&hosts);
         let Some(shared) = self.replica(host, *group).filter(|s| !s.witness) else { return };
         let here = self.now_at(host);
-        let deadline = here.plus_nanos(swarm.timeout_nanos / 2 + self.requests.below(swarm.timeout_nanos));
+        let more = self.requests.below(swarm.timeout_nanos);
+        let deadline = here.plus_nanos(swarm.timeout_nanos / 2 + more);
         if self.requests.chance(swarm.snapshot_permille) {
             return self.clients.snapshot(host, &shared, deadline);
         }
@@ -555,6 +562,7 @@ impl World {
         if self.requests.chance(swarm.read_permille) {
             return self.clients.read(host, &shared, deadline);
         }
+        let deadline = if more.is_multiple_of(PATIENT_SHARE) { here.plus_nanos(PATIENT_NANOS) } else { deadline };
         let large = self.requests.chance(swarm.large.0);
         let count = if large { self.requests.between(2, 3) } else { self.requests.magnitude(1, 12) };
         for _ in 0..count {

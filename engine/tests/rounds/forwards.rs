@@ -18,6 +18,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("lost-forward-not-asked-about", a_lost_proposal_ends_although_its_leader_stays),
     ("closed-before-it-was-handed", a_proposal_that_is_in_the_log_stays_open_until_it_is_applied),
     ("closing-of-another-life", an_answer_to_an_earlier_life_ends_nothing),
+    ("cut-chunk-waits", what_a_deposed_leader_appended_ends_with_the_next_leaders_first_entry),
     ("unsent-forward-waits", a_proposal_that_did_not_leave_ends_at_once),
 ];
 
@@ -210,6 +211,26 @@ fn a_proposal_that_did_not_leave_ends_at_once() {
     led.trio.wires.open();
     led.trio.pass(2 * ELECTION_MS);
     assert_eq!(led.trio.values(led.follower), []);
+}
+
+fn what_a_deposed_leader_appended_ends_with_the_next_leaders_first_entry() {
+    let mut led = Led::new();
+    let (before, old) = (led.term(), led.term().1.0);
+    led.follower = old;
+    led.trio.wires.filter(move |frame| (frame.from.0 != old && frame.to.0 != old).then_some(frame));
+    let mut pending = Vec::new();
+    for value in 0..3 {
+        pending.push(led.propose(value));
+        led.trio.pass(2);
+    }
+    led.trio.pass(5 * ELECTION_MS);
+    led.trio.wires.open();
+    let term = led.trio.leader();
+    assert!(led.term().0 > before.0, "{term} leads");
+    led.trio.pass(2 * ELECTION_MS);
+    for pending in pending {
+        assert_eq!(end(pending).expect("its place is passed, or never reached"), Err(RequestError::Dropped));
+    }
 }
 
 fn a_lost_change_ends_although_its_leader_stays() {
