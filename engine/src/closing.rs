@@ -24,7 +24,7 @@ impl Replica {
             return;
         }
         let (term, again) = (self.core.term(), now.plus_nanos(self.forward_patience_nanos()));
-        let commands = self.tracker.due_forwards(now, term, again);
+        let commands = self.tracker.get_mut().map_or(0, |tracker| tracker.due_forwards(now, term, again));
         let changes = self.rare_due_forwards(now, term, again);
         // What this term's leader has said already needs only to be handed out.
         let answered = self.closed.as_ref().is_some_and(|closed| closed.term == term);
@@ -51,7 +51,7 @@ impl Replica {
         let handed = self.core.handed();
         let is_over = |c: &mut Box<ClosedForwards>| c.end <= handed || plant::is("closed-before-it-was-handed");
         if let Some(ClosedForwards { term, forwards, .. }) = self.closed.take_if(is_over).map(|closed| *closed) {
-            let lost = self.tracker.closed(term, forwards.commands);
+            let lost = self.tracker.get_mut().is_some_and(|tracker| tracker.closed(term, forwards.commands));
             sometimes!(lost, "forwarded-chunk-lost");
             self.rare_closed(term, forwards.changes);
         }
@@ -60,7 +60,9 @@ impl Replica {
     /// A forwarded run did not leave this host.
     pub(crate) fn forward_not_sent(&mut self, refused: &RefusedForward) {
         if !plant::is("unsent-forward-waits") && !self.rare_refused(refused) {
-            self.tracker.refused(refused.first_sequence, &RequestError::Dropped);
+            if let Some(tracker) = self.tracker.get_mut() {
+                tracker.refused(refused.first_sequence, &RequestError::Dropped);
+            }
         }
     }
 }

@@ -88,9 +88,9 @@ impl StepWorker {
             return;
         };
         if let AfterDurable::Installed { meta, resets_log: true } = &after
-            && replica.installing == Some(meta.pos.index)
+            && replica.seldom.installing == Some(meta.pos.index)
         {
-            replica.installing = None;
+            replica.seldom.installing = None;
             let (shared, items) = (Arc::clone(&replica.shared), vec![ApplyItem::Recover(meta.clone())]);
             self.apply[shared.apply_worker].push(ApplyTask { shared, items });
         }

@@ -33,6 +33,7 @@ pub mod replica;
 pub mod request;
 mod reseal;
 mod saves;
+mod seldom;
 mod send;
 mod sending;
 mod sessions;

@@ -232,6 +232,7 @@ impl Replica {
         let pinned = self.log_use.as_ref().and_then(|u| u.first_pinned(start)).filter(|_| !plant::is("pin-ignored"));
         let pinned = pinned.map(|index| (index.prev(), LogHold::Pinned { index }));
         let older = self
+            .seldom
             .older
             .first()
             .filter(|_| !plant::is("older-log-not-kept"))

@@ -40,7 +40,7 @@ impl StepWorker {
         entry.generation = next_generation(entry.generation);
         let at = SlotRef { slot, generation: entry.generation };
         let shared = Arc::clone(&replica.shared);
-        if let Some(meta) = replica.recover_first.take() {
+        if let Some(meta) = replica.seldom.get_mut().and_then(|s| s.recover_first.take()) {
             let items = vec![crate::apply::ApplyItem::Recover(meta)];
             self.apply[shared.apply_worker].push(ApplyTask { shared: Arc::clone(&shared), items });
         }

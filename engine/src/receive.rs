@@ -125,7 +125,7 @@ impl StepWorker {
             return;
         }
         if let Body::Snapshot(meta) = &message.body {
-            replica.delivered = Some(meta.pos.index);
+            replica.seldom.delivered = Some(meta.pos.index);
         }
         match message.body {
             // Only members have a say in who leads.

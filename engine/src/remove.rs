@@ -29,7 +29,7 @@ impl StepWorker {
     /// A replica that was told that it is gone for good stops; what waits there is told so.
     pub(crate) fn stop_if_removed(&mut self, now: Time, slot: u32) {
         let replica = self.replica(slot);
-        let Some(change) = replica.removed else { return };
+        let Some(change) = replica.seldom.removed else { return };
         let shared = Arc::clone(&replica.shared);
         tracing::info!(group = %shared.group, replica = %shared.replica, %change, "replica was removed from its group and stops");
         shared.stopping.store(true, std::sync::atomic::Ordering::SeqCst);

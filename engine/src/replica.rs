@@ -10,6 +10,7 @@ use crate::liveness::index::Silence;
 use crate::log_access::LogUse;
 use crate::queue::{Chunk, Inbox};
 use crate::rare::{RareState, Refusal, forward_refusal_of, refusal_of};
+use crate::seldom::Seldom;
 use crate::sending::Sending;
 use crate::shared::{GroupShared, reason};
 use crate::snapshot::SnapshotRequest;
@@ -19,10 +20,9 @@ use longboat_logdb::{Bootstrap, GroupState, SnapshotRecord, Update};
 use longboat_raft::spare::Spare;
 use longboat_raft::{
     ClosedForwards, Core, Event, GroupEpoch, Guard, HostId, Index, Membership, Origin, Output, Proposed, ReplicaId,
-    SnapshotMeta, Term, Time, plant,
+    Term, Time, plant,
 };
 use longboat_rsm::RequestError;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -62,7 +62,7 @@ pub struct Replica {
     /// Settings.
     pub config: ReplicaSettings,
     /// Requests under way.
-    pub tracker: Tracker,
+    pub tracker: Spare<Tracker>,
     /// This replica's name as a proposer.
     pub origin: Origin,
     /// Requests outside of the core.
@@ -73,8 +73,8 @@ pub struct Replica {
     pub(crate) rare: Option<Box<RareState>>,
     /// The core was given something outside of a visit's beginning: it is visited once more.
     pub(crate) stirred: bool,
-    /// The membership change by which the replica is gone for good, once it was told so.
-    pub(crate) removed: Option<Index>,
+    /// What it has only at rare times.
+    pub(crate) seldom: Spare<Seldom>,
     /// What the leader said of forwarded proposals, until it can be used.
     pub(crate) closed: Option<Box<ClosedForwards>>,
     next_context: u64,
@@ -84,16 +84,12 @@ pub struct Replica {
     pub snapshot: Option<Box<SnapshotRecord>>,
     /// The membership that the replica began with on this host.
     first_membership: Arc<Membership>,
-    /// Replicas of the group that were removed from this host before.
-    gone: BTreeSet<ReplicaId>,
     /// The applied index of the last snapshot request.
     pub last_request: Index,
     /// Saves that are queued or under way.
     pub(crate) saves: u32,
     /// The newest of them is an export.
     pub(crate) exporting: bool,
-    /// A request that waits until they have ended.
-    pub(crate) next_save: Option<Box<SnapshotRequest>>,
     /// Through where the log goes with truncations that are durable or on their way.
     pub(crate) truncating: Index,
     /// Bytes that the log had taken when the newest snapshot was saved.
@@ -102,8 +98,6 @@ pub struct Replica {
     pub(crate) log_use: Option<Box<LogUse>>,
     /// The files of the newest recorded snapshot are damaged: the next one is saved whatever its index.
     pub(crate) record_is_hollow: bool,
-    /// Snapshots older than the newest one that are kept, ascending.
-    pub(crate) older: Vec<Index>,
     /// Through which snapshot the state machine has recovered, or which one it wrote itself.
     pub recovered: Index,
     /// The newest snapshot whose record is durable.
@@ -116,25 +110,14 @@ pub struct Replica {
     pub(crate) in_line: bool,
     /// It was told that the host has no room for entries.
     pub(crate) overloaded: bool,
-
-    /// Where those live that the membership does not name: proved by a handshake, or named by an earlier membership. Members are
-    /// looked up in the membership, which groups with equal members share: for thousands of groups it is in the processor's caches.
-    routes: Vec<(ReplicaId, HostId)>,
-    /// A received snapshot that the core was just told of.
-    pub delivered: Option<Index>,
-    /// Restored from a snapshot that the state machine must recover from first.
-    pub recover_first: Option<Box<SnapshotMeta>>,
-    /// The snapshot that the log was just reset to, until its record is durable. Only then the state machine recovers from it:
-    /// a crash must not leave it ahead of a log that never heard of the snapshot. Until then nothing may be read, saved or applied.
-    pub(crate) installing: Option<Index>,
     /// Followers that are being sent a snapshot, and the log that they will go on with.
     pub(crate) sending: Sending,
     /// What it was noted with when it fell silent.
     pub(crate) silence: Option<Box<Silence>>,
     /// The version of the hosts' suspicions that its core was told.
     pub(crate) suspicions: u64,
-    /// Members whose hosts lost the stores that they spoke from, as of that version of what is known of stores.
-    fenced: (u64, Vec<ReplicaId>),
+    /// The version of what is known of stores that its list of fenced members is of.
+    fences: u64,
 }
 
 impl Replica {
@@ -151,43 +134,36 @@ impl Replica {
             shared,
             core,
             config: config.into(),
-            tracker: Tracker::default(),
+            tracker: Spare::default(),
             origin,
             waiting: Spare::default(),
             queued_until: NEVER,
             rare: None,
             stirred: false,
-            removed: None,
+            seldom: Spare::from(Seldom { gone: bootstrap.gone, ..Seldom::default() }),
             closed: None,
             // Contexts are unique over restarts: an answer to a request of an earlier life must not match.
             next_context: start | 1,
             ask_again: NEVER,
             snapshot: None,
             first_membership,
-            gone: bootstrap.gone,
             last_request: Index::ZERO,
             saves: 0,
             exporting: false,
-            next_save: None,
             truncating: Index::ZERO,
             log_bytes_saved: 0,
             log_use: None,
             record_is_hollow: false,
-            older: Vec::new(),
             recovered: Index::ZERO,
             recorded: Index::ZERO,
             starved: false,
             held_bytes: 0,
             in_line: false,
             overloaded: false,
-            routes: Vec::new(),
-            delivered: None,
-            recover_first: None,
-            installing: None,
             sending: Sending::default(),
             silence: None,
             suspicions: 0,
-            fenced: (0, Vec::new()),
+            fences: 0,
         }
     }
 
@@ -199,7 +175,7 @@ impl Replica {
         let before = Arc::clone(&self.shared.membership.lock());
         let now = Arc::clone(self.core.shared_membership());
         for (&id, member) in before.hosts.iter().filter(|(id, _)| !now.hosts.contains_key(id)) {
-            Self::set_route(&mut self.routes, id, member.host);
+            Self::set_route(&mut self.seldom.routes, id, member.host);
         }
     }
 
@@ -214,16 +190,19 @@ impl Replica {
     pub(crate) fn shed(&mut self) {
         self.take_applied();
         self.core.shed();
+        if let Some(tracker) = self.tracker.get_mut() {
+            tracker.shed();
+        }
         self.tracker.shed();
         self.waiting.shed();
-        self.routes.shrink_to_fit();
+        self.seldom.shed();
     }
 
     /// Tells the core which members are on suspected hosts.
     pub(crate) fn tell_suspicions(&mut self, now: Time, is_suspected: impl Fn(HostId) -> bool) {
         let members = Arc::clone(self.core.shared_membership());
         let members = members.hosts.iter().map(|(id, member)| (*id, member.host));
-        for (id, host) in members.chain(self.routes.iter().copied()) {
+        for (id, host) in members.chain(self.seldom.routes.iter().copied()) {
             if id != self.config.replica {
                 self.core.set_suspected(now, id, is_suspected(host));
             }
@@ -232,7 +211,7 @@ impl Replica {
 
     /// The host of a member, if known.
     pub fn host_of(&self, id: ReplicaId) -> Option<HostId> {
-        let learnt = || self.routes.iter().find(|r| r.0 == id).map(|r| r.1);
+        let learnt = || self.seldom.routes.iter().find(|r| r.0 == id).map(|r| r.1);
         self.core.membership().host_of(id).or_else(learnt)
     }
 
@@ -241,8 +220,8 @@ impl Replica {
     pub fn accepts_from(&mut self, from: ReplicaId, host: HostId) -> bool {
         match self.host_of(from) {
             Some(known) => known == host || plant::is("sender-from-anywhere"),
-            None if self.routes.len() < ROUTES_MAX => {
-                Self::set_route(&mut self.routes, from, host);
+            None if self.seldom.routes.len() < ROUTES_MAX => {
+                Self::set_route(&mut self.seldom.routes, from, host);
                 true
             }
             None => false,
@@ -253,10 +232,14 @@ impl Replica {
     pub(crate) fn is_fenced(&mut self, from: ReplicaId) -> bool {
         let stores = &self.shared.host.stores;
         let version = stores.version();
-        if self.fenced.0 != version {
-            self.fenced = (version, stores.fenced(self.config.group, self.epoch, self.core.membership()));
+        if self.fences != version {
+            self.fences = version;
+            let fenced = stores.fenced(self.config.group, self.epoch, self.core.membership());
+            if fenced != self.seldom.fenced {
+                self.seldom.fenced = fenced;
+            }
         }
-        self.fenced.1.contains(&from)
+        self.seldom.fenced.contains(&from)
     }
 
     /// The moment at which this replica wants a visit.
@@ -405,7 +388,9 @@ impl Replica {
         self.core.advance(now);
         self.take_applied();
         self.ask_about_forwards(now);
-        self.tracker.expire(now);
+        if let Some(tracker) = self.tracker.get_mut() {
+            tracker.expire(now);
+        }
         if let Some(waiting) = self.waiting.get_mut() {
             waiting.expire(now, &mut self.core);
         }
@@ -436,7 +421,10 @@ impl Replica {
         let published = &self.shared.published;
         let applied = Index(published.applied.load(Ordering::Acquire));
         self.core.applied(applied);
-        self.tracker.applied(applied, published.reads_done.load(Ordering::Acquire));
+        let reads_done = published.reads_done.load(Ordering::Acquire);
+        if let Some(tracker) = self.tracker.get_mut() {
+            tracker.applied(applied, reads_done);
+        }
     }
 
     /// Proposes what waited for a leader, if there is one now. What was left in the queue behind it has its turn when
@@ -462,25 +450,25 @@ impl Replica {
                 continue;
             }
             let error = forward_refusal_of(refused.reason);
-            self.tracker.refused(refused.first_sequence, &error);
+            if let Some(tracker) = self.tracker.get_mut() {
+                tracker.refused(refused.first_sequence, &error);
+            }
         }
         if let Some(meta) = out.install.take() {
-            self.tracker.skipped(meta.pos.index);
-            self.rare_skipped(meta.pos.index);
+            self.skipped(meta.pos.index);
             self.last_request = meta.pos.index;
-            self.installing = Some(meta.pos.index);
+            self.seldom.installing = Some(meta.pos.index);
             if plant::is("recover-before-record") {
                 items.push(ApplyItem::Recover(Box::new(meta)));
             }
         }
         if let Some(meta) = out.recover.take() {
-            self.tracker.skipped(meta.pos.index);
-            self.rare_skipped(meta.pos.index);
+            self.skipped(meta.pos.index);
             self.last_request = self.last_request.max(meta.pos.index);
             items.push(ApplyItem::Recover(Box::new(meta)));
         }
         for run in out.committed.drain(..) {
-            let waiter = self.tracker.handed(&run, self.origin);
+            let waiter = self.tracker.get_mut().and_then(|tracker| tracker.handed(&run, self.origin));
             if self.rare.is_some() {
                 self.rare_committed(&run);
             }
@@ -501,11 +489,11 @@ impl Replica {
                     self.rare_transfer_ended(to, outcome);
                     ended = true;
                 }
-                Event::Removed { change } => self.removed = Some(change),
+                Event::Removed { change } => self.seldom.removed = Some(change),
                 Event::MembershipChanged { .. } => {
                     // The hosts of the new members are not known to be suspected or not.
                     self.suspicions = 0;
-                    self.fenced.0 = 0;
+                    self.fences = 0;
                     let after = self.shared.host.pool.membership(Arc::clone(self.core.shared_membership()));
                     let config = Arc::clone(self.core.shared_config());
                     self.core.share(&after, &config);
@@ -537,6 +525,14 @@ impl Replica {
         moved || ended || stirred
     }
 
+    /// The log was reset to a snapshot at `through`: what it covers may or may not have been applied.
+    fn skipped(&mut self, through: Index) {
+        if let Some(tracker) = self.tracker.get_mut() {
+            tracker.skipped(through);
+        }
+        self.rare_skipped(through);
+    }
+
     fn read_ready(&mut self, now: Time, context: u64, index: Option<Index>) {
         let Some(at) = self.waiting.asked.iter().position(|r| r.context == context) else {
             return self.rare_read_ready(context, index);
@@ -555,7 +551,7 @@ impl Replica {
     fn hand_reads(&mut self, items: &mut Vec<ApplyItem>) {
         // Without state nothing has been applied, whatever was handed out before that was lost.
         let lost = self.core.guard() != Guard::None && !plant::is("wait-without-state");
-        if self.installing.is_some() || lost {
+        if self.seldom.installing.is_some() || lost {
             return;
         }
         let Some(waiting) = self.waiting.get_mut() else { return };
@@ -582,7 +578,7 @@ impl Replica {
                 replica: self.config.replica,
                 epoch: self.epoch,
                 membership: (*self.first_membership).clone(),
-                gone: self.gone.clone(),
+                gone: self.seldom.gone.clone(),
             },
             hard_state: self.core.hard_state(),
             snapshot: self.snapshot.as_deref().cloned(),
@@ -622,12 +618,12 @@ impl Replica {
     /// by side and not one after the other.
     pub fn warm(&self) -> u64 {
         let core = self.core.warm() ^ self.told.map_or(0, |t| t.last.0) ^ self.queued_until.0 ^ self.origin.start;
-        core ^ self.tracker.under_way() as u64
+        core
     }
 
     /// As [`Replica::warm`], for what is a pointer further.
     pub fn warm_deep(&self) -> u64 {
-        self.core.warm_deep()
+        self.core.warm_deep() ^ self.tracker.under_way() as u64
     }
 
     /// Ends what was not given to the core yet: it was not applied and never will be.
@@ -643,7 +639,9 @@ impl Replica {
     /// Ends all requests: the replica stops.
     pub fn fail_all(&mut self, queued: &RequestError, under_way: &RequestError) {
         self.fail_queued(queued);
-        self.tracker.fail_all(under_way);
+        if let Some(tracker) = self.tracker.get_mut() {
+            tracker.fail_all(under_way);
+        }
         if let Some(waiting) = self.waiting.get_mut() {
             waiting.fail(queued);
         }

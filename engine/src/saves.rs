@@ -58,10 +58,19 @@ impl Replica {
         let kept = self.config.snapshots_kept.max(1) as usize - 1;
         let hollow = std::mem::replace(&mut self.record_is_hollow, false);
         if kept > 0 && !hollow && newest >= self.core.start().index && !newest.is_zero() {
-            self.older.push(newest);
+            self.seldom.older.push(newest);
         }
-        let surplus = self.older.len().saturating_sub(kept);
-        self.older.drain(..surplus);
+        if let Some(seldom) = self.seldom.get_mut() {
+            let surplus = seldom.older.len().saturating_sub(kept);
+            seldom.older.drain(..surplus);
+        }
+    }
+
+    /// The snapshots after `through` can't take the newest one's place.
+    pub(crate) fn forget_older(&mut self, through: Index) {
+        if let Some(seldom) = self.seldom.get_mut() {
+            seldom.older.retain(|&older| older <= through);
+        }
     }
 
     /// The place through which the log goes behind a snapshot at `index`.
@@ -101,7 +110,7 @@ impl StepWorker {
         let at = self.slot_ref(slot);
         let replica = self.replica(slot);
         // The state machine does not stand at what was handed out: the request's turn comes when the install is durable.
-        if replica.installing.is_some() {
+        if replica.seldom.installing.is_some() {
             return self.late.push((at, Late::Request(request)));
         }
         if replica.core.guard() != Guard::None {
@@ -117,11 +126,11 @@ impl StepWorker {
             return;
         }
         if replica.saves > 0 && (replica.exporting || request.export_to().is_some()) {
-            if replica.next_save.is_some() {
+            if replica.seldom.next_save.is_some() {
                 return request.complete(Err(RequestError::Busy));
             }
             replica.waiting.snapshot_timeouts.extend(request.timeout());
-            replica.next_save = Some(Box::new(request));
+            replica.seldom.next_save = Some(Box::new(request));
         } else {
             let mut items = Vec::new();
             replica.exporting = request.export_to().is_some();
@@ -139,7 +148,8 @@ impl StepWorker {
     pub(crate) fn snapshot_saved(&mut self, at: SlotRef, outcome: SaveOutcome) {
         let replica = self.replica(at.slot);
         replica.saves -= 1;
-        let next = if replica.saves == 0 { replica.next_save.take() } else { None };
+        let seldom = if replica.saves == 0 { replica.seldom.get_mut() } else { None };
+        let next = seldom.and_then(|s| s.next_save.take());
         let SaveOutcome { result, index, previous, request } = outcome;
         let export = request.export_to().map(Path::to_owned);
         match (result, export) {

@@ -260,16 +260,12 @@ pub struct GroupShared {
     pub is_closed: AtomicBool,
     /// Set when it was asked to stop, or was removed: it will not run for long.
     pub stopping: AtomicBool,
-    /// Stops a recovery that is under way.
-    pub stop: Arc<AtomicBool>,
     /// Client sessions that the group keeps, as a registration that is made here says.
     pub sessions_max: u32,
-    /// Older snapshots from which the log can bring the state machine up to date, newest first: for its first recovery.
-    pub fallbacks: Mutex<Vec<Index>>,
     /// The state machine stands nowhere: no snapshot could be recovered, and a leader's has not come yet.
     pub machine_lost: AtomicBool,
-    /// What stops each of the saves that are asked for or under way; of those that have ended nothing is left to stop.
-    saves: Mutex<Vec<Weak<AtomicBool>>>,
+    /// What most replicas have nothing of.
+    seldom: Mutex<Option<Box<SeldomShared>>>,
     /// The state machine's storage was let go of: another life of the replica may open it.
     pub machine_gone: AtomicBool,
     /// How its snapshots are compressed.
@@ -298,6 +294,24 @@ const fn worker_of(route: u64) -> usize {
 /// Spreads groups over workers, whatever their ids have in common.
 const fn spread(group: GroupId) -> usize {
     (group.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize
+}
+
+/// What of a replica only its snapshots need, in memory only while they do.
+#[derive(Default)]
+struct SeldomShared {
+    /// Older snapshots from which the log can bring the state machine up to date, newest first: for its first recovery.
+    fallbacks: Vec<Index>,
+    /// What stops each of the saves and recoveries that are asked for or under way; of those that have ended nothing is left to
+    /// stop.
+    saves: Vec<Weak<AtomicBool>>,
+    recoveries: Vec<Weak<AtomicBool>>,
+}
+
+fn new_stop(among: &mut Vec<Weak<AtomicBool>>) -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    among.retain(|other| other.strong_count() > 0);
+    among.push(Arc::downgrade(&stop));
+    stop
 }
 
 /// What a replica is made of, for [`GroupShared::new`].
@@ -357,10 +371,8 @@ impl GroupShared {
             closed: Mutex::new(None),
             is_closed: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
-            stop: Arc::new(AtomicBool::new(false)),
             sessions_max: parts.sessions_max,
-            saves: Mutex::new(Vec::new()),
-            fallbacks: Mutex::new(Vec::new()),
+            seldom: Mutex::new(None),
             machine_lost: AtomicBool::new(false),
             machine_gone: AtomicBool::new(false),
             compression: parts.compression,
@@ -430,23 +442,42 @@ impl GroupShared {
     pub fn close(&self, error: RequestError) {
         self.closed.lock().get_or_insert_with(|| Box::new(error));
         self.is_closed.store(true, Ordering::SeqCst);
-        self.stop.store(true, Ordering::SeqCst);
         // A save that is asked for after this look is refused when its turn comes: the replica is closed by then.
         self.stop_saves();
+        let recoveries = self.seldom.lock().as_mut().map(|s| std::mem::take(&mut s.recoveries)).unwrap_or_default();
+        recoveries.iter().filter_map(Weak::upgrade).for_each(|stop| stop.store(true, Ordering::SeqCst));
     }
 
     /// What will stop the save that is about to be queued.
     pub(crate) fn new_save(&self) -> Arc<AtomicBool> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut saves = self.saves.lock();
-        saves.retain(|save| save.strong_count() > 0);
-        saves.push(Arc::downgrade(&stop));
+        new_stop(&mut self.seldom.lock().get_or_insert_default().saves)
+    }
+
+    /// What will stop the recovery that is about to begin.
+    pub(crate) fn new_recovery(&self) -> Arc<AtomicBool> {
+        let stop = new_stop(&mut self.seldom.lock().get_or_insert_default().recoveries);
+        // Noted before this look: whoever closes the replica after it finds it.
+        if self.is_closed.load(Ordering::SeqCst) {
+            stop.store(true, Ordering::SeqCst);
+        }
         stop
+    }
+
+    /// The snapshots to which the state machine's first recovery may fall back, newest first.
+    pub(crate) fn set_fallbacks(&self, fallbacks: Vec<Index>) {
+        if !fallbacks.is_empty() {
+            self.seldom.lock().get_or_insert_default().fallbacks = fallbacks;
+        }
+    }
+
+    /// Takes what [`GroupShared::set_fallbacks`] left.
+    pub(crate) fn take_fallbacks(&self) -> Vec<Index> {
+        self.seldom.lock().as_mut().map(|s| std::mem::take(&mut s.fallbacks)).unwrap_or_default()
     }
 
     /// Stops all saves at their next block. Returns whether there were any.
     pub(crate) fn stop_saves(&self) -> bool {
-        let saves = std::mem::take(&mut *self.saves.lock());
+        let saves = self.seldom.lock().as_mut().map(|s| std::mem::take(&mut s.saves)).unwrap_or_default();
         let running = saves.iter().filter_map(Weak::upgrade).filter(|_| !plant::is("abort-not-seen"));
         running.map(|stop| stop.store(true, Ordering::SeqCst)).count() > 0
     }

@@ -256,7 +256,7 @@ impl SnapshotIo {
                 shared.tell(|| ReplicaEvent::SnapshotInstalled { index });
                 replica.recorded = replica.recorded.max(index);
                 // The log no longer goes on from them.
-                replica.older.clear();
+                replica.forget_older(Index::ZERO);
                 self.remove_unneeded(replica);
             }
             AfterDurable::Stopped(_) | AfterDurable::Buried(..) => unreachable!("these concern no running replica"),
@@ -277,7 +277,7 @@ impl SnapshotIo {
     /// to recover from.
     pub fn remove_unneeded(&self, replica: &Replica) {
         let keep = replica.recorded.min(replica.recovered);
-        let keep = replica.older.first().map_or(keep, |&oldest| keep.min(oldest));
+        let keep = replica.seldom.older.first().map_or(keep, |&oldest| keep.min(oldest));
         if keep.is_zero() {
             return;
         }
@@ -335,7 +335,7 @@ impl SnapshotIo {
         // An own save at the same index may be under way: its files have the same name, and the same content. So may have one
         // that is recorded: until the record that takes its place is durable, it is what a crash would leave.
         let newest = replica.snapshot.as_ref().map(|s| s.meta.pos.index);
-        let is_named = replica.recorded == index || replica.older.contains(&index);
+        let is_named = replica.recorded == index || replica.seldom.older.contains(&index);
         if replica.last_request == index
             || newest == Some(index)
             || (is_named && !plant::is("recorded-snapshot-discarded"))
@@ -407,7 +407,7 @@ impl SnapshotIo {
     fn stream(self: &Arc<Self>, replica: &mut Replica, to: ReplicaId, items: &mut Vec<ApplyItem>) {
         let index = replica.core.handed();
         let serves = replica.core.membership().contains(to) && index >= replica.core.snapshot_floor(to);
-        let ready = serves && replica.installing.is_none() && replica.core.guard() == Guard::None;
+        let ready = serves && replica.seldom.installing.is_none() && replica.core.guard() == Guard::None;
         let place = replica.host_of(to).zip(replica.core.term_at(index)).filter(|_| ready && !index.is_zero());
         let Some((host, term)) = place else { return replica.core.snapshot_finished(to, false) };
         let meta = SnapshotMeta { pos: LogPos::new(term, index), membership: replica.core.membership().clone() };

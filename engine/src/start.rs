@@ -420,13 +420,17 @@ impl Starter {
         let older =
             self.older_snapshots(&shared, snapshot.as_ref().filter(|_| beginning.recover.is_some()), state.start);
         let mut replica = Replica::new(shared, core, &config, state.bootstrap, life | 1);
-        replica.recover_first = beginning.recover.map(Box::new);
+        if let Some(meta) = beginning.recover {
+            replica.seldom.recover_first = Some(Box::new(meta));
+        }
         replica.recovered = if beginning.stands { applied } else { Index::ZERO };
         if let Some(reason) = opened.failed {
             machine_failed(&replica.shared, reason);
         }
         let surplus = older.len().saturating_sub(replica.config.snapshots_kept.max(1) as usize - 1);
-        replica.older = older[surplus..].to_vec();
+        if surplus < older.len() {
+            replica.seldom.older = older[surplus..].to_vec();
+        }
         replica.last_request = applied;
         replica.recorded = applied;
         replica.snapshot = state.snapshot.map(Box::new);
@@ -442,7 +446,7 @@ impl Starter {
         let found = self.snapshots.store().list(shared.group, shared.replica).unwrap_or_default();
         let reached = |index: &Index| *index >= start.index && *index < newest.pos.index;
         let older: Vec<Index> = found.into_iter().filter(reached).collect();
-        *shared.fallbacks.lock() = older.iter().rev().copied().collect();
+        shared.set_fallbacks(older.iter().rev().copied().collect());
         older
     }
 

@@ -465,7 +465,7 @@ impl StepWorker {
                 self.early.push(host, group, epoch, &message);
             }
         }
-        if let Some(index) = replica.delivered.take() {
+        if let Some(index) = replica.seldom.get_mut().and_then(|s| s.delivered.take()) {
             self.snapshots.discard_received(replica, index);
         }
         let wants_snapshot = self.snapshots.serve(replica, &mut out, &mut items);

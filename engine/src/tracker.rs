@@ -7,6 +7,7 @@
 //! is proposed again here.
 
 use crate::queue::Deadlines;
+use longboat_raft::spare::Emptied;
 use longboat_raft::{Index, Origin, Run, Term, Time, plant, sometimes};
 use longboat_rsm::{AnyCompletion, RequestError, Stage};
 use std::collections::VecDeque;
@@ -107,6 +108,21 @@ pub struct Tracker {
     reads_handed: u64,
     /// No deadline is earlier than this.
     deadline: Option<Time>,
+}
+
+impl Emptied for Tracker {
+    const EMPTY: &'static Self = &Self {
+        local: VecDeque::new(),
+        forwarded: VecDeque::new(),
+        handed: VecDeque::new(),
+        reads_handed: 0,
+        deadline: None,
+    };
+
+    /// Chunks of reads are counted for the replica's life: the apply worker counts them too.
+    fn is_emptied(&self) -> bool {
+        self.under_way() == 0 && self.reads_handed == 0
+    }
 }
 
 impl Tracker {

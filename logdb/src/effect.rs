@@ -10,6 +10,7 @@
 //! the rare record (4), zero (4), term (8), vote (8), commit (8); then, where the flags say so, the cut (8) and the compaction
 //! point (16); the rare record, padded to 8; then per span term (8), first and last index (8, 8).
 
+use crate::attic::{Attic, Chain, Opened};
 use crate::codec::{Malformed, put_record, take_record};
 use crate::frame::Frame;
 use crate::{Record, Update};
@@ -190,26 +191,22 @@ impl From<&Frame> for Effect {
 /// What one group's frames in a segment come to.
 #[derive(Debug)]
 struct Tally {
-    /// What nothing more is joined to, oldest first, as a footer has it: most groups of a young segment have their bootstrap
-    /// there, and nothing else.
-    closed: Vec<u8>,
+    /// What nothing more is joined to, oldest first, as a footer has it.
+    closed: Chain,
     last: Effect,
 }
 
 impl Tally {
     fn new(first: Effect) -> Self {
-        Self { closed: Vec::new(), last: first }
+        Self { closed: Chain::default(), last: first }
     }
 
     /// Adds what the group's next frame does. Returns how many more bytes a footer takes for that.
-    fn add(&mut self, next: Effect) -> usize {
+    fn add(&mut self, next: Effect, attic: &mut Attic) -> usize {
         if !self.last.takes(next.record.is_some(), next.cut_tail.is_some()) {
             let bytes = next.encoded_len();
             let closed = std::mem::replace(&mut self.last, next);
-            if self.closed.is_empty() {
-                self.closed.reserve_exact(closed.encoded_len());
-            }
-            closed.encode(false, &mut self.closed);
+            attic.push(&mut self.closed, |out| closed.encode(false, out));
             return bytes;
         }
         let before = self.last.joinable_len();
@@ -218,17 +215,17 @@ impl Tally {
     }
 
     /// As [`Tally::add`], for one that is about to be written.
-    fn add_update(&mut self, next: &Update) -> usize {
+    fn add_update(&mut self, next: &Update, attic: &mut Attic) -> usize {
         if !self.last.takes(next.record.is_some(), next.cut_tail.is_some()) {
-            return self.add(Effect::from(next));
+            return self.add(Effect::from(next), attic);
         }
         let before = self.last.joinable_len();
         self.last.join(next.hard_state, next.runs.iter().map(span_of), next.compact_to);
         self.last.joinable_len() - before
     }
 
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.closed);
+    fn encode(&self, closed: &mut Opened, out: &mut Vec<u8>) {
+        closed.copy(self.closed, out);
         self.last.encode(true, out);
     }
 }
@@ -240,6 +237,7 @@ pub(crate) struct Tallies {
     /// By slot the place in `all`, plus one; zero for none.
     places: Vec<u32>,
     all: Vec<Tally>,
+    closed: Attic,
     bytes: usize,
 }
 
@@ -248,6 +246,7 @@ impl Tallies {
     pub(crate) fn clear(&mut self) {
         self.places.fill(0);
         self.all.clear();
+        self.closed.clear();
         self.bytes = 0;
     }
 
@@ -268,7 +267,7 @@ impl Tallies {
     pub(crate) fn add(&mut self, slot: u32, next: Effect) {
         match *self.place(slot) {
             0 => self.begin(slot, next),
-            place => self.bytes += self.all[place as usize - 1].add(next),
+            place => self.bytes += self.all[place as usize - 1].add(next, &mut self.closed),
         }
     }
 
@@ -276,7 +275,7 @@ impl Tallies {
     pub(crate) fn add_update(&mut self, slot: u32, next: &Update) {
         match *self.place(slot) {
             0 => self.begin(slot, Effect::from(next)),
-            place => self.bytes += self.all[place as usize - 1].add_update(next),
+            place => self.bytes += self.all[place as usize - 1].add_update(next, &mut self.closed),
         }
     }
 
@@ -289,9 +288,10 @@ impl Tallies {
     /// The tallies of these groups, back to back.
     pub(crate) fn encode(&self, slots: impl Iterator<Item = u32>) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.bytes);
+        let mut closed = self.closed.open();
         for slot in slots {
             let place = self.places[slot as usize].checked_sub(1).expect("a listed group has a frame in the segment");
-            self.all[place as usize].encode(&mut out);
+            self.all[place as usize].encode(&mut closed, &mut out);
         }
         out
     }
@@ -379,7 +379,7 @@ mod tests {
     fn effects_read_back_as_they_were_written_and_are_as_long_as_they_say() {
         for effect in life() {
             let mut bytes = Vec::new();
-            Tally::new(effect.clone()).encode(&mut bytes);
+            Tally::new(effect.clone()).encode(&mut Attic::default().open(), &mut bytes);
             assert_eq!(bytes.len(), effect.encoded_len(), "{effect:?}");
             assert_eq!(taken(&bytes), [effect]);
         }
@@ -387,19 +387,20 @@ mod tests {
 
     #[test]
     fn appends_and_compactions_without_end_take_one_place() {
+        let mut attic = Attic::default();
         let mut tally = Tally::new(appends(&[(1, 1, 1)]));
         for n in 2..1000 {
-            tally.add(Effect { compact_to: Some(pos(1, n - 1)), ..appends(&[(1, n, n)]) });
+            tally.add(Effect { compact_to: Some(pos(1, n - 1)), ..appends(&[(1, n, n)]) }, &mut attic);
         }
         let mut bytes = Vec::new();
-        tally.encode(&mut bytes);
+        tally.encode(&mut attic.open(), &mut bytes);
         assert_eq!(bytes.len(), FIXED_BYTES + 16 + SPAN_BYTES);
     }
 
     #[test]
     fn lengths_that_do_not_fit_are_refused() {
         let mut bytes = Vec::new();
-        Tally::new(appends(&[(1, 1, 5)])).encode(&mut bytes);
+        Tally::new(appends(&[(1, 1, 5)])).encode(&mut Attic::default().open(), &mut bytes);
         for len in 0..bytes.len() {
             assert!(Effect::take(&mut &bytes[..len]).is_err(), "{len} bytes");
         }

@@ -8,6 +8,7 @@
 
 mod ahead;
 mod archive;
+mod attic;
 mod buffer;
 mod codec;
 mod config;

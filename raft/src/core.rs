@@ -9,9 +9,11 @@
 
 use crate::config::CoreConfig;
 use crate::durability::{Ballot, Durability, PersistToken};
+use crate::election::Votes;
 use crate::error::Violation;
 use crate::farewell::Farewell;
 use crate::forwards::Bars;
+use crate::handout::ColdHandout;
 use crate::ids::{HardState, Index, LogPos, ReplicaId, Term, Time};
 use crate::log::Log;
 use crate::membership::Membership;
@@ -19,7 +21,7 @@ use crate::message::{Body, Message, SnapshotMeta};
 use crate::output::{ClosedForwards, Event, Fetch, ReadReady, RefusedForward};
 use crate::plant;
 use crate::progress::{InflightBounds, Progress};
-use crate::promotion::Round;
+use crate::promotion::Rounds;
 use crate::quiesce::Quiet;
 use crate::read::Reads;
 use crate::rng::Rng;
@@ -145,10 +147,7 @@ pub(crate) struct Handout {
     pub(crate) handed: Index,
     /// What the state machine said it has applied.
     pub(crate) applied: Index,
-    /// The cold read under way for entries to hand out.
-    pub(crate) ticket: Option<u64>,
-    /// What such a read brought.
-    pub(crate) fetched: Vec<Run>,
+    pub(crate) cold: Spare<ColdHandout>,
 }
 
 /// The protocol state of one replica.
@@ -186,7 +185,7 @@ pub struct Core {
     pub(crate) election_base: Time,
     pub(crate) election_timeout_nanos: u64,
     pub(crate) heartbeat_base: Time,
-    pub(crate) votes: Vec<(ReplicaId, bool)>,
+    pub(crate) votes: Spare<Votes>,
     /// Follower: the last index at which the log is known to be the leader's, in this term.
     pub(crate) verified: Index,
     /// Follower: the leader's commit index, as far as it was told in this term.
@@ -204,7 +203,7 @@ pub struct Core {
     pub(crate) handover: Spare<Handover>,
     pub(crate) farewell: Spare<Farewell>,
     /// Leader: how non-voting members that are to become voters catch up.
-    pub(crate) rounds: Vec<Round>,
+    pub(crate) rounds: Spare<Rounds>,
     /// Leader: bytes of entries sent in this round, and the member that comes first in it.
     pub(crate) round_bytes: usize,
     pub(crate) first_peer: usize,
@@ -267,7 +266,7 @@ impl Core {
             election_base: now,
             election_timeout_nanos: 0,
             heartbeat_base: now,
-            votes: Vec::new(),
+            votes: Spare::default(),
             verified: Index::ZERO,
             leader_commit: Index::ZERO,
             peers: Vec::new(),
@@ -277,7 +276,7 @@ impl Core {
             transferee: None,
             handover: Spare::default(),
             farewell: Spare::default(),
-            rounds: Vec::new(),
+            rounds: Spare::default(),
             round_bytes: 0,
             first_peer: 0,
             reads: Spare::default(),
@@ -427,7 +426,7 @@ impl Core {
     pub fn warm(&self) -> u64 {
         let ids = self.id.0 ^ self.term.0 ^ self.commit.0 ^ self.log.last().index.0 ^ self.last_ticket;
         let times = self.election_base.0 ^ self.heartbeat_base.0 ^ self.announced.2.0 ^ self.handout.handed.0;
-        let lens = self.outbox.early.len() ^ self.votes.len() ^ self.log.cached_bytes();
+        let lens = self.outbox.early.len() ^ self.log.cached_bytes();
         ids ^ times ^ lens as u64 ^ self.durability.durable().0
     }
 

@@ -13,6 +13,19 @@ use crate::progress::{Progress, ProgressState};
 use crate::quiesce::Phase;
 use crate::quorum::{self, VoteResult};
 use crate::sometimes;
+use crate::spare::{Emptied, Spare};
+
+/// What a candidate was answered. Nobody else has anything here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Votes(Vec<(ReplicaId, bool)>);
+
+impl Emptied for Votes {
+    const EMPTY: &'static Self = &Self(Vec::new());
+
+    fn is_emptied(&self) -> bool {
+        self.0.is_empty()
+    }
+}
 
 impl Core {
     /// Acts on deadlines that have passed.
@@ -216,7 +229,7 @@ impl Core {
         self.role = Role::PreCandidate;
         self.leader = None;
         self.fail_reads();
-        self.votes.clear();
+        self.votes = Spare::default();
         self.ask_for_votes(true, false);
         self.count_vote(self.id, true);
     }
@@ -250,10 +263,10 @@ impl Core {
 
     /// Notes an answer, the first of each replica, and acts on what the vote has come to.
     pub(crate) fn count_vote(&mut self, from: ReplicaId, granted: bool) {
-        if self.votes.iter().all(|(voter, _)| *voter != from) {
-            self.votes.push((from, granted));
+        if self.votes.0.iter().all(|(voter, _)| *voter != from) {
+            self.votes.0.push((from, granted));
         }
-        let answer = |voter: &ReplicaId| self.votes.iter().find(|(v, _)| v == voter).map(|(_, granted)| *granted);
+        let answer = |voter: &ReplicaId| self.votes.0.iter().find(|(v, _)| v == voter).map(|(_, granted)| *granted);
         let result =
             quorum::joint_vote(self.membership.voters.iter().map(answer), self.membership.outgoing.iter().map(answer));
         match (result, self.role) {
@@ -315,9 +328,9 @@ impl Core {
         self.fail_reads();
         drop(self.bars.take());
         self.leader = None;
-        self.votes.clear();
+        self.votes = Spare::default();
         self.peers = Vec::new();
-        self.rounds.clear();
+        self.rounds = Spare::default();
         self.dirty = false;
         self.helps_out = false;
         self.asked_to_help = false;

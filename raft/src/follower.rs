@@ -12,6 +12,7 @@ use crate::message::{Body, SnapshotMeta};
 use crate::plant;
 use crate::run::Run;
 use crate::sometimes;
+use crate::spare::Spare;
 use std::sync::Arc;
 
 impl Core {
@@ -269,8 +270,7 @@ impl Core {
     fn hand_out_after(&mut self, index: Index, meta: &SnapshotMeta) {
         self.guard = Guard::None;
         self.handout.handed = index;
-        self.handout.ticket = None;
-        self.handout.fetched.clear();
+        self.handout.cold = Spare::default();
         self.membership = Arc::new(meta.membership.clone());
         self.learn_own_role();
         self.outbox.rare.events.push(crate::Event::MembershipChanged(self.membership.change_id));

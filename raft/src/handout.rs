@@ -32,6 +32,23 @@ fn move_all(from: &mut Vec<Message>, to: &mut Vec<Message>) {
     }
 }
 
+/// Entries that are read from the disk again to be handed out. Few replicas ever do so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct ColdHandout {
+    /// The cold read under way.
+    pub(crate) ticket: Option<u64>,
+    /// What such a read brought.
+    pub(crate) fetched: Vec<Run>,
+}
+
+impl Emptied for ColdHandout {
+    const EMPTY: &'static Self = &Self { ticket: None, fetched: Vec::new() };
+
+    fn is_emptied(&self) -> bool {
+        self.ticket.is_none() && self.fetched.is_empty()
+    }
+}
+
 impl Core {
     /// Ends the group's visit in a round: sends what is due, and moves all output to the end of `out`.
     ///
@@ -74,7 +91,7 @@ impl Core {
             || !o.early.is_empty()
             || !o.held.is_empty()
             || *o.rare != *RareOutput::EMPTY
-            || (self.handout.handed < self.may_hand_out() && self.handout.ticket.is_none())
+            || (self.handout.handed < self.may_hand_out() && self.handout.cold.ticket.is_none())
             || self.durability.is_dirty(self.log.last().index, self.ballot())
             || self.quiet.save_commit
             || self.announced != (self.role, self.leader, self.term)
@@ -112,7 +129,8 @@ impl Core {
     /// The committed runs from `lo` on, from a cold read, of which all are handed out, or from memory. `None` when they
     /// must be read first.
     fn next_committed(&mut self, lo: Index, hi: Index, bytes_max: usize) -> Option<SmallVec<[Run; 1]>> {
-        let fetched = std::mem::take(&mut self.handout.fetched);
+        let fetched = self.handout.cold.get_mut().map(|cold| std::mem::take(&mut cold.fetched)).unwrap_or_default();
+        self.handout.cold.shed();
         if fetched.first().is_some_and(|r| r.first() <= lo && r.last() >= lo) {
             let within = fetched.iter().filter(|r| r.first() <= hi && r.last() >= lo);
             return Some(within.map(|r| r.slice(r.first().max(lo)..=r.last().min(hi))).collect());
@@ -120,9 +138,9 @@ impl Core {
         match self.log.entries(lo, hi, bytes_max) {
             Slice::Runs(runs) => Some(runs),
             Slice::Cold { hi } => {
-                if self.handout.ticket.is_none() {
+                if self.handout.cold.ticket.is_none() {
                     let ticket = self.next_ticket();
-                    self.handout.ticket = Some(ticket);
+                    self.handout.cold.ticket = Some(ticket);
                     self.outbox.rare.fetches.push(Fetch { ticket, lo, hi, bytes_max: FETCH_BYTES_MAX });
                 }
                 None

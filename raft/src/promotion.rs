@@ -14,6 +14,7 @@ use crate::plant;
 use crate::progress::ProgressState;
 use crate::run::{EntryKind, Origin, RunBuilder};
 use crate::sometimes;
+use crate::spare::{Emptied, Spare};
 
 /// A member's round: to receive what the leader had at `since`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,15 +24,29 @@ pub(crate) struct Round {
     since: Time,
 }
 
+/// The rounds of a leader's members that are to become voters. Few groups have one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rounds(Vec<Round>);
+
+impl Emptied for Rounds {
+    const EMPTY: &'static Self = &Self(Vec::new());
+
+    fn is_emptied(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 impl Core {
     /// Proposes one promotion that is due. Looked at once per heartbeat.
     pub(crate) fn promote_who_caught_up(&mut self) {
         if self.membership.promotions.is_empty() {
-            self.rounds.clear();
+            self.rounds = Spare::default();
             return;
         }
         let promotions = &self.membership.promotions;
-        self.rounds.retain(|r| promotions.contains_key(&r.learner));
+        if let Some(rounds) = self.rounds.get_mut() {
+            rounds.0.retain(|r| promotions.contains_key(&r.learner));
+        }
         let wanted: Vec<(ReplicaId, Option<ReplicaId>)> = promotions.iter().map(|(l, r)| (*l, *r)).collect();
         for (learner, replaces) in wanted {
             if self.has_caught_up(learner) && self.promote(learner, replaces) {
@@ -48,8 +63,8 @@ impl Core {
         let (now, last) = (self.now, self.log.last().index);
         let peer = &self.peers[at];
         let here = peer.is_here(self.config.check_quorum) && peer.state == ProgressState::Replicate;
-        let Some(round) = self.rounds.iter_mut().find(|r| r.learner == learner) else {
-            self.rounds.push(Round { learner, target: last, since: now });
+        let Some(round) = self.rounds.0.iter_mut().find(|r| r.learner == learner) else {
+            self.rounds.0.push(Round { learner, target: last, since: now });
             return plant::is("promoted-before-caught-up");
         };
         if peer.matched < round.target || !here {
@@ -82,9 +97,9 @@ impl Core {
 #[cfg(feature = "model")]
 impl Core {
     /// As [`Core::hash_timeless`] says: of a round's time only whether it is in time.
-    pub(crate) fn hash_rounds<H: std::hash::Hasher>(&self, rounds: &[Round], state: &mut H) {
+    pub(crate) fn hash_rounds<H: std::hash::Hasher>(&self, rounds: &Rounds, state: &mut H) {
         use std::hash::Hash as _;
-        for Round { learner, target, since } in rounds {
+        for Round { learner, target, since } in &rounds.0 {
             (learner, target, self.now.nanos_since(*since) < self.config.election_timeout_nanos).hash(state);
         }
     }

@@ -457,7 +457,7 @@ impl Core {
         self.reads.shed();
         self.handover.shed();
         self.farewell.shed();
-        self.votes = Vec::new();
+        self.votes = Spare::default();
         self.peers.iter_mut().for_each(crate::Progress::shed);
         self.peers.shrink_to_fit();
         let outbox = &mut self.outbox;

@@ -8,6 +8,7 @@
 //! replica has two changes in its log that it does not know the first of to be committed.
 
 use crate::core::{Core, Role};
+use crate::handout::ColdHandout;
 use crate::ids::{Index, LogPos, ReplicaId, Term};
 use crate::log::{Slice, configs_decode};
 use crate::message::{Body, SnapshotMeta};
@@ -81,9 +82,8 @@ impl Core {
     /// A cold read is done. An answer that is no longer waited for is ignored.
     pub fn fetched(&mut self, ticket: u64, runs: Result<Vec<Run>, Compacted>) {
         let runs = runs.ok().filter(|runs| self.is_of_this_log(runs));
-        if self.handout.ticket == Some(ticket) {
-            self.handout.ticket = None;
-            self.handout.fetched = runs.unwrap_or_default();
+        if self.handout.cold.ticket == Some(ticket) {
+            self.handout.cold = ColdHandout { ticket: None, fetched: runs.unwrap_or_default() }.into();
             return;
         }
         let Some(at) = self.peers.iter().position(|p| p.ticket == Some(ticket)) else {

@@ -68,9 +68,9 @@ impl SnapshotIo {
             group: shared.group,
             replica: shared.replica,
             index,
-            older: std::mem::take(&mut *shared.fallbacks.lock()),
+            older: shared.take_fallbacks(),
             store: self.store.clone(),
-            stop: Arc::clone(&shared.stop),
+            stop: shared.new_recovery(),
             on_done: Box::new(on_done),
         })));
     }
@@ -155,7 +155,7 @@ impl CatchUpJob {
 
 impl Job for CatchUpJob {
     fn step(&mut self, _budget: usize) -> JobState {
-        if self.shared.stop.load(Ordering::Relaxed) {
+        if self.shared.is_closed.load(Ordering::Relaxed) {
             return self.done();
         }
         match self.some() {
@@ -183,7 +183,7 @@ impl StepWorker {
         match how {
             Recovery::Lost => {
                 replica.core.lose_machine(now);
-                replica.older.clear();
+                replica.forget_older(Index::ZERO);
                 replica.shared.tell(|| ReplicaEvent::StateLost { index });
             }
             Recovery::Done { used } => {
@@ -192,7 +192,7 @@ impl StepWorker {
                 snapshots.remove_unneeded(replica);
                 if used < index {
                     // The one that is recorded has no files: another takes its place, whether or not there is anything new.
-                    replica.older.retain(|&older| older <= used);
+                    replica.forget_older(used);
                     replica.record_is_hollow = true;
                     replica.last_request = used;
                     let request = SnapshotRequest::periodic(&replica.shared);
