@@ -7,7 +7,8 @@
 //! `Pending` unresolved leaves no trace; waiters are woken outside of the lock.
 
 use crate::error::RequestError;
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
+use longboat_raft::plant;
 use std::any::Any;
 use std::fmt;
 use std::future::Future;
@@ -62,17 +63,21 @@ impl<T: Send + 'static> Completion<T> {
     /// Resolves the slots from `first` on with `results`, all under one lock. Slots that are resolved already keep their outcome.
     pub fn complete(&self, first: u32, results: impl ExactSizeIterator<Item = Result<T, RequestError>>) {
         let mut wakers: Vec<Waker> = Vec::new();
+        let before = plant::is("waiters-counted-too-early").then(|| self.inner.lock().blocked > 0);
         let blocked = {
             let mut inner = self.inner.lock();
             for (slot, result) in inner.range(first..first + results.len() as u32).iter_mut().zip(results) {
+                if plant::is("resolved-twice") && matches!(slot, Slot::Ready(_)) {
+                    *slot = Slot::Waiting(None);
+                }
                 if let Slot::Waiting(waker) = slot {
-                    if let Some(waker) = waker.take() {
+                    if let Some(waker) = waker.take().filter(|_| !plant::is("waker-forgotten")) {
                         wakers.push(waker);
                     }
                     *slot = Slot::Ready(result);
                 }
             }
-            inner.blocked > 0
+            before.unwrap_or(inner.blocked > 0)
         };
         if blocked {
             self.ready.notify_all();

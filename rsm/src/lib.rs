@@ -12,6 +12,7 @@ pub mod reads;
 pub mod retry;
 pub mod session;
 pub mod snapshot;
+mod sync;
 
 pub use codec::{Codec, CodecError, OutputCodec, Payload};
 pub use completion::{AnyCompletion, Completion, Pending, PendingBatch};

@@ -55,23 +55,25 @@ struct Tests {
 impl Tests {
     /// Runs them.
     fn run() -> Self {
-        let tables = ["longboat-raft", "longboat-rsm", "longboat-engine", "longboat"]
-            .map(|package| Self::of(package).unwrap_or_default());
+        let mut tables = ["longboat-raft", "longboat-rsm", "longboat-engine", "longboat"]
+            .map(|package| Self::of(package, "plants").unwrap_or_default())
+            .to_vec();
+        tables.extend(Self::of("longboat-rsm", "interleavings"));
         // A line for each bug: its name, how many of its guards notice, of how many.
         let whole = |line: &str| {
             let words: Vec<&str> = line.split_whitespace().collect();
             matches!(words[..], [_, n, "of", m, ..] if n == m && n != "0").then(|| words[0].to_owned())
         };
         let mut caught: BTreeSet<String> = tables.iter().flat_map(|table| table.lines()).filter_map(whole).collect();
-        if Self::of("longboat-logdb").is_some() {
+        if Self::of("longboat-logdb", "plants").is_some() {
             caught.extend(OF_THE_STORE.iter().map(|name| (*name).to_owned()));
         }
         Self { caught }
     }
 
     /// What a crate's tests of planted bugs print; nothing if they fail.
-    fn of(package: &str) -> Option<String> {
-        let arguments = ["test", "--quiet", "--release", "-p", package, "--features", "plant", "--test", "plants"];
+    fn of(package: &str, test: &str) -> Option<String> {
+        let arguments = ["test", "--quiet", "--release", "-p", package, "--features", "plant", "--test", test];
         let done = Command::new(env!("CARGO")).current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().ok()?;
         done.status.success().then(|| String::from_utf8_lossy(&done.stdout).into_owned())
     }
