@@ -73,10 +73,9 @@ pub fn hold_chunks(trio: &Trio, from: usize) -> Arc<Mutex<Vec<Frame>>> {
     held
 }
 
-/// Of each chunk says what a receiver without room says.
-fn without_room(frame: &Frame, chunk: Chunk) -> Frame {
-    let Chunk { group, epoch, from, to, term, stream_id, meta, .. } = chunk;
-    let outcome = if meta.is_some() { ChunkOutcome::Busy } else { ChunkOutcome::Refused };
+/// Says this of a chunk, in the name of its receiver.
+fn answered(frame: &Frame, chunk: &Chunk, outcome: ChunkOutcome) -> Frame {
+    let Chunk { group, epoch, from, to, term, stream_id, .. } = *chunk;
     let status = ChunkStatus { group, epoch, from: to, to: from, term, stream_id, offset: 0, outcome };
     let mut bytes = BytesMut::new();
     status.encode().iter().for_each(|part: &Bytes| bytes.extend_from_slice(part));
@@ -153,19 +152,23 @@ fn a_machine_that_is_not_ready_is_asked_again() {
 /// A receiver without room is asked by empty chunks, and sent the same bytes when it has some.
 fn a_receiver_without_room_is_asked_again() {
     let (mut trio, _) = led(1);
-    let asked = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&asked);
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let keeps = Arc::clone(&asked);
     trio.wires.filter(move |frame| match decoded(&frame) {
         Some(chunk) => {
             if chunk.meta.is_some() && chunk.data.is_empty() {
-                count.fetch_add(1, Ordering::Relaxed);
+                keeps.lock().push(frame.clone());
             }
-            Some(without_room(&frame, chunk))
+            Some(answered(&frame, &chunk, ChunkOutcome::Busy))
         }
         None => Some(frame),
     });
     trio.join(2);
-    trio.until("three questions", |_| asked.load(Ordering::Relaxed) == 3);
+    trio.until("three questions", |_| asked.lock().len() == 3);
+    // Of what was sent before it had said so, the receiver knows no stream.
+    let question = asked.lock()[0].clone();
+    trio.wires.inject(answered(&question, &decoded(&question).unwrap(), ChunkOutcome::Refused));
+    trio.pass(5);
     assert_eq!(trio.one(1).host.shared.transfers.list().len(), 1);
     trio.wires.open();
     trio.until_values(2, 0..300);
@@ -176,7 +179,7 @@ fn a_receiver_without_room_is_asked_again() {
 fn a_place_is_not_held_for_ever_by_who_waits_for_room() {
     let (mut trio, _) = led(1);
     trio.wires.filter(move |frame| match decoded(&frame) {
-        Some(chunk) => Some(without_room(&frame, chunk)),
+        Some(chunk) => Some(answered(&frame, &chunk, ChunkOutcome::Busy)),
         None => Some(frame),
     });
     trio.join(2);
