@@ -11,6 +11,8 @@ use crate::packed;
 use crate::session::{SessionAnswer, SessionTable, Verdict};
 use longboat_raft::run::Entries;
 use longboat_raft::{EntryKind, EntryRef, Index, PayloadCodec, Run, SessionCall, plant, sometimes};
+use std::any::Any;
+use std::cell::Cell;
 
 /// Commands that were committed together, each with its index, in order.
 #[derive(Debug)]
@@ -111,22 +113,68 @@ pub(super) trait Applies {
     ) -> Result<(), MachineError>;
 }
 
-/// Applies runs and keeps the table of sessions.
+/// The results of the run being applied.
 #[derive(Debug)]
-pub(super) struct Applier<O> {
-    /// Results of the run being applied; kept so that the steady path allocates nothing.
+struct Results<O> {
     outputs: Vec<O>,
     /// Results of a run with sessions, of which some are refusals. Empty otherwise.
     mixed: Vec<Result<O, RequestError>>,
     /// Answers to what a run asked of the table itself, by position.
     answers: Vec<(usize, Result<SessionAnswer, RequestError>)>,
+}
+
+thread_local! {
+    /// The room for results that the last run on this thread took, so that the steady path allocates nothing. It belongs to the
+    /// thread and not to a replica: one run is applied at a time, and thousands of replicas that had room of their own would keep
+    /// it, outside of every cache, for the next time that each of them has something to apply.
+    static ROOM: Cell<Option<Box<dyn Any>>> = const { Cell::new(None) };
+}
+
+impl<O: Send + 'static> Results<O> {
+    /// Empty ones, in the room that results of this type had last.
+    fn empty() -> Box<Self> {
+        let room = ROOM.take().and_then(|room| room.downcast().ok());
+        room.unwrap_or_else(|| Box::new(Self { outputs: Vec::new(), mixed: Vec::new(), answers: Vec::new() }))
+    }
+
+    fn complete(&mut self, completion: &dyn AnyCompletion, first: u32) {
+        if let Some(completion) = completion.as_any().downcast_ref::<Completion<O>>() {
+            if self.mixed.is_empty() {
+                completion.complete(first, self.outputs.drain(..).map(Ok));
+            } else {
+                self.mixed.extend(self.outputs.drain(..).map(Ok));
+                completion.complete(first, self.mixed.drain(..));
+            }
+        } else if let Some(completion) = completion.as_any().downcast_ref::<Completion<SessionAnswer>>() {
+            for (at, answer) in self.answers.drain(..) {
+                completion.complete(first + at as u32, std::iter::once(answer));
+            }
+        } else {
+            unreachable!("a group's completions are made by its own typed handle");
+        }
+    }
+
+    /// Leaves the room to the next run. What was not handed out goes: nobody is to find it.
+    fn done(mut self: Box<Self>) {
+        self.outputs.clear();
+        self.mixed.clear();
+        self.answers.clear();
+        ROOM.set(Some(self));
+    }
+}
+
+/// Applies runs and keeps the table of sessions.
+#[derive(Debug)]
+pub(super) struct Applier<O> {
+    /// Between [`Applier::apply`] and [`Applier::complete`].
+    results: Option<Box<Results<O>>>,
     codec: Option<OutputCodec<O>>,
     table: Option<Box<SessionTable>>,
 }
 
 impl<O: Send + 'static> Applier<O> {
     pub(super) fn new(codec: Option<OutputCodec<O>>) -> Self {
-        Self { outputs: Vec::new(), mixed: Vec::new(), answers: Vec::new(), codec, table: None }
+        Self { results: None, codec, table: None }
     }
 
     /// Gives the machine what is new of `run`: what comes after `through`. The results wait for [`Applier::complete`].
@@ -134,44 +182,58 @@ impl<O: Send + 'static> Applier<O> {
     where
         M: Applies<Output = O>,
     {
-        self.outputs.clear();
-        self.mixed.clear();
-        self.answers.clear();
+        let mut results = Results::empty();
+        let applied = self.apply_to(machine, run, through, &mut results);
+        self.results = Some(results);
+        applied
+    }
+
+    fn apply_to<M>(
+        &mut self,
+        machine: &mut M,
+        run: &Run,
+        through: Index,
+        results: &mut Results<O>,
+    ) -> Result<(), MachineError>
+    where
+        M: Applies<Output = O>,
+    {
         let mut entries = run.entries();
         if through >= run.first() {
             let skipped = (through.0.min(run.last().0) - run.first().0 + 1) as usize;
             entries.nth(skipped - 1);
-            self.mixed.extend((0..skipped).map(|_| Err(RequestError::OutcomeUnknown)));
+            results.mixed.extend((0..skipped).map(|_| Err(RequestError::OutcomeUnknown)));
         }
         loop {
             let commands = Commands::new(run, entries);
-            let (left, applied) = self.batch(machine, commands);
+            let (left, applied) = Self::batch(machine, commands, results);
             applied?;
             let Some((entry, rest)) = left else { return Ok(()) };
             entries = rest;
-            self.mixed.extend(self.outputs.drain(..).map(Ok));
-            let result = self.session_entry(machine, run, &entry)?;
-            self.mixed.push(result);
+            results.mixed.extend(results.outputs.drain(..).map(Ok));
+            let result = self.session_entry(machine, run, &entry, results)?;
+            results.mixed.push(result);
         }
     }
 
     /// Applies one batch; returns the entry of a session at which it ended, and the entries after that.
     fn batch<'a, M>(
-        &mut self,
         machine: &mut M,
         mut commands: Commands<'a, M::Command>,
+        results: &mut Results<O>,
     ) -> (Left<'a>, Result<(), MachineError>)
     where
         M: Applies<Output = O>,
     {
-        let before = self.outputs.len();
+        let outputs = &mut results.outputs;
+        let before = outputs.len();
         if commands.ahead.is_some()
-            && let Err(error) = machine.apply_batch(&mut commands, &mut self.outputs)
+            && let Err(error) = machine.apply_batch(&mut commands, outputs)
         {
             return (None, Err(error));
         }
         // A machine that takes fewer commands than there are, or counts them differently, would leave its replicas apart.
-        let results = self.outputs.len() - before;
+        let results = outputs.len() - before;
         if results != commands.given || commands.ahead.is_some() || commands.next().is_some() {
             let Commands { given, last, .. } = commands;
             return (None, Err(MachineError::Results { results, commands: given, last }));
@@ -188,13 +250,14 @@ impl<O: Send + 'static> Applier<O> {
         machine: &mut M,
         run: &Run,
         entry: &EntryRef<'_>,
+        results: &mut Results<O>,
     ) -> Result<Result<O, RequestError>, MachineError>
     where
         M: Applies<Output = O>,
     {
         let call = entry.session.expect("called for entries of sessions");
         let Some(codec) = self.codec else {
-            self.answers.push((self.mixed.len(), Err(RequestError::SessionsUnsupported)));
+            results.answers.push((results.mixed.len(), Err(RequestError::SessionsUnsupported)));
             return Ok(Err(RequestError::SessionsUnsupported));
         };
         let (session, series) = match call {
@@ -209,42 +272,29 @@ impl<O: Send + 'static> Applier<O> {
             }
             SessionCall::Register { sessions_max } => {
                 let id = SessionTable::register(&mut self.table, entry.index, sessions_max);
-                self.answers.push((self.mixed.len(), Ok(SessionAnswer::Registered(id))));
+                results.answers.push((results.mixed.len(), Ok(SessionAnswer::Registered(id))));
                 return Ok(Err(RequestError::OutcomeUnknown));
             }
             SessionCall::Close { session } => {
                 let existed = SessionTable::close(&mut self.table, session);
-                self.answers.push((self.mixed.len(), Ok(SessionAnswer::Closed { existed })));
+                results.answers.push((results.mixed.len(), Ok(SessionAnswer::Closed { existed })));
                 return Ok(Err(RequestError::OutcomeUnknown));
             }
         };
-        let (_, applied) = self.batch(machine, Commands::only(run, entry));
+        let (_, applied) = Self::batch(machine, Commands::only(run, entry), results);
         applied?;
-        let output = self.outputs.pop().expect("a batch of one command has one result, that was checked");
+        let output = results.outputs.pop().expect("a batch of one command has one result, that was checked");
         SessionTable::keep_result(&mut self.table, session, series, codec.encode(&output));
         Ok(Ok(output))
     }
 
     /// Hands out the results of the last run. Those of calls to the table itself go to a completion of their own type.
     pub(super) fn complete(&mut self, results: Option<(&dyn AnyCompletion, u32)>) {
-        let Some((results, first)) = results else {
-            self.outputs.clear();
-            return;
-        };
-        if let Some(completion) = results.as_any().downcast_ref::<Completion<O>>() {
-            if self.mixed.is_empty() {
-                completion.complete(first, self.outputs.drain(..).map(Ok));
-            } else {
-                self.mixed.extend(self.outputs.drain(..).map(Ok));
-                completion.complete(first, self.mixed.drain(..));
-            }
-        } else if let Some(completion) = results.as_any().downcast_ref::<Completion<SessionAnswer>>() {
-            for (at, answer) in self.answers.drain(..) {
-                completion.complete(first + at as u32, std::iter::once(answer));
-            }
-        } else {
-            unreachable!("a group's completions are made by its own typed handle");
+        let mut of_run = self.results.take().expect("a run was applied");
+        if let Some((completion, first)) = results {
+            of_run.complete(completion, first);
         }
+        of_run.done();
     }
 
     /// The table of sessions, encoded; empty when there is none.
