@@ -142,7 +142,7 @@ fn write(group: &[Group<Counter>; 3], count: u64) -> Result<Write<'_>, RequestEr
 ///
 /// # Errors
 /// When a write fails again and again.
-pub(crate) fn write_everywhere(cluster: &Cluster<Counter>, count: u64) -> Result<(), RequestError> {
+pub fn write_everywhere(cluster: &Cluster<Counter>, count: u64) -> Result<(), RequestError> {
     let writes: Result<Vec<_>, _> = cluster.groups.iter().map(|group| write(group, count)).collect();
     for write in writes? {
         write.wait()?;
