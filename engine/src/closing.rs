@@ -59,10 +59,11 @@ impl Replica {
 
     /// A forwarded run did not leave this host.
     pub(crate) fn forward_not_sent(&mut self, refused: &RefusedForward) {
-        if !plant::is("unsent-forward-waits") && !self.rare_refused(refused) {
-            if let Some(tracker) = self.tracker.get_mut() {
-                tracker.refused(refused.first_sequence, &RequestError::Dropped);
-            }
+        if plant::is("unsent-forward-waits") || self.rare_refused(refused) {
+            return;
+        }
+        if let Some(tracker) = self.tracker.get_mut() {
+            tracker.refused(refused.first_sequence, &RequestError::Dropped);
         }
     }
 }

@@ -617,8 +617,7 @@ impl Replica {
     /// none of them is in a cache: looked at for several replicas in a row before the first is visited, they are fetched side
     /// by side and not one after the other.
     pub fn warm(&self) -> u64 {
-        let core = self.core.warm() ^ self.told.map_or(0, |t| t.last.0) ^ self.queued_until.0 ^ self.origin.start;
-        core
+        self.core.warm() ^ self.told.map_or(0, |t| t.last.0) ^ self.queued_until.0 ^ self.origin.start
     }
 
     /// As [`Replica::warm`], for what is a pointer further.
