@@ -121,7 +121,8 @@ pub fn run<L: LogDb>(
     let (started, cpu, writer_cpu) = (Instant::now(), process::cpu_time(), process::thread_cpu_time());
     let (mut next, mut batches) = (Index(1), 0);
     while started.elapsed().as_secs_f64() < options.duration && options.batches.is_none_or(|max| batches < max) {
-        let batch = (1..=options.groups).map(|g| update(GroupId(g), next, options, &payload)).collect();
+        let mut batch = log.spare().unwrap_or_default();
+        batch.extend((1..=options.groups).map(|g| update(GroupId(g), next, options, &payload)));
         next = Index(next.0 + options.per_group);
         let submitted = Instant::now();
         commit(&mut log, batch)?;

@@ -439,7 +439,7 @@ impl QueryJob {
     /// Takes entries while there is room. Returns whether there is any left.
     fn take(&mut self, run: &Run) -> Result<bool, RequestError> {
         for entry in run.entries() {
-            let shared = || run.payload().slice(entry.payload_offset..entry.payload_offset + entry.payload.len());
+            let shared = || run.shared_payload(entry.payload_offset..entry.payload_offset + entry.payload.len());
             let unpacked = if run.is_stripped() { Ok(None) } else { packed::unpack(&entry) };
             let unreadable = |e| RequestError::LogUnreadable { group: self.shared.group, reason: format!("{e}") };
             let payload = unpacked.map_err(unreadable)?.unwrap_or_else(shared);

@@ -29,6 +29,9 @@ const IDLE_NANOS: u64 = 10_000_000;
 /// goal: a burst may pass it.
 const PRESSURE_PERCENT_MAX: u32 = 300;
 
+/// Emptied vectors of updates that are kept while a host is busy.
+const SPARES_MAX: usize = 4;
+
 /// What one round of one worker wants durable, and what may leave then.
 #[derive(Debug, Default)]
 pub struct SealedBatch {
@@ -47,22 +50,42 @@ pub struct SealedBatch {
 /// Where sealed batches are left for the log writer.
 #[derive(Debug)]
 pub struct WriterInbox {
-    batches: Mutex<Vec<SealedBatch>>,
+    left: Mutex<Left>,
     /// Wakes the log writer.
     pub notifier: Arc<Notifier>,
     stats: Mutex<LogStats>,
 }
 
+/// What goes from hand to hand.
+#[derive(Debug, Default)]
+struct Left {
+    batches: Vec<SealedBatch>,
+    /// Emptied vectors of updates, for who makes the next batches.
+    spares: Vec<Vec<Update>>,
+}
+
 impl WriterInbox {
     /// An empty inbox.
     pub fn new(notifier: Arc<Notifier>) -> Arc<Self> {
-        Arc::new(Self { batches: Mutex::new(Vec::new()), notifier, stats: Mutex::new(LogStats::default()) })
+        Arc::new(Self { left: Mutex::new(Left::default()), notifier, stats: Mutex::new(LogStats::default()) })
     }
 
     /// Leaves a batch. Batches are made durable in the order in which they are left.
     pub fn push(&self, batch: SealedBatch) {
-        self.batches.lock().push(batch);
+        self.left.lock().batches.push(batch);
         self.notifier.notify();
+    }
+
+    /// As [`WriterInbox::push`]. Returns an empty vector with room for as many updates as this batch has, about.
+    pub fn exchange(&self, batch: SealedBatch) -> Vec<Update> {
+        let updates = batch.updates.len();
+        let spare = {
+            let mut left = self.left.lock();
+            left.batches.push(batch);
+            left.spares.pop()
+        };
+        self.notifier.notify();
+        spare.unwrap_or_else(|| Vec::with_capacity(updates))
     }
 
     /// The store's figures, as of the log writer's last round.
@@ -130,7 +153,12 @@ impl<L: LogDb> LogWriter<L> {
     }
 
     fn submit(&mut self, now: Time) -> bool {
-        std::mem::swap(&mut *self.inbox.batches.lock(), &mut self.taken);
+        {
+            let mut left = self.inbox.left.lock();
+            std::mem::swap(&mut left.batches, &mut self.taken);
+            let room = SPARES_MAX.saturating_sub(left.spares.len());
+            left.spares.extend(std::iter::from_fn(|| self.log.spare()).take(room));
+        }
         let any = !self.taken.is_empty();
         for batch in self.taken.drain(..) {
             // A batch without updates waits for what was submitted before it.
@@ -216,6 +244,7 @@ impl<L: LogDb> LogWriter<L> {
         }
         if !self.stated && !in_flight && now.nanos_since(self.last_submit) >= IDLE_NANOS {
             self.log.idle()?;
+            self.inbox.left.lock().spares.clear();
             self.stated = true;
         }
         Ok(())
@@ -241,6 +270,7 @@ impl<L: LogDb> LogWriter<L> {
         self.give_back.look(now, silence, &self.host.shed, &*self.spawner);
         if self.host.shed.is_new(&mut self.shed_heard) {
             self.log.shed();
+            self.inbox.left.lock().spares = Vec::new();
             self.taken.shrink_to_fit();
             self.waiting.shrink_to_fit();
         }
@@ -269,7 +299,7 @@ impl<L: LogDb> LogWriter<L> {
 impl<L: LogDb> Worker for LogWriter<L> {
     fn run_round(&mut self, now: Time) -> Work {
         if self.failed {
-            self.inbox.batches.lock().clear();
+            self.inbox.left.lock().batches.clear();
             return Work::idle();
         }
         match self.round(now) {

@@ -529,6 +529,7 @@ impl StepWorker {
     fn shed(&mut self) {
         self.early.shed();
         self.open.held.shed();
+        self.open.updates.shrink_to_fit();
         self.active.shrink_to_fit();
         self.ready.shrink_to_fit();
         self.expired.shrink_to_fit();
@@ -551,15 +552,15 @@ impl StepWorker {
                 worker: Some(self.index),
                 seq,
                 bytes,
-                // The next round is likely as large as this one.
-                updates: replace_sized(&mut open.updates),
+                updates: std::mem::take(&mut open.updates),
                 held: open.held.take(),
             };
+            // The next round is likely as large as this one.
             let tokens = replace_sized(&mut open.tokens);
             let after = std::mem::take(&mut open.after);
             self.awaits_disk |= !after.is_empty();
             self.sealed.push_back(Sealed { seq, bytes, tokens, after });
-            self.writer.push(batch);
+            self.open.updates = self.writer.exchange(batch);
         }
     }
 

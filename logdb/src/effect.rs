@@ -219,6 +219,13 @@ impl Tally {
         if !self.last.takes(next.record.is_some(), next.cut_tail.is_some()) {
             return self.add(Effect::from(next), attic);
         }
+        if let ([run], [.., last], None) = (&next.runs[..], &mut self.last.spans[..], next.compact_to)
+            && run.term() == last.term
+        {
+            // What comes without end: an append in the same term.
+            (self.last.hard_state, last.last) = (next.hard_state, run.last());
+            return 0;
+        }
         let before = self.last.joinable_len();
         self.last.join(next.hard_state, next.runs.iter().map(span_of), next.compact_to);
         self.last.joinable_len() - before

@@ -100,9 +100,12 @@ pub(crate) fn encode(update: &Update, seed: u32, out: &mut Vec<u8>) {
     let (mut sum, mut from) = (0, at);
     for run in &update.runs {
         let end = out.len() + RUN_HEADER_BYTES;
-        out.extend_from_slice(run.head());
+        let [bytes, apart] = run.parts();
+        out.extend_from_slice(bytes);
         sum = crc(sum, &out[from..end]);
-        out.extend_from_slice(run.payload());
+        if !apart.is_empty() {
+            out.extend_from_slice(apart);
+        }
         from = out.len();
     }
     if update.runs.is_empty() {

@@ -19,41 +19,53 @@ use std::sync::Arc;
 /// Ends a chain of frames.
 const NO_FRAME: u32 = u32::MAX;
 
+/// The least that a frame with an entry takes of a segment, in bytes: its place in a record's directory, its own header, and
+/// its run's.
+const FRAME_BYTES_MIN: u64 = 120;
+
+/// The end of a span in the segment that is being written: it ends where the log does, which each record moves. So a record
+/// needs no look at the span, which lies apart from the group when there are several.
+const OPEN: Index = Index(u64::MAX);
+
 /// Entries of one group in one segment, all of them live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     /// The use number of the segment.
     pub(crate) segment: u64,
     pub(crate) lo: Index,
+    /// [`OPEN`] until the segment is sealed.
     pub(crate) hi: Index,
     /// The group's items in the footer's list of frames, once sealed.
     pub(crate) at: u32,
     pub(crate) count: u32,
 }
 
-/// What the index knows of a group.
+/// What the index knows of a group. What every record touches comes first, in the half of one line of a cache.
 #[derive(Clone, Debug, Default)]
+#[repr(C, align(32))]
 pub(crate) struct Group {
+    /// The largest commit index that a frame carried.
+    pub(crate) commit: Index,
+    pub(crate) last: Index,
+    /// The use number of the segment that `newest` and `open` are about.
+    touched: u64,
+    newest: u32,
+    /// The last span is of the segment that is being written.
+    open: bool,
+    pub(crate) removed: bool,
+    /// It is in the index's list of groups with rows that are not needed any more.
+    has_dead_rows: bool,
     pub(crate) id: GroupId,
     /// The entries through this one are gone.
     pub(crate) start: Index,
-    pub(crate) last: Index,
-    /// The largest commit index that a frame carried.
-    pub(crate) commit: Index,
     /// The entries after `start` through this one are in the key-value store.
     pub(crate) settled: Index,
-    pub(crate) removed: bool,
     /// The replica that is here, or was when the group was removed; zero when no bootstrap said so.
     pub(crate) replica: ReplicaId,
-    /// Counts the times that entries were taken back, so that a reader notices.
-    pub(crate) cuts: u32,
-    /// It is in the index's list of groups with rows that are not needed any more.
-    has_dead_rows: bool,
     /// Ascending, contiguous, from the first entry that is not settled to the last.
     pub(crate) spans: SmallVec<[Span; 1]>,
-    /// The use number of the segment that `newest` is about.
-    touched: u64,
-    newest: u32,
+    /// Counts the times that entries were taken back, so that a reader notices.
+    pub(crate) cuts: u32,
 }
 
 impl Group {
@@ -64,7 +76,7 @@ impl Group {
 
     /// Whether uncommitted entries lie in this segment.
     pub(crate) fn pins(&self, segment: u64) -> bool {
-        self.span(segment).is_some_and(|s| s.hi > self.commit)
+        self.span(segment).is_some_and(|s| s.hi.min(self.last) > self.commit)
     }
 
     /// The entries that are kept and lie in this segment. Spans ascend by segment as they do by entries.
@@ -79,10 +91,23 @@ impl Group {
 pub(crate) struct Change {
     commit: Index,
     cut_tail: Option<Index>,
-    appended: Option<(Index, Index)>,
+    /// The first entry, and how many.
+    appended: Option<(Index, u32)>,
     compact_to: Option<Index>,
     /// Few have one, and all are kept until their record is durable.
     rare: Option<Box<Rare>>,
+}
+
+/// What nearly every frame does, and where the frame is: half of a line of a cache from its encoding until it is durable.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Append {
+    pub(crate) slot: u32,
+    pub(crate) offset: u32,
+    pub(crate) length: u32,
+    /// The number of entries; a frame that has none moves the commit index only.
+    pub(crate) entries: u32,
+    pub(crate) first: Index,
+    pub(crate) commit: Index,
 }
 
 /// What a rare record does: everything is gone and the log starts after an index.
@@ -106,18 +131,15 @@ impl Rare {
 }
 
 impl Change {
-    /// The number of entries that it appends.
-    pub(crate) fn entries(&self) -> u64 {
-        self.appended.map_or(0, |(first, last)| last.0 + 1 - first.0)
+    /// Whether it does no more than an [`Append`].
+    pub(crate) fn is_plain(u: &Update) -> bool {
+        u.cut_tail.is_none() && u.compact_to.is_none() && u.record.is_none()
     }
 }
 
 impl From<&Update> for Change {
     fn from(u: &Update) -> Self {
-        let appended = match (u.runs.first(), u.runs.last()) {
-            (Some(first), Some(last)) => Some((first.first(), last.last())),
-            _ => None,
-        };
+        let appended = u.runs.first().map(|first| (first.first(), entries(u)));
         let (commit, cut_tail) = (u.hard_state.commit, u.cut_tail);
         let compact_to = u.compact_to.map(|p| p.index);
         Self { commit, cut_tail, appended, compact_to, rare: Rare::of(u.record.as_deref()) }
@@ -128,8 +150,15 @@ impl From<&Frame> for Change {
     fn from(f: &Frame) -> Self {
         let (commit, cut_tail) = (f.hard_state.commit, f.cut_tail);
         let compact_to = f.compact_to.map(|p| p.index);
-        Self { commit, cut_tail, appended: f.appended(), compact_to, rare: Rare::of(f.record.as_deref()) }
+        // The fold has found the runs contiguous, or the frame means nothing.
+        let appended = f.appended().map(|(first, last)| (first, (last.0 - first.0 + 1) as u32));
+        Self { commit, cut_tail, appended, compact_to, rare: Rare::of(f.record.as_deref()) }
     }
+}
+
+/// The number of entries that an update appends.
+pub(crate) fn entries(u: &Update) -> u32 {
+    u.runs.iter().map(|run| run.count() as u32).sum()
 }
 
 /// A frame of the segment that is being written, chained to the group's frame before it.
@@ -147,6 +176,8 @@ pub(crate) struct LogIndex {
     by_id: AHashMap<GroupId, u32>,
     /// Oldest first; the last one is being written.
     pub(crate) segments: VecDeque<Arc<Segment>>,
+    /// The number of its use.
+    writing: u64,
     frames: Vec<ActiveFrame>,
     /// The groups with a frame in the segment that is being written.
     touched: Vec<u32>,
@@ -222,8 +253,11 @@ impl LogIndex {
 
     /// Goes on in another segment.
     pub(crate) fn begin_segment(&mut self, segment: Arc<Segment>) {
-        self.segments.push_back(segment);
+        self.writing = segment.use_number;
+        self.segments.push_back(Arc::clone(&segment));
         self.frames.clear();
+        // Room for all that fit, so that what there is is never moved: pages that nobody writes to take no memory.
+        self.frames.reserve_exact((segment.file.capacity / FRAME_BYTES_MIN) as usize);
         self.touched.clear();
     }
 
@@ -232,44 +266,65 @@ impl LogIndex {
         (self.frames.len() + self.touched.len()) * FOOTER_ITEM_BYTES
     }
 
-    /// Carries out one frame at `at` of the segment that is being written.
+    /// The group with a frame in the segment that is being written.
+    fn touch(&mut self, slot: u32) -> &mut Group {
+        let g = &mut self.groups[slot as usize];
+        if g.touched != self.writing {
+            (g.touched, g.newest, g.open) = (self.writing, NO_FRAME, false);
+            self.touched.push(slot);
+        }
+        g
+    }
+
+    /// Carries out one frame of the segment that is being written that does nothing else.
+    ///
+    /// # Errors
+    /// See [`LogIndex::apply`].
+    pub(crate) fn append(&mut self, frame: Append) -> Result<(), String> {
+        let g = self.touch(frame.slot);
+        if g.removed {
+            // Only a bootstrap brings a group back, no snapshot that was on its way.
+            return Ok(());
+        }
+        g.commit = g.commit.max(frame.commit);
+        if frame.entries == 0 { Ok(()) } else { self.add(frame) }
+    }
+
+    fn add(&mut self, frame: Append) -> Result<(), String> {
+        let Append { slot, offset, length, entries, first, .. } = frame;
+        let g = &mut self.groups[slot as usize];
+        if first != g.last.next() {
+            return Err(format!("group {}: entries from {first} do not follow {}", g.id, g.last));
+        }
+        g.last = Index(g.last.0.saturating_add(u64::from(entries)));
+        if !std::mem::replace(&mut g.open, true) {
+            g.spans.push(Span { segment: self.writing, lo: first, hi: OPEN, at: 0, count: 0 });
+        }
+        let at = FrameAt { first, offset, length };
+        let previous = std::mem::replace(&mut g.newest, self.frames.len() as u32);
+        self.frames.push(ActiveFrame { at, slot, previous });
+        Ok(())
+    }
+
+    /// Carries out one frame of the segment that is being written.
     ///
     /// # Errors
     /// What the frame contradicts. A running store checks its updates before they are written, so it never sees one.
     pub(crate) fn apply(&mut self, slot: u32, effect: &Change, offset: u32, length: u32) -> Result<(), String> {
-        let segment = self.segments.back().expect("a segment is being written").use_number;
+        self.touch(slot);
         let g = &mut self.groups[slot as usize];
-        if g.touched != segment {
-            (g.touched, g.newest) = (segment, NO_FRAME);
-            self.touched.push(slot);
-        }
         if let Some(rare) = &effect.rare
             && !begin_anew(&mut self.dead_rows, slot, g, rare)
         {
             return Ok(());
         }
-        if g.removed {
-            // Only a bootstrap brings a group back, no snapshot that was on its way.
-            return Ok(());
-        }
-        g.commit = g.commit.max(effect.commit);
-        if let Some(from) = effect.cut_tail {
+        if let Some(from) = effect.cut_tail.filter(|_| !g.removed) {
             cut(g, from);
         }
-        if let Some((first, last)) = effect.appended {
-            if first != g.last.next() {
-                return Err(format!("group {}: entries from {first} do not follow {}", g.id, g.last));
-            }
-            g.last = last;
-            match g.spans.last_mut() {
-                Some(s) if s.segment == segment => s.hi = last,
-                _ => g.spans.push(Span { segment, lo: first, hi: last, at: 0, count: 0 }),
-            }
-            let at = FrameAt { first, offset, length };
-            let previous = std::mem::replace(&mut g.newest, self.frames.len() as u32);
-            self.frames.push(ActiveFrame { at, slot, previous });
-        }
-        if let Some(to) = effect.compact_to {
+        let (first, entries) = effect.appended.unwrap_or_default();
+        self.append(Append { slot, offset, length, entries, first, commit: effect.commit })?;
+        let g = &mut self.groups[slot as usize];
+        if let Some(to) = effect.compact_to.filter(|_| !g.removed) {
             if to > g.last {
                 return Err(format!("group {}: compaction to {to} beyond {}", g.id, g.last));
             }
@@ -283,8 +338,7 @@ impl LogIndex {
 
     /// The group's frames in the segment that is being written that an entry at or after `lo` can be in, ascending.
     fn active_frames(&self, group: &Group, lo: Index) -> Vec<FrameAt> {
-        let segment = self.segments.back().expect("a segment is being written").use_number;
-        let mut next = if group.touched == segment { group.newest } else { NO_FRAME };
+        let mut next = if group.touched == self.writing { group.newest } else { NO_FRAME };
         let mut frames: Vec<FrameAt> = Vec::new();
         while next != NO_FRAME {
             let frame = self.frames[next as usize];
@@ -319,12 +373,14 @@ impl LogIndex {
         }
         let mut placed = vec![FrameAt { first: Index::ZERO, offset: 0, length: 0 }; self.frames.len()];
         let first_of = |slot: u32| starts[slots.partition_point(|&s| self.groups[s as usize].id < self.id(slot))];
+        let mut overwritten = false;
         for frame in &self.frames {
             let mut to = next[frame.slot as usize];
             // It has overwritten all of the frames that start at or after its own first entry. Seldom: then the first place
             // of the group is looked for.
             if to > 0 && placed[to as usize - 1].first >= frame.at.first {
                 let start = first_of(frame.slot);
+                overwritten = true;
                 while to > start && placed[to as usize - 1].first >= frame.at.first {
                     to -= 1;
                 }
@@ -333,13 +389,19 @@ impl LogIndex {
             next[frame.slot as usize] = to + 1;
         }
         let mut body = FooterBody { groups: Vec::with_capacity(slots.len()), ..FooterBody::default() };
-        body.frames.reserve(placed.len());
+        let mut at = 0;
         for (&slot, start) in slots.iter().zip(starts) {
-            let (at, frames) = (body.frames.len() as u32, &placed[start as usize..next[slot as usize] as usize]);
-            body.frames.extend_from_slice(frames);
-            let (group, count) = (self.id(slot), frames.len() as u32);
+            let (from, to) = (start as usize, next[slot as usize] as usize);
+            if overwritten {
+                // What is listed moves up to where what is not would be.
+                placed.copy_within(from..to, at as usize);
+            }
+            let (group, count) = (self.id(slot), (to - from) as u32);
             body.groups.push((slot, FooterGroup { group, at, count }));
+            at += count;
         }
+        placed.truncate(at as usize);
+        body.frames = placed;
         body.tallies = tallies.encode(body.groups.iter().map(|(slot, _)| *slot));
         body
     }
@@ -350,11 +412,15 @@ impl LogIndex {
 
     /// From here on the footer answers for the segment that was being written.
     pub(crate) fn sealed(&mut self, body: &FooterBody) {
-        let segment = self.segments.back().expect("a segment is being written").use_number;
+        let segment = self.writing;
         for (slot, footer) in &body.groups {
-            let spans = &mut self.groups[*slot as usize].spans;
-            if let Some(s) = spans.last_mut().filter(|s| s.segment == segment) {
-                (s.at, s.count) = (footer.at, footer.count);
+            let g = &mut self.groups[*slot as usize];
+            if let Some(s) = g.spans.last_mut().filter(|s| s.segment == segment) {
+                (s.hi, s.at, s.count) = (g.last, footer.at, footer.count);
+                if s.lo > s.hi {
+                    // Compacted to its end.
+                    g.spans.pop();
+                }
             }
         }
     }
@@ -429,7 +495,7 @@ impl LogIndex {
                 if s.lo != next {
                     return Err(format!("group {}: entries from {next} to {} are missing", g.id, s.lo.prev()));
                 }
-                next = s.hi.next();
+                next = s.hi.min(g.last).next();
             }
             if next <= g.last {
                 return Err(format!("group {}: entries from {next} to {} are missing", g.id, g.last));
@@ -460,6 +526,7 @@ fn begin_anew(dead_rows: &mut Vec<u32>, slot: u32, g: &mut Group, rare: &Rare) -
         (g.commit, g.replica) = (Index::ZERO, replica);
     }
     g.spans.clear();
+    g.open = false;
     g.cuts = g.cuts.wrapping_add(1);
     if rows_died {
         note(dead_rows, slot, g);
@@ -474,12 +541,13 @@ fn cut(g: &mut Group, from: Index) {
     g.cuts = g.cuts.wrapping_add(1);
     g.last = g.last.min(from.prev()).max(g.start);
     g.settled = g.settled.min(g.last);
-    while let Some(s) = g.spans.last_mut().filter(|s| s.hi > g.last) {
-        if s.lo > g.last {
-            g.spans.pop();
-        } else {
-            s.hi = g.last;
-        }
+    while g.spans.last().is_some_and(|s| s.lo > g.last) {
+        g.spans.pop();
+        // The one that is open is the last one.
+        g.open = false;
+    }
+    if let Some(s) = g.spans.last_mut().filter(|s| s.hi != OPEN) {
+        s.hi = s.hi.min(g.last);
     }
 }
 
@@ -489,5 +557,88 @@ fn compact(g: &mut Group, to: Index) {
     g.spans.drain(..gone);
     if let Some(s) = g.spans.first_mut() {
         s.lo = s.lo.max(g.start.next());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::SegmentHeader;
+    use crate::segment::SegmentFile;
+    use longboat_io::sim::{SimDisk, SimDiskConfig};
+    use longboat_raft::{HostId, StoreId};
+    use std::path::Path;
+
+    /// An index whose segment with this number is being written.
+    fn begin(index: &mut LogIndex, use_number: u64) {
+        let disk = SimDisk::new(1, SimDiskConfig::default()).process();
+        disk.create_dir_all(Path::new("j")).expect("made");
+        let file = SegmentFile::create(&disk, Path::new("j"), use_number, 65536).expect("made");
+        let (store, host) = (StoreId(1), HostId(1));
+        let header = SegmentHeader { store, host, use_number, use_id: use_number, first_seq: 1 };
+        index.begin_segment(Arc::new(Segment::new(Arc::new(file), &header)));
+    }
+
+    fn seal(index: &mut LogIndex, tallies: &Tallies) {
+        let body = index.footer(tallies);
+        index.sealed(&body);
+    }
+
+    fn append(index: &mut LogIndex, tallies: &mut Tallies, first: u64, entries: u32) {
+        let (first, commit) = (Index(first), Index(first - 1));
+        tallies.add(0, crate::effect::Effect::default());
+        index.append(Append { slot: 0, offset: 4096, length: 64, entries, first, commit }).expect("it follows");
+    }
+
+    fn change(index: &mut LogIndex, change: Change) {
+        index.apply(0, &change, 4096, 64).expect("valid");
+    }
+
+    fn spans(index: &LogIndex) -> Vec<(u64, u64, u64)> {
+        index.groups[0].spans.iter().map(|s| (s.segment, s.lo.0, s.hi.0)).collect()
+    }
+
+    #[test]
+    fn a_span_of_the_segment_that_is_written_ends_where_the_log_does() {
+        let (mut index, mut tallies) = (LogIndex::default(), Tallies::default());
+        index.slot_or_insert(GroupId(7));
+        begin(&mut index, 1);
+        append(&mut index, &mut tallies, 1, 10);
+        append(&mut index, &mut tallies, 11, 5);
+        let g = &index.groups[0];
+        assert!(g.pins(1), "entries after {} are not committed", g.commit);
+        change(&mut index, Change { commit: Index(15), ..Change::default() });
+        assert!(!index.groups[0].pins(1));
+        seal(&mut index, &tallies);
+        assert_eq!(spans(&index), [(1, 1, 15)]);
+        begin(&mut index, 2);
+        append(&mut index, &mut tallies, 16, 5);
+        // Into the segment before: what was open is gone, and what comes next begins another.
+        change(&mut index, Change { cut_tail: Some(Index(14)), ..Change::default() });
+        assert_eq!(spans(&index), [(1, 1, 13)]);
+        append(&mut index, &mut tallies, 14, 7);
+        change(&mut index, Change { cut_tail: Some(Index(18)), ..Change::default() });
+        index.check().expect("every entry has a place");
+        seal(&mut index, &tallies);
+        assert_eq!(spans(&index), [(1, 1, 13), (2, 14, 17)]);
+    }
+
+    #[test]
+    fn a_span_that_was_compacted_to_its_end_goes_when_its_segment_is_sealed() {
+        let (mut index, mut tallies) = (LogIndex::default(), Tallies::default());
+        index.slot_or_insert(GroupId(7));
+        begin(&mut index, 1);
+        append(&mut index, &mut tallies, 1, 10);
+        change(&mut index, Change { commit: Index(10), compact_to: Some(Index(10)), ..Change::default() });
+        index.check().expect("nothing is kept");
+        assert!(!index.groups[0].pins(1));
+        let mut other = index.groups[0].clone();
+        append(&mut index, &mut tallies, 11, 2);
+        index.check().expect("every entry has a place");
+        seal(&mut index, &tallies);
+        assert_eq!(spans(&index), [(1, 11, 12)]);
+        std::mem::swap(&mut index.groups[0], &mut other);
+        seal(&mut index, &tallies);
+        assert_eq!(spans(&index), []);
     }
 }

@@ -237,6 +237,12 @@ pub trait LogDb: Send + 'static {
     /// group mean nothing until one that bootstraps it anew.
     fn submit(&mut self, batch: Vec<Update>) -> Seq;
 
+    /// A batch of before, emptied, to be filled again. What thousands of groups make durable in one batch is large enough that
+    /// giving it back to the allocator costs as much as filling it.
+    fn spare(&mut self) -> Option<Vec<Update>> {
+        None
+    }
+
     /// Drives what was submitted. A real store blocks here, for at most one write and one sync.
     /// While `in_flight` is reported on a real disk there is more to write: poll again.
     ///

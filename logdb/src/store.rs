@@ -77,6 +77,10 @@ impl LogDb for SharedLog {
         self.writer.submit(batch)
     }
 
+    fn spare(&mut self) -> Option<Vec<Update>> {
+        self.writer.spares.pop()
+    }
+
     fn poll(&mut self) -> Result<Progress, LogError> {
         self.check()?;
         let driven = self.writer.drive();

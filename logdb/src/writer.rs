@@ -13,12 +13,12 @@ use crate::format::{
 };
 use crate::frame;
 use crate::identity::Ids;
-use crate::index::{Change, FooterBody, Group, LogIndex};
+use crate::index::{self, Append, Change, FooterBody, Group, LogIndex};
 use crate::segment::{Sealed, Segment, SegmentFile};
 use crate::shared::Shared;
 use crate::{Record, Seq, Update};
 use longboat_io::DiskFile;
-use longboat_raft::{GroupId, Index, ReplicaId, sometimes};
+use longboat_raft::{GroupId, Index, ReplicaId, Run, sometimes};
 use parking_lot::RwLockUpgradableReadGuard;
 use std::collections::VecDeque;
 use std::io;
@@ -28,6 +28,11 @@ use std::sync::atomic::Ordering;
 /// Bytes of a record beyond which no more batches are gathered into it: past this a larger write is not cheaper per
 /// byte, and those that wait for it wait longer.
 const RECORD_BYTES_MAX: usize = 4 << 20;
+
+/// Emptied batches that are kept for those who fill them, and the updates that one of them may have room for: a quarter of a
+/// megabyte each.
+const SPARES_MAX: usize = 4;
+const SPARE_UPDATES_MAX: usize = 1500;
 
 /// The write that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +79,10 @@ struct Gathered {
     batches: Vec<Vec<Update>>,
     /// The slot of every update, in order.
     slots: Vec<u32>,
-    /// Every update once it is encoded: what is to be told when it is durable.
-    frames: Vec<Written>,
+    /// Every update once it is encoded: what the index is to be told when it is durable.
+    frames: Vec<Append>,
+    /// What the frames at these places do besides, ascending.
+    changes: Vec<(u32, Change)>,
     /// Bytes of all frames.
     bytes: usize,
     /// Bytes that the frames add to the segment's footer at most.
@@ -84,15 +91,6 @@ struct Gathered {
     through: Seq,
     /// It holds nothing and only states what is durable.
     seal: bool,
-}
-
-/// An update on its way. The update itself goes as soon as its record is encoded.
-#[derive(Debug)]
-struct Written {
-    slot: u32,
-    offset: u32,
-    length: u32,
-    change: Change,
 }
 
 /// What the writer knows of the group with a slot.
@@ -180,6 +178,8 @@ pub(crate) struct Writer {
     /// What was written to the segment comes to, with the record under way.
     tallies: Tallies,
     buffer: WriteBuffer,
+    /// Emptied batches.
+    pub(crate) spares: Vec<Vec<Update>>,
     /// A seal is wanted: nothing was submitted for a while.
     seal_wanted: bool,
     /// The last record is a seal.
@@ -208,6 +208,7 @@ impl Writer {
             seats,
             tallies,
             buffer: WriteBuffer::default(),
+            spares: Vec::new(),
             seal_wanted: false,
             sealed: last_seq == 0,
             written: Figures::default(),
@@ -223,6 +224,8 @@ impl Writer {
     /// States what is durable, unless the last record does already.
     pub(crate) fn want_seal(&mut self) {
         self.seal_wanted = !self.sealed && self.queue.is_empty() && self.gathered.batches.is_empty();
+        // A host that rests needs no memory for it.
+        self.spares.clear();
     }
 
     /// Lets go of buffers that were needed for large records, if no record is under way.
@@ -235,6 +238,7 @@ impl Writer {
         let g = &mut self.gathered;
         assert!(g.frames.is_empty() && g.slots.is_empty() && g.batches.is_empty(), "nothing is under way");
         (g.frames, g.slots, g.batches) = (Vec::new(), Vec::new(), Vec::new());
+        (g.changes, self.spares) = (Vec::new(), Vec::new());
     }
 
     pub(crate) fn in_flight(&self) -> bool {
@@ -362,21 +366,41 @@ impl Writer {
         let out = self.buffer.start(length_padded as usize);
         let start = out.len();
         out.resize(start + RECORD_HEADER_BYTES + directory_bytes, 0);
-        let updates = self.gathered.batches.iter().flatten();
         let mut at = start + RECORD_HEADER_BYTES;
-        for (update, slot) in updates.zip(self.gathered.slots.drain(..)) {
-            let from = out.len();
-            frame::encode(update, seed, out);
-            let item =
-                DirectoryItem { group: update.group, offset: (from - start) as u32, length: (out.len() - from) as u32 };
-            out[at..at + DIRECTORY_ITEM_BYTES].copy_from_slice(&item.encode());
-            at += DIRECTORY_ITEM_BYTES;
-            let offset = self.active.position as u32 + item.offset;
-            self.tallies.add_update(slot, update);
-            self.gathered.frames.push(Written { slot, offset, length: item.length, change: Change::from(update) });
+        let Gathered { batches, slots, frames, changes, .. } = &mut self.gathered;
+        let mut slots = slots.drain(..);
+        for batch in batches {
+            for update in batch.iter_mut() {
+                let slot = slots.next().expect("each update that was gathered has a slot");
+                let from = out.len();
+                frame::encode(update, seed, out);
+                let (offset, length) = ((from - start) as u32, (out.len() - from) as u32);
+                let item = DirectoryItem { group: update.group, offset, length };
+                out[at..at + DIRECTORY_ITEM_BYTES].copy_from_slice(&item.encode());
+                at += DIRECTORY_ITEM_BYTES;
+                self.tallies.add_update(slot, update);
+                if !Change::is_plain(update) {
+                    changes.push((frames.len() as u32, Change::from(&*update)));
+                }
+                frames.push(Append {
+                    slot,
+                    offset: self.active.position as u32 + offset,
+                    length,
+                    entries: index::entries(update),
+                    first: update.runs.first().map_or(Index::ZERO, Run::first),
+                    commit: update.hard_state.commit,
+                });
+                // It need not outlive the sync, and nobody waits for what frees it after that; nor is it so near again.
+                update.runs.clear();
+            }
         }
-        // They need not outlive the sync, and nobody waits for what frees them after it.
-        self.gathered.batches.clear();
+        drop(slots);
+        for mut batch in self.gathered.batches.drain(..) {
+            if self.spares.len() < SPARES_MAX && batch.capacity() <= SPARE_UPDATES_MAX {
+                batch.clear();
+                self.spares.push(batch);
+            }
+        }
         let directory = &out[start + RECORD_HEADER_BYTES..][..directory_bytes];
         let header = RecordHeader {
             seq: self.last_seq + 1,
@@ -395,12 +419,16 @@ impl Writer {
 
     fn record_durable(&mut self) {
         let mut index = self.shared.index.write();
-        for written in self.gathered.frames.drain(..) {
-            index
-                .apply(written.slot, &written.change, written.offset, written.length)
-                .expect("updates were checked before they were written");
-            self.written.entries += written.change.entries();
+        let mut changes = self.gathered.changes.drain(..).peekable();
+        for (n, frame) in self.gathered.frames.drain(..).enumerate() {
+            let done = match changes.next_if(|(at, _)| *at == n as u32) {
+                Some((_, change)) => index.apply(frame.slot, &change, frame.offset, frame.length),
+                None => index.append(frame),
+            };
+            done.expect("updates were checked before they were written");
+            self.written.entries += u64::from(frame.entries);
         }
+        drop(changes);
         drop(index);
         let bytes = self.buffer.bytes().len() as u64;
         self.shared.note_record(bytes);

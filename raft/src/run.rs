@@ -33,13 +33,18 @@
 //! Invariant: a `Run` that exists has a consistent head: the descriptors' lengths add up to the payload's length, and the
 //! side array has one valid record for each descriptor that is flagged.
 
+mod builder;
+
 use crate::crc::crc32c;
 use crate::ids::{Index, LogPos, ReplicaId, Term};
 use crate::payload::PayloadCodec;
 use crate::session::{self, FLAG_SESSION, SESSION_BYTES, SessionCall};
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use builder::finish;
+use bytes::{BufMut, Bytes, BytesMut};
 use std::fmt;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
+
+pub use builder::RunBuilder;
 
 /// The version byte of a run's head.
 pub const RUN_VERSION: u8 = 2;
@@ -53,14 +58,6 @@ const STRIPPED: u8 = 1;
 pub const RUN_ENTRIES_MAX: usize = 64 * 1024;
 /// The most payload bytes that one run may hold, in bytes: a batch is at most 4 MiB, one large entry may fill more.
 pub const RUN_PAYLOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
-
-/// Entries that a chunk has room for from its first one on.
-const FIRST_ENTRIES: usize = 8;
-/// Payload bytes that a chunk has room for from its first entry on.
-const FIRST_PAYLOAD_BYTES: usize = 128;
-/// Payload bytes up to which a sealed run has its head and payload in one allocation: to copy so few again is cheaper
-/// than to keep one more allocation, and the room that a chunk did not use, for as long as the run lives.
-const TOGETHER_BYTES_MAX: usize = 1024;
 
 /// What an entry means to the replicas that apply it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -145,14 +142,17 @@ pub struct EntryRef<'a> {
 }
 
 /// A contiguous span of log entries of one term, encoded. Cheap to clone.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Run {
     term: Term,
     first: Index,
     count: u32,
+    head_len: u32,
     has_config: bool,
-    head: Bytes,
-    payload: Bytes,
+    /// The head, and behind it the payload area if that is not apart: one count of owners for both.
+    bytes: Bytes,
+    /// The payload area if that has memory of its own; else nothing.
+    apart: Bytes,
 }
 
 impl Run {
@@ -183,7 +183,7 @@ impl Run {
 
     /// Whether one of the entries belongs to a session. Known without looking at them.
     pub fn has_sessions(&self) -> bool {
-        self.head.len() > self.sessions_at()
+        self.head_len as usize > self.sessions_at()
     }
 
     /// Where the session side array starts in the head.
@@ -194,7 +194,7 @@ impl Run {
     /// The record with this number in the side array.
     fn session_record(&self, number: usize) -> &[u8] {
         let at = self.sessions_at() + number * SESSION_BYTES;
-        &self.head[at..at + SESSION_BYTES]
+        &self.bytes[at..at + SESSION_BYTES]
     }
 
     /// How many of the entries before the one at `before` belong to a session.
@@ -204,7 +204,7 @@ impl Run {
 
     /// Whether this is a witness's form of the run, without payloads but those of membership changes.
     pub fn is_stripped(&self) -> bool {
-        self.head[1] & STRIPPED != 0
+        self.bytes[1] & STRIPPED != 0
     }
 
     /// The run as a witness gets it.
@@ -216,36 +216,56 @@ impl Run {
         for entry in self.entries().filter(|e| self.has_config && e.kind == EntryKind::Config) {
             payload.put_slice(entry.payload);
         }
-        let mut head = BytesMut::from(&self.head[..self.sessions_at()]);
+        let mut head = BytesMut::from(&self.head()[..self.sessions_at()]);
         head[1] |= STRIPPED;
         let first = LogPos::new(self.term, self.first);
-        finish(head, &self.head[self.sessions_at()..], first, self.origin(), payload.freeze())
+        finish(head, &self.head()[self.sessions_at()..], first, self.origin(), payload.freeze())
     }
 
     /// Who proposed these entries.
     pub fn origin(&self) -> Origin {
-        Origin { replica: ReplicaId(le64(&self.head, 24)), start: le64(&self.head, 32) }
+        Origin { replica: ReplicaId(le64(&self.bytes, 24)), start: le64(&self.bytes, 32) }
     }
 
     /// Header, descriptors and session side array.
-    pub fn head(&self) -> &Bytes {
-        &self.head
+    pub fn head(&self) -> &[u8] {
+        &self.bytes[..self.head_len as usize]
     }
 
     /// The payload area.
-    pub fn payload(&self) -> &Bytes {
-        &self.payload
+    pub fn payload(&self) -> &[u8] {
+        if self.apart.is_empty() { &self.bytes[self.head_len as usize..] } else { &self.apart }
+    }
+
+    /// The memory that has the payload area, and where it begins there.
+    pub fn payload_memory(&self) -> (&Bytes, usize) {
+        if self.apart.is_empty() { (&self.bytes, self.head_len as usize) } else { (&self.apart, 0) }
+    }
+
+    /// A part of the payload area, sharing its memory.
+    ///
+    /// Panics if it reaches outside of that: a caller's mistake.
+    pub fn shared_payload(&self, range: Range<usize>) -> Bytes {
+        let (memory, at) = self.payload_memory();
+        memory.slice(at + range.start..at + range.end)
+    }
+
+    /// The run as it is encoded, in one or two parts: the second is empty, or the payload area that has memory of its own.
+    pub fn parts(&self) -> [&Bytes; 2] {
+        [&self.bytes, &self.apart]
     }
 
     /// Bytes of this run on the wire and in the journal.
     pub fn encoded_len(&self) -> usize {
-        self.head.len() + self.payload.len()
+        self.bytes.len() + self.apart.len()
     }
 
     /// Appends the encoded run to `out`.
     pub fn encode(&self, out: &mut impl BufMut) {
-        out.put_slice(&self.head);
-        out.put_slice(&self.payload);
+        out.put_slice(&self.bytes);
+        if !self.apart.is_empty() {
+            out.put_slice(&self.apart);
+        }
     }
 
     /// Takes one run off the front of `input`, sharing its memory, after checking both checksums.
@@ -255,17 +275,10 @@ impl Run {
         if input.len() < needed {
             return Err(RunError::Truncated { needed, available: input.len() });
         }
-        let mut run = Self {
-            term: Term(le64(input, 8)),
-            first: Index(le64(input, 16)),
-            count: le32(input, 4),
-            has_config: false,
-            head: input.slice(..head_len),
-            payload: input.slice(head_len..needed),
-        };
-        run.has_config = check(&run.head, &run.payload)?;
-        input.advance(needed);
-        Ok(run)
+        let has_config = check(&input[..head_len], &input[head_len..needed])?;
+        let (term, first, count) = (Term(le64(input, 8)), Index(le64(input, 16)), le32(input, 4));
+        let bytes = if needed == input.len() { std::mem::take(input) } else { input.split_to(needed) };
+        Ok(Self { term, first, count, head_len: head_len as u32, has_config, bytes, apart: Bytes::new() })
     }
 
     /// The lengths in bytes of head and payload area of the run at the front of `input`, bounds checked, nothing allocated.
@@ -304,7 +317,7 @@ impl Run {
 
     fn descriptor(&self, i: usize) -> &[u8] {
         let at = RUN_HEADER_BYTES + i * DESCRIPTOR_BYTES;
-        &self.head[at..at + DESCRIPTOR_BYTES]
+        &self.bytes[at..at + DESCRIPTOR_BYTES]
     }
 
     /// Bytes that the entry has in the payload area.
@@ -315,7 +328,7 @@ impl Run {
 
     /// The entries in order.
     pub fn entries(&self) -> Entries<'_> {
-        Entries { run: self, next: 0, offset: 0, session: 0 }
+        Entries { run: self, payload: self.payload(), next: 0, offset: 0, session: 0 }
     }
 
     /// The part of this run whose indexes lie in `range`, sharing the payload's memory.
@@ -328,42 +341,52 @@ impl Run {
             return self.clone();
         }
         let (skip, take) = ((lo.0 - self.first.0) as usize, (hi.0 - lo.0 + 1) as usize);
-        let lens = |r: std::ops::Range<usize>| r.map(|i| self.payload_len(i)).sum::<usize>();
+        let lens = |r: Range<usize>| r.map(|i| self.payload_len(i)).sum::<usize>();
         let (from, len) = (lens(0..skip), lens(skip..skip + take));
-        let payload = self.payload.slice(from..from + len);
+        let payload = self.shared_payload(from..from + len);
         let at = RUN_HEADER_BYTES + skip * DESCRIPTOR_BYTES;
         let mut head = BytesMut::with_capacity(RUN_HEADER_BYTES + take * DESCRIPTOR_BYTES);
-        head.put_slice(&self.head[..RUN_HEADER_BYTES]);
-        head.put_slice(&self.head[at..at + take * DESCRIPTOR_BYTES]);
+        head.put_slice(&self.bytes[..RUN_HEADER_BYTES]);
+        head.put_slice(&self.bytes[at..at + take * DESCRIPTOR_BYTES]);
         let (first, end) = (self.sessions_before(skip), self.sessions_before(skip + take));
         let at = self.sessions_at();
-        let sessions = &self.head[at + first * SESSION_BYTES..at + end * SESSION_BYTES];
+        let sessions = &self.bytes[at + first * SESSION_BYTES..at + end * SESSION_BYTES];
         finish(head, sessions, LogPos::new(self.term, lo), self.origin(), payload)
     }
 
     /// The same entries at another place of the log: how a leader adopts a run that was forwarded to it.
     pub fn rebase(&self, term: Term, first: Index) -> Self {
-        let mut head = BytesMut::from(&self.head[..]);
+        let mut head = BytesMut::from(self.head());
         head[8..16].copy_from_slice(&term.0.to_le_bytes());
         head[16..24].copy_from_slice(&first.0.to_le_bytes());
         let crc = head_crc(&head);
         head[52..56].copy_from_slice(&crc.to_le_bytes());
-        Self { term, first, head: head.freeze(), payload: self.payload.clone(), ..*self }
+        let apart = self.shared_payload(0..self.payload().len());
+        Self { term, first, bytes: head.freeze(), apart, ..*self }
     }
 }
+
+/// The head has term, first index and the number of entries in it.
+impl PartialEq for Run {
+    fn eq(&self, other: &Self) -> bool {
+        (self.head(), self.payload()) == (other.head(), other.payload())
+    }
+}
+
+impl Eq for Run {}
 
 /// The head's checksum stands for all bytes of the head, and the payload's checksum is among them.
 impl std::hash::Hash for Run {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         state.write_u64(self.term.0);
         state.write_u64(self.first.0);
-        state.write_u64(le64(&self.head, 48));
+        state.write_u64(le64(&self.bytes, 48));
     }
 }
 
 impl fmt::Debug for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "run {}/{}..={} ({} B)", self.term, self.first, self.last(), self.payload.len())
+        write!(f, "run {}/{}..={} ({} B)", self.term, self.first, self.last(), self.payload().len())
     }
 }
 
@@ -371,6 +394,7 @@ impl fmt::Debug for Run {
 #[derive(Clone, Debug)]
 pub struct Entries<'a> {
     run: &'a Run,
+    payload: &'a [u8],
     next: usize,
     offset: usize,
     /// The next record of the session side array.
@@ -397,7 +421,7 @@ impl<'a> Iterator for Entries<'a> {
             kind: EntryKind::from_u8(d[0]).expect("a run's kinds were checked when it was made"),
             sequence: le64(d, 8),
             codec: PayloadCodec::from_u8(d[2]).expect("a run's codecs were checked when it was made"),
-            payload: &self.run.payload[self.offset..self.offset + len],
+            payload: &self.payload[self.offset..self.offset + len],
             payload_offset: self.offset,
             session: call,
         };
@@ -413,218 +437,6 @@ impl<'a> Iterator for Entries<'a> {
 }
 
 impl ExactSizeIterator for Entries<'_> {}
-
-/// Cuts a payload area back to `from` when dropped: also when the code that writes to it panics.
-struct Undo<'a> {
-    payload: &'a mut BytesMut,
-    from: usize,
-}
-
-impl Drop for Undo<'_> {
-    fn drop(&mut self) {
-        self.payload.truncate(self.from);
-    }
-}
-
-/// An open chunk: entries gathered before they have a place in the log. Sealing turns it into a [`Run`].
-#[derive(Debug, Default)]
-pub struct RunBuilder {
-    head: BytesMut,
-    payload: BytesMut,
-    sessions: Vec<u8>,
-    count: u32,
-}
-
-impl RunBuilder {
-    /// An empty chunk. Allocates nothing until the first entry.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// The number of entries so far.
-    pub fn count(&self) -> usize {
-        self.count as usize
-    }
-
-    /// Whether there is no entry yet.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// Bytes that the run would take.
-    pub fn encoded_len(&self) -> usize {
-        self.head.len() + self.sessions.len() + self.payload.len()
-    }
-
-    /// Tells that so many more entries like the last one follow. Makes room for all of them at once, as far as the chunk stays
-    /// within `encoded_bytes_max`: a chunk that grows by doubling copies its payloads once more, and takes twice the memory.
-    pub fn expect_more(&mut self, entries: usize, encoded_bytes_max: usize) {
-        if self.count == 0 {
-            return;
-        }
-        let len = le32(&self.head, self.head.len() - DESCRIPTOR_BYTES + 4) as usize;
-        let left = encoded_bytes_max.saturating_sub(self.encoded_len());
-        if self.payload.capacity() - self.payload.len() >= len || left == 0 {
-            return;
-        }
-        // The last one may reach beyond the bound.
-        let entries = entries.min(left / (len + DESCRIPTOR_BYTES) + 1);
-        self.payload.reserve(entries * len);
-        self.head.reserve(entries * DESCRIPTOR_BYTES);
-    }
-
-    /// Adds an entry whose payload `write` appends to the buffer that it is given. Returns the payload's length.
-    ///
-    /// When the payload is longer than `bytes_max`, or `write` panics, the chunk is as it was before.
-    ///
-    /// # Errors
-    /// The length of a payload that is too long.
-    ///
-    /// Panics when the chunk is full: callers bound chunks far below [`RUN_ENTRIES_MAX`] and [`RUN_PAYLOAD_BYTES_MAX`].
-    pub fn push_with(
-        &mut self,
-        kind: EntryKind,
-        sequence: u64,
-        bytes_max: usize,
-        write: impl FnOnce(&mut BytesMut),
-    ) -> Result<usize, usize> {
-        self.push_entry(kind, (None, PayloadCodec::Plain), sequence, bytes_max, write)
-    }
-
-    /// Adds a command, of a session or not, whose payload is written like this already.
-    pub fn push_coded(&mut self, call: Option<SessionCall>, codec: PayloadCodec, sequence: u64, payload: &[u8]) {
-        let write = |out: &mut BytesMut| out.put_slice(payload);
-        let pushed = self.push_entry(EntryKind::Command, (call, codec), sequence, RUN_PAYLOAD_BYTES_MAX, write);
-        assert!(pushed.is_ok(), "payload of {} bytes", payload.len());
-    }
-
-    /// Adds a command that belongs to a session. See [`RunBuilder::push_with`].
-    ///
-    /// # Errors
-    /// The length of a payload that is too long.
-    pub fn push_session_with(
-        &mut self,
-        call: SessionCall,
-        sequence: u64,
-        bytes_max: usize,
-        write: impl FnOnce(&mut BytesMut),
-    ) -> Result<usize, usize> {
-        self.push_entry(EntryKind::Command, (Some(call), PayloadCodec::Plain), sequence, bytes_max, write)
-    }
-
-    fn push_entry(
-        &mut self,
-        kind: EntryKind,
-        (call, codec): (Option<SessionCall>, PayloadCodec),
-        sequence: u64,
-        bytes_max: usize,
-        write: impl FnOnce(&mut BytesMut),
-    ) -> Result<usize, usize> {
-        assert!((self.count as usize) < RUN_ENTRIES_MAX, "chunk of {} entries", self.count);
-        if self.count == 0 {
-            // A few small entries are the usual case: one allocation each for their heads and payloads.
-            self.payload.reserve(FIRST_PAYLOAD_BYTES);
-            self.head.reserve(RUN_HEADER_BYTES + FIRST_ENTRIES * DESCRIPTOR_BYTES);
-        }
-        let mut undo = Undo { from: self.payload.len(), payload: &mut self.payload };
-        write(undo.payload);
-        let len = undo.payload.len() - undo.from;
-        if len > bytes_max {
-            return Err(len);
-        }
-        undo.from = undo.payload.len();
-        drop(undo);
-        assert!(self.payload.len() <= RUN_PAYLOAD_BYTES_MAX, "chunk of {} payload bytes", self.payload.len());
-        if self.head.is_empty() {
-            self.head.put_bytes(0, RUN_HEADER_BYTES);
-        }
-        let mut d = [0u8; DESCRIPTOR_BYTES];
-        d[0] = kind as u8;
-        if let Some(call) = call {
-            d[1] = call.flags();
-            self.sessions.put_slice(&call.encode());
-        }
-        d[2] = codec as u8;
-        d[4..8].copy_from_slice(&(len as u32).to_le_bytes());
-        d[8..16].copy_from_slice(&sequence.to_le_bytes());
-        self.head.put_slice(&d);
-        self.count += 1;
-        Ok(len)
-    }
-
-    /// Adds an entry with a copy of `payload`.
-    pub fn push(&mut self, kind: EntryKind, sequence: u64, payload: &[u8]) {
-        if self.count == 0 {
-            self.payload.reserve(payload.len().max(FIRST_PAYLOAD_BYTES));
-        }
-        let pushed = self.push_with(kind, sequence, RUN_PAYLOAD_BYTES_MAX, |out| out.put_slice(payload));
-        assert!(pushed.is_ok(), "payload of {} bytes", payload.len());
-    }
-
-    /// Cuts the chunk back to its first `count` entries, whose payloads have `payload_bytes` in all.
-    pub fn truncate(&mut self, count: usize, payload_bytes: usize) {
-        assert!(count <= self.count() && payload_bytes <= self.payload.len(), "truncating to more than there is");
-        if count < self.count() {
-            self.head.truncate(RUN_HEADER_BYTES + count * DESCRIPTOR_BYTES);
-            if !self.sessions.is_empty() {
-                let kept = self.head[RUN_HEADER_BYTES..].chunks_exact(DESCRIPTOR_BYTES);
-                self.sessions.truncate(kept.filter(|d| d[1] & FLAG_SESSION != 0).count() * SESSION_BYTES);
-            }
-            self.payload.truncate(payload_bytes);
-            self.count = count as u32;
-        }
-    }
-
-    /// Bytes of all payloads so far.
-    pub fn payload_bytes(&self) -> usize {
-        self.payload.len()
-    }
-
-    /// Gives the entries their place in the log. Panics if there are none.
-    pub fn seal(self, term: Term, first: Index, origin: Origin) -> Run {
-        assert!(self.count > 0, "sealing an empty chunk");
-        let Self { mut head, sessions, payload, .. } = self;
-        let first = LogPos::new(term, first);
-        if payload.len() > TOGETHER_BYTES_MAX {
-            return finish(head, &sessions, first, origin, payload.freeze());
-        }
-        let (count, has_config) = fill_in(&mut head, &sessions, first, origin, &payload);
-        let mut bytes = Vec::with_capacity(head.len() + payload.len());
-        bytes.extend_from_slice(&head);
-        bytes.extend_from_slice(&payload);
-        let mut bytes = Bytes::from(bytes);
-        let head = bytes.split_to(head.len());
-        Run { term, first: first.index, count, has_config, head, payload: bytes }
-    }
-}
-
-fn finish(mut head: BytesMut, sessions: &[u8], first: LogPos, origin: Origin, payload: Bytes) -> Run {
-    let (count, has_config) = fill_in(&mut head, sessions, first, origin, &payload);
-    Run { term: first.term, first: first.index, count, has_config, head: head.freeze(), payload }
-}
-
-/// Fills in the header of `head`, which has room for it, the run's flags in place, and all its descriptors, and adds the
-/// session side array. Returns the number of entries and whether a config entry is among them.
-fn fill_in(head: &mut BytesMut, sessions: &[u8], first: LogPos, origin: Origin, payload: &[u8]) -> (u32, bool) {
-    let LogPos { term, index: first } = first;
-    let count = ((head.len() - RUN_HEADER_BYTES) / DESCRIPTOR_BYTES) as u32;
-    let mut h = [0u8; RUN_HEADER_BYTES];
-    (h[0], h[1]) = (RUN_VERSION, head[1]);
-    h[4..8].copy_from_slice(&count.to_le_bytes());
-    h[8..16].copy_from_slice(&term.0.to_le_bytes());
-    h[16..24].copy_from_slice(&first.0.to_le_bytes());
-    h[24..32].copy_from_slice(&origin.replica.0.to_le_bytes());
-    h[32..40].copy_from_slice(&origin.start.to_le_bytes());
-    h[40..44].copy_from_slice(&(payload.len() as u32).to_le_bytes());
-    h[44..48].copy_from_slice(&(sessions.len() as u32).to_le_bytes());
-    h[48..52].copy_from_slice(&crc32c(0, payload).to_le_bytes());
-    head[..RUN_HEADER_BYTES].copy_from_slice(&h);
-    let has_config = head[RUN_HEADER_BYTES..].chunks_exact(DESCRIPTOR_BYTES).any(|d| d[0] == EntryKind::Config as u8);
-    head.put_slice(sessions);
-    let crc = head_crc(head);
-    head[52..56].copy_from_slice(&crc.to_le_bytes());
-    (count, has_config)
-}
 
 /// Checks everything of a run but the lengths in its header, and tells whether a config entry is among the entries.
 fn check(head: &[u8], payload: &[u8]) -> Result<bool, RunError> {

@@ -12,7 +12,7 @@ pub struct Payload<'a> {
 }
 
 impl<'a> Payload<'a> {
-    /// The part `range` of a run's payload area.
+    /// The part `range` of the memory that has a run's payload area.
     pub fn new(area: &'a Bytes, range: Range<usize>) -> Self {
         Self { area, range }
     }

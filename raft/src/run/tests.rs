@@ -1,5 +1,6 @@
 //! Runs: what goes in comes out, and what was damaged is refused.
 
+use super::builder::TOGETHER_BYTES_MAX;
 use super::*;
 
 fn three() -> Run {
@@ -45,7 +46,7 @@ fn a_chunk_that_expects_more_does_not_move_while_that_comes() {
         let mut b = RunBuilder::new();
         b.expect_more(expected, MAX);
         let payload = vec![7; len];
-        let room = |b: &RunBuilder| (b.payload.capacity(), b.head.capacity());
+        let room = |b: &RunBuilder| (b.payload.capacity(), b.descriptors.capacity());
         b.push(EntryKind::Command, 1, &payload);
         let before = room(&b);
         b.expect_more(expected, MAX);
@@ -60,6 +61,37 @@ fn a_chunk_that_expects_more_does_not_move_while_that_comes() {
         assert_eq!(room(&b), expecting, "{} entries of {len} bytes", b.count());
         let run = b.seal(Term(1), Index(1), Origin::default());
         assert!(run.entries().all(|e| e.payload == payload));
+    }
+}
+
+#[test]
+fn runs_of_every_length_read_back_and_equal_what_they_were_read_from() {
+    for (entries, bytes) in
+        (1..=40).flat_map(|n| [(n, 0), (n, 1), (n, 16), (n, 29), (n, 61)]).chain([(1, 5000), (70, 40)])
+    {
+        let mut b = RunBuilder::new();
+        let payload = |n: u64| vec![n as u8; if n.is_multiple_of(2) { bytes } else { bytes / 2 }];
+        for n in 0..entries {
+            b.push(EntryKind::Command, n, &payload(n));
+        }
+        let run = b.seal(Term(3), Index(10), Origin { replica: ReplicaId(2), start: 99 });
+        let mut encoded = BytesMut::new();
+        run.encode(&mut encoded);
+        assert_eq!(encoded.len(), run.encoded_len());
+        assert_eq!(run.parts().map(|part| &part[..]).concat(), encoded);
+        let back = Run::decode(&mut encoded.freeze()).expect("valid");
+        // What was read is in one piece, what was sealed or given another place may be in two.
+        assert_eq!(back, run, "{entries} entries of {bytes} bytes");
+        assert_eq!(back.rebase(Term(4), Index(70)), run.rebase(Term(4), Index(70)));
+        for entry in run.rebase(Term(4), Index(70)).entries() {
+            let (memory, area) = run.payload_memory();
+            let at = entry.payload_offset..entry.payload_offset + entry.payload.len();
+            assert_eq!(
+                (entry.payload, &run.shared_payload(at.clone())[..]),
+                (&payload(entry.sequence)[..], &payload(entry.sequence)[..])
+            );
+            assert_eq!(&memory[area + at.start..area + at.end], entry.payload);
+        }
     }
 }
 
@@ -230,7 +262,7 @@ fn a_stripped_run_keeps_places_and_membership_changes_only() {
     let bare = run.strip();
     assert!(bare.is_stripped() && !run.is_stripped() && bare.has_config());
     let place = |r: &Run| (r.term(), r.first(), r.last(), r.origin());
-    assert_eq!((place(&bare), &bare.payload()[..]), (place(&run), &b"change"[..]));
+    assert_eq!((place(&bare), bare.payload()), (place(&run), &b"change"[..]));
     let mut bytes = BytesMut::new();
     bare.encode(&mut bytes);
     let back = Run::decode(&mut bytes.freeze()).expect("valid");
@@ -239,7 +271,7 @@ fn a_stripped_run_keeps_places_and_membership_changes_only() {
     assert_eq!(seen, [(7, vec![]), (8, b"change".to_vec()), (9, vec![])]);
     let (front, rest) = (bare.slice(Index(10)..=Index(10)), bare.slice(Index(11)..=Index(12)));
     assert!(front.is_stripped() && front.payload().is_empty());
-    assert!(rest.is_stripped() && rest.has_config() && &rest.payload()[..] == b"change");
+    assert!(rest.is_stripped() && rest.has_config() && rest.payload() == b"change");
     assert!(bare.rebase(Term(4), Index(1)).is_stripped());
 }
 
@@ -279,7 +311,7 @@ fn lengths_say_what_is_encoded() {
         let mut bytes = BytesMut::new();
         run.encode(&mut bytes);
         assert_eq!(bytes.len(), run.encoded_len());
-        assert_eq!(bytes[..], [&run.head()[..], &run.payload()[..]].concat()[..]);
+        assert_eq!(bytes[..], [run.head(), run.payload()].concat()[..]);
         assert_eq!(Run::measure(&bytes), Ok((run.head().len(), run.payload().len())));
         bytes.put_slice(b"rest");
         assert_eq!(Run::verify(&bytes), Ok(run.encoded_len()));

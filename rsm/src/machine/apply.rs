@@ -49,8 +49,9 @@ impl<'a, C: Codec> Commands<'a, C> {
     fn decode(&mut self, entry: &EntryRef<'a>) -> Option<(Index, C)> {
         let decoded = match entry.codec {
             PayloadCodec::Plain => {
-                let range = entry.payload_offset..entry.payload_offset + entry.payload.len();
-                C::decode(Payload::new(self.run.payload(), range))
+                let (memory, area) = self.run.payload_memory();
+                let at = area + entry.payload_offset;
+                C::decode(Payload::new(memory, at..at + entry.payload.len()))
             }
             _ => decode_packed(entry),
         };

@@ -231,10 +231,7 @@ impl FrameBuilder {
                 continue;
             }
             self.tail_bytes += len;
-            self.parts.push(run.head().clone());
-            if !run.payload().is_empty() {
-                self.parts.push(run.payload().clone());
-            }
+            self.parts.extend(run.parts().into_iter().filter(|part| !part.is_empty()).cloned());
         }
     }
 
