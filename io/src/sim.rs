@@ -187,6 +187,20 @@ impl SimDisk {
         self.state.lock().faults.clear();
     }
 
+    /// Frees the memory of all files. Nothing is to be done with the disk any more, whoever still holds a part of it.
+    pub fn discard(&self) {
+        let mut state = self.state.lock();
+        state.end_process();
+        state.files.clear();
+        state.tree = Tree::default();
+    }
+
+    /// How long submitted writes take from here on, in nanoseconds.
+    pub fn set_delays(&self, latency_nanos: u64, jitter_nanos: u64) {
+        let mut state = self.state.lock();
+        (state.config.latency_nanos, state.config.jitter_nanos) = (latency_nanos, jitter_nanos);
+    }
+
     /// What all files together may hold from here on, in bytes.
     pub fn set_capacity(&self, bytes: u64) {
         self.state.lock().config.capacity_bytes = bytes;

@@ -162,20 +162,35 @@ fn import_on(
     imports: impl IntoIterator<Item = Import>,
 ) -> Result<Vec<Imported>, ImportError> {
     config.validate()?;
-    let Opened { mut log, groups, .. } = open_store(config, &disk)?;
+    let opened = open_store(config, &disk)?;
     let store = SnapshotStore::new(Arc::clone(&disk), config.data_dir.join("snapshots"));
+    import_into(opened, &store, &disk, config.host_id, imports)
+}
+
+/// Imports into what is open. Not of the public API: the simulator has stores and disks of its own.
+///
+/// # Errors
+/// As [`import_snapshots`].
+pub fn import_into(
+    opened: Opened<SharedLog>,
+    store: &SnapshotStore,
+    disk: &SharedDisk,
+    host: HostId,
+    imports: impl IntoIterator<Item = Import>,
+) -> Result<Vec<Imported>, ImportError> {
+    let Opened { mut log, groups, .. } = opened;
     let found: BTreeMap<GroupId, GroupState> = groups.into_iter().map(|s| (s.group, s)).collect();
     let mut planned: Vec<Planned> = Vec::new();
     let mut asked = BTreeSet::new();
     for import in imports {
-        let header = look(&disk, &import.dir)?;
+        let header = look(disk, &import.dir)?;
         if !asked.insert(header.group) {
             return Err(ImportError::Twice(header.group));
         }
-        planned.push(plan(import, &header, config.host_id, found.get(&header.group))?);
+        planned.push(plan(import, &header, host, found.get(&header.group))?);
     }
     for plan in planned.iter_mut().filter(|p| !p.was_done) {
-        match stage(&store, &disk, plan) {
+        match stage(store, disk, plan) {
             Err(_) if plant::is("damaged-import-left-out") => plan.was_done = true,
             staged => staged?,
         }

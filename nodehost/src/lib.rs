@@ -21,6 +21,11 @@ pub use host::{HostInfo, NodeHost, OpenError, ReplicaSpec, StalledMachine};
 pub use import::{
     ExportError, Import, ImportError, Imported, SnapshotInfo, export_snapshot, import_snapshots, inspect_snapshot,
 };
+/// What the simulator drives, on stores and disks of its own. Not of the public API.
+#[doc(hidden)]
+pub mod driven {
+    pub use crate::import::import_into;
+}
 pub use lifecycle::{ReplicaInfo, Resumed};
 pub use longboat_engine::transfers::{Direction, TransferInfo};
 pub use longboat_engine::{

@@ -37,10 +37,24 @@ impl Swarm {
         }
     }
 
-    /// In some worlds replicas keep more than one snapshot, and files of older ones rot.
+    /// In some worlds replicas keep more than one snapshot, and files of them rot.
     pub fn draw_kept_snapshots(&mut self, rng: &mut Rng) {
-        if rng.chance(250) {
-            self.snapshots_kept = rng.between(2, 4) as u32;
+        if !rng.chance(250) {
+            return;
+        }
+        self.snapshots_kept = rng.between(2, 4) as u32;
+        let safe = self.hosts >= 3 && self.groups.iter().all(|(_, hosts)| hosts.len() >= 3);
+        if safe && !self.operations.is_on() && rng.chance(600) {
+            self.snapshot_entries = self.snapshot_entries.clamp(10, 30);
+            self.faults.extend([FaultKind::RotSnapshot; 2]);
+        }
+    }
+
+    /// In some worlds a part of the groups is looked up and saved off views.
+    pub fn draw_views(&mut self, rng: &mut Rng) {
+        if rng.chance(400) {
+            let groups = self.groups.iter().map(|g| g.0).filter(|g| !self.on_disk.contains_key(g));
+            self.with_views = groups.filter(|_| rng.chance(500)).collect();
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod in_session;
 
+use crate::board::Board;
 use crate::cabinet::Filed;
 use crate::keeper::{Held, Kept};
 use crate::machine::{Add, Ledger, Seen};
@@ -10,7 +11,7 @@ use crate::sessions::Sessions;
 use in_session::InSession;
 use longboat_engine::{Changed, GroupShared, SnapshotOptions, SnapshotOutcome, Transferred};
 use longboat_raft::{GroupId, HostId, Index, ProposeOptions, ReplicaId, Time};
-use longboat_rsm::{DynMachine, Machine, MachineKind, OnDisk, Pending, Reads, RequestError};
+use longboat_rsm::{Concurrent, DynMachine, Machine, MachineKind, OnDisk, Pending, Reads, RequestError};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -240,10 +241,10 @@ impl Clients {
     pub fn read(&mut self, host: HostId, shared: &GroupShared, deadline: Time) {
         let floor = self.oracle.read_begins(shared.group);
         let query = std::iter::once(());
-        let asked = if shared.kind == MachineKind::OnDisk {
-            shared.enqueue_reads::<OnDisk<Filed>>(query, deadline)
-        } else {
-            shared.enqueue_reads::<Ledger>(query, deadline)
+        let asked = match shared.kind {
+            MachineKind::OnDisk => shared.enqueue_reads::<OnDisk<Filed>>(query, deadline),
+            MachineKind::Concurrent => shared.enqueue_reads::<Concurrent<Board>>(query, deadline),
+            MachineKind::Exclusive => shared.enqueue_reads::<Ledger>(query, deadline),
         };
         if let Ok((completion, slots)) = asked {
             let pending = Pending::new(completion, slots.start);
@@ -465,10 +466,10 @@ impl Clients {
 pub(crate) fn length_here(shared: &GroupShared) -> Option<u64> {
     shared.check_open().ok()?;
     let machine = shared.machine.try_lock()?;
-    let mut pending = if shared.kind == MachineKind::OnDisk {
-        ask::<OnDisk<Filed>>(shared, &**machine)
-    } else {
-        ask::<Ledger>(shared, &**machine)
+    let mut pending = match shared.kind {
+        MachineKind::OnDisk => ask::<OnDisk<Filed>>(shared, &**machine),
+        MachineKind::Concurrent => ask::<Concurrent<Board>>(shared, &**machine),
+        MachineKind::Exclusive => ask::<Ledger>(shared, &**machine),
     };
     match Pin::new(&mut pending).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(Ok(seen)) => Some(seen.count),

@@ -179,6 +179,7 @@ impl World {
                     self.plan.later.push((at, Later::GiveUp { host }));
                 }
             }
+            FaultKind::RotSnapshot => self.rot_snapshot(),
             FaultKind::ClockForward => {
                 let nanos = self.plan.rng.magnitude(10, 60_000) * MILLI;
                 self.set_clock(host, nanos as i64);

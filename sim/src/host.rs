@@ -83,12 +83,14 @@ pub struct Placed {
     pub told: bool,
     /// It never will be a member.
     pub useless: bool,
+    /// It was imported: it knows its members from there.
+    pub imported: bool,
 }
 
 impl Placed {
     /// One of the first members.
     pub fn first(replica: ReplicaId) -> Self {
-        Self { replica, joins: false, witness: false, wanted: true, told: false, useless: false }
+        Self { replica, joins: false, witness: false, wanted: true, told: false, useless: false, imported: false }
     }
 
     /// One that comes later.
@@ -251,6 +253,8 @@ impl SimHost {
         let wakes = vec![Wake { pending: true, ..Wake::default() }; host.steps.len() + host.applies.len() + 2];
         let groups = match host.starter.start(self.specs()) {
             Ok(started) => started.into_iter().map(|s| (s.group, s)).collect(),
+            // What is damaged may be an entry, which is read when its replica starts.
+            Err(StartError::Log { .. }) if self.is_rotten => return self.refuse("host-refused-as-rotten"),
             Err(error) => return around.oracle.violate(format!("host {} can't start its replicas: {error}", self.id)),
         };
         let (disk, jobs) = (self.disk.clone(), Vec::new());
@@ -301,6 +305,11 @@ impl SimHost {
         self.stop(false, restart_at);
     }
 
+    /// What its store draws its ids from.
+    pub(crate) fn store_seed(&self) -> u64 {
+        self.seed
+    }
+
     fn specs(&self) -> Vec<StartSpec> {
         let wanted = self.replicas.iter().filter(|(_, p)| p.wanted && !p.told && !p.useless);
         wanted.map(|(group, placed)| self.spec(*group, *placed)).collect()
@@ -319,10 +328,15 @@ impl SimHost {
             (Box::new(machine), TypeId::of::<WatchedDisk>())
         } else {
             let oracle = Arc::clone(&self.around.oracle);
-            (Box::new(Watched::new(oracle, group, self.id, swarm.ballast)), TypeId::of::<Watched>())
+            let has_views = swarm.with_views.contains(&group);
+            (Box::new(Watched::new(oracle, group, self.id, swarm.ballast, has_views)), TypeId::of::<Watched>())
         };
         StartSpec {
-            start: if placed.joins { Start::Join } else { Start::Bootstrap(first()) },
+            start: match placed {
+                Placed { imported: true, .. } => Start::Restart,
+                Placed { joins: true, .. } => Start::Join,
+                _ => Start::Bootstrap(first()),
+            },
             config: swarm.replica(group, placed.replica, placed.witness),
             machine: machine.0,
             machine_type: machine.1,

@@ -6,6 +6,7 @@
 //!
 //! Must not know: threads, real time, sockets, files, the machine's random numbers.
 
+pub mod board;
 mod breadth;
 pub mod cabinet;
 pub mod campaign;
@@ -14,6 +15,7 @@ pub mod clock;
 pub mod faults;
 pub mod hash;
 pub mod host;
+mod import;
 pub mod jobs;
 mod keeper;
 mod losses;

@@ -150,6 +150,32 @@ impl World {
         Some(now.plus_nanos(self.plan_rng().magnitude(100, ROTTEN_MILLIS_MAX) * MILLI))
     }
 
+    /// A byte of one of a host's snapshots changes while the process does not run, always of the same host: the others have the state
+    /// that it asks for when none of its own is whole.
+    pub(crate) fn rot_snapshot(&mut self) {
+        let swarm = &self.around.swarm;
+        let host = HostId(1 + swarm.fault_nanos % swarm.hosts);
+        let at = self.at(host);
+        let disk = &self.hosts[at].disk;
+        let is_snapshot = |path: &PathBuf| {
+            let path = path.to_string_lossy();
+            path.contains("/snapshots/") && !path.contains(".tmp")
+        };
+        let size = |path: &PathBuf| disk.contents(path).map_or(0, |bytes| bytes.len());
+        let files = disk.files().into_iter().filter(is_snapshot).map(|path| (size(&path), path));
+        let files: Vec<(usize, PathBuf)> = files.filter(|(size, _)| *size > 0).collect();
+        if files.is_empty() {
+            return;
+        }
+        let (size, path) = self.plan_rng().pick(&files).clone();
+        let byte = self.plan_rng().below(size as u64) as usize;
+        let nanos = self.plan.downtime_nanos();
+        self.say(|_| format!("host {host}: byte {byte} of {} rots", path.display()));
+        self.stop(host, false, nanos);
+        sometimes!("snapshot-file-rots");
+        self.hosts[at].disk.damage(&path, |bytes| bytes[byte] ^= 0x10).expect("just listed");
+    }
+
     fn plan_rng(&mut self) -> &mut Rng {
         self.plan.rng_mut()
     }

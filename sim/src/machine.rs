@@ -3,12 +3,14 @@
 //! An append returns its position and a read the list's length, which makes linearizability checkable as it happens.
 //! [`Watched`] shows every applied run to the [`Oracle`].
 
+use crate::board::Board;
 use crate::hash::Hash64;
 use crate::oracle::Oracle;
 use bytes::{BufMut, BytesMut};
 use longboat_raft::{GroupId, HostId, Index, Run};
 use longboat_rsm::{
-    AnyCompletion, AnyReads, Codec, CodecError, DynMachine, MachineError, OutputCodec, Payload, StateMachine, Typed,
+    AnyCompletion, AnyReads, Codec, CodecError, Concurrent, DynMachine, Lookups, Machine, MachineError, MachineKind,
+    OutputCodec, Payload, SaveView, StateMachine,
 };
 use std::io;
 use std::sync::Arc;
@@ -49,46 +51,33 @@ pub struct Seen {
     pub count: u64,
 }
 
-/// The list.
-#[derive(Debug, Default)]
-pub struct Ledger {
-    serials: Vec<u64>,
+/// What a list comes to besides its serial numbers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct List {
     chain: u64,
     /// Bytes that a snapshot carries besides the list, so that it travels in several chunks.
     ballast: usize,
 }
 
-impl Ledger {
-    /// An empty list whose snapshots carry `ballast` bytes besides it.
-    pub fn new(ballast: usize) -> Self {
+impl List {
+    pub(crate) fn new(ballast: usize) -> Self {
         Self { ballast, ..Self::default() }
     }
 
-    fn push(&mut self, serial: u64) -> u64 {
-        self.serials.push(serial);
+    pub(crate) fn add(&mut self, serial: u64) {
         let mut hash = Hash64::new();
         self.chain = hash.word(self.chain).word(serial).value();
-        self.serials.len() as u64
-    }
-}
-
-impl StateMachine for Ledger {
-    type Command = Add;
-    type Output = u64;
-    type Query = ();
-    type Answer = Seen;
-
-    fn apply(&mut self, _index: Index, command: Add) -> Result<u64, MachineError> {
-        Ok(self.push(command.serial))
     }
 
-    fn lookup(&self, _query: ()) -> Result<Seen, MachineError> {
-        Ok(Seen { count: self.serials.len() as u64 })
+    /// The hash of a list of this length.
+    pub(crate) fn hash(&self, len: usize) -> u64 {
+        let mut hash = Hash64::new();
+        hash.word(self.chain).word(len as u64).value()
     }
 
-    fn save(&self, out: &mut dyn io::Write) -> Result<(), MachineError> {
-        out.write_all(&(self.serials.len() as u64).to_le_bytes())?;
-        for serials in self.serials.chunks(PART / 8) {
+    pub(crate) fn save(&self, serials: &[u64], out: &mut dyn io::Write) -> Result<(), MachineError> {
+        out.write_all(&(serials.len() as u64).to_le_bytes())?;
+        for serials in serials.chunks(PART / 8) {
             let words: Vec<u8> = serials.iter().flat_map(|serial| serial.to_le_bytes()).collect();
             out.write_all(&words)?;
         }
@@ -99,34 +88,71 @@ impl StateMachine for Ledger {
         Ok(())
     }
 
-    fn recover(&mut self, input: &mut dyn io::Read) -> Result<(), MachineError> {
+    /// Becomes what was saved; returns its serial numbers.
+    pub(crate) fn recover(&mut self, input: &mut dyn io::Read) -> Result<Vec<u64>, MachineError> {
         let (mut word, mut part) = ([0; 8], [0; PART]);
         input.read_exact(&mut word)?;
         *self = Self::new(self.ballast);
-        let mut left = u64::from_le_bytes(word) as usize;
+        let (mut serials, mut left) = (Vec::new(), u64::from_le_bytes(word) as usize);
         while left > 0 {
             let words = &mut part[..8 * left.min(PART / 8)];
             input.read_exact(words)?;
             left -= words.len() / 8;
-            for word in words.as_chunks::<8>().0 {
-                self.push(u64::from_le_bytes(*word));
-            }
+            serials.extend(words.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)));
         }
+        serials.iter().for_each(|serial| self.add(*serial));
         let (mut ballast, fill) = (0, [self.chain as u8; PART]);
         loop {
             let count = input.read(&mut part)?;
             ballast += count;
-            if part[..count] != fill[..count] {
-                break;
-            }
+            let is_right = part[..count] == fill[..count];
             if count == 0 && ballast == self.ballast {
-                return Ok(());
+                return Ok(serials);
             }
-            if count == 0 {
-                break;
+            if count == 0 || !is_right {
+                return Err(MachineError::user("the snapshot's ballast is not what was saved"));
             }
         }
-        Err(MachineError::user("the snapshot's ballast is not what was saved"))
+    }
+}
+
+/// The list.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    serials: Vec<u64>,
+    list: List,
+}
+
+impl Ledger {
+    /// An empty list whose snapshots carry `ballast` bytes besides it.
+    pub fn new(ballast: usize) -> Self {
+        Self { serials: Vec::new(), list: List::new(ballast) }
+    }
+}
+
+impl StateMachine for Ledger {
+    type Command = Add;
+    type Output = u64;
+    type Query = ();
+    type Answer = Seen;
+
+    fn apply(&mut self, _index: Index, command: Add) -> Result<u64, MachineError> {
+        self.serials.push(command.serial);
+        self.list.add(command.serial);
+        Ok(self.serials.len() as u64)
+    }
+
+    fn lookup(&self, _query: ()) -> Result<Seen, MachineError> {
+        Ok(Seen { count: self.serials.len() as u64 })
+    }
+
+    fn save(&self, out: &mut dyn io::Write) -> Result<(), MachineError> {
+        self.list.save(&self.serials, out)
+    }
+
+    fn recover(&mut self, input: &mut dyn io::Read) -> Result<(), MachineError> {
+        self.serials = self.list.recover(input)?;
+        Ok(())
     }
 
     fn session_results() -> Option<OutputCodec<u64>> {
@@ -134,27 +160,32 @@ impl StateMachine for Ledger {
     }
 
     fn state_hash(&self) -> Option<u64> {
-        let mut hash = Hash64::new();
-        Some(hash.word(self.chain).word(self.serials.len() as u64).value())
+        Some(self.list.hash(self.serials.len()))
     }
 }
 
-/// A [`Ledger`] under observation.
+/// A state machine in memory under observation.
 pub struct Watched {
-    inner: Typed<Ledger>,
+    inner: Box<dyn DynMachine>,
     oracle: Arc<Oracle>,
     group: GroupId,
     host: HostId,
 }
 
 impl Watched {
-    /// The machine of `group` on `host`.
-    pub fn new(oracle: Arc<Oracle>, group: GroupId, host: HostId, ballast: usize) -> Self {
-        Self { inner: Typed::new(Ledger::new(ballast)), oracle, group, host }
+    /// A [`Ledger`] for `group` on `host`, or with lookups off views a [`Board`].
+    pub fn new(oracle: Arc<Oracle>, group: GroupId, host: HostId, ballast: usize, has_views: bool) -> Self {
+        let inner =
+            if has_views { Concurrent(Board::new(ballast)).into_dyn() } else { Ledger::new(ballast).into_dyn() };
+        Self { inner, oracle, group, host }
     }
 }
 
 impl DynMachine for Watched {
+    fn kind(&self) -> MachineKind {
+        self.inner.kind()
+    }
+
     fn apply_run(&mut self, run: &Run, results: Option<(&dyn AnyCompletion, u32)>) -> Result<(), MachineError> {
         self.oracle.applying(self.host, self.group, run);
         self.inner.apply_run(run, results)?;
@@ -164,6 +195,14 @@ impl DynMachine for Watched {
 
     fn lookup(&self, reads: Box<dyn AnyReads>) {
         self.inner.lookup(reads);
+    }
+
+    fn lookups(&self) -> Option<Arc<dyn Lookups>> {
+        self.inner.lookups()
+    }
+
+    fn prepare(&mut self) -> Result<Option<Box<dyn SaveView>>, MachineError> {
+        self.inner.prepare()
     }
 
     fn sessions(&self) -> Vec<u8> {

@@ -87,6 +87,9 @@ enum Command {
         /// Print one line of JSON at the end.
         #[arg(long)]
         json: bool,
+        /// Print the rows of docs/planted-bugs.md.
+        #[arg(long, conflicts_with = "json")]
+        page: bool,
         /// This one only.
         #[arg(long)]
         plant: Option<String>,
@@ -134,7 +137,9 @@ fn main() -> ExitCode {
             print!("{}", longboat_sim::matrix::table::page());
             return ExitCode::SUCCESS;
         }
-        Some(Command::Mutants { budget, json, plant }) => return plant_all(plant.as_deref(), *budget, *json),
+        Some(Command::Mutants { budget, json, page, plant }) => {
+            return plant_all(plant.as_deref(), *budget, *json, *page);
+        }
         None => {}
     }
     if arguments.list_bugs {
@@ -172,13 +177,13 @@ fn main() -> ExitCode {
 }
 
 #[cfg(not(feature = "plant"))]
-fn plant_all(_only: Option<&str>, _budget: Duration, _json: bool) -> ExitCode {
+fn plant_all(_only: Option<&str>, _budget: Duration, _json: bool, _page: bool) -> ExitCode {
     eprintln!("this build has no planted bugs: build with --features plant");
     ExitCode::from(2)
 }
 
 #[cfg(feature = "plant")]
-fn plant_all(only: Option<&str>, budget: Duration, json: bool) -> ExitCode {
+fn plant_all(only: Option<&str>, budget: Duration, json: bool, page: bool) -> ExitCode {
     use longboat_sim::mutants;
     std::panic::set_hook(Box::new(|_| {}));
     let rows = mutants::all(only, budget, |row| {
@@ -187,6 +192,9 @@ fn plant_all(only: Option<&str>, budget: Duration, json: bool) -> ExitCode {
     });
     if json {
         println!("{}", mutants::json(&rows));
+    }
+    if page {
+        print!("{}", mutants::page(&rows));
     }
     let all_caught = rows.iter().all(|row| row.by.is_some());
     if all_caught && !rows.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -37,6 +37,13 @@ impl History {
         Self { all: vec![first], ..Self::default() }
     }
 
+    /// The group goes on with these members. Who is left out goes on as it did, knowing no change more.
+    pub(crate) fn imported(members: Membership, left_out: Option<(HostId, ReplicaId)>) -> Self {
+        let change = members.change_id;
+        let seen = left_out.into_iter().map(|(host, replica)| (host, (replica, change))).collect();
+        Self { seen, ..Self::new(members) }
+    }
+
     /// The newest membership.
     pub(crate) fn last(&self) -> &Membership {
         self.all.last().expect("a group has first members")

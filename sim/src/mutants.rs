@@ -28,6 +28,7 @@ const OF_THE_STORE: &[&str] = &[
     "moved-rows-hide-the-rest",
     "archived-files-stay-open",
     "sums-without-opening",
+    "effects-joined-over-a-cut",
 ];
 
 /// What became of one planted bug.
@@ -136,6 +137,19 @@ fn by_worlds(row: &mut Row, begun: Instant, budget: Duration) {
         row.seeds += 1;
         row.nanos += report.counts.nanos;
     }
+}
+
+/// The table of `docs/planted-bugs.md`, row by row.
+pub fn page(rows: &[Row]) -> String {
+    let line = |row: &Row| {
+        let by = row.by.as_deref().unwrap_or("nothing");
+        let (seeds, hours) = match row.seeds {
+            0 => (String::new(), String::new()),
+            seeds => (seeds.to_string(), format!("{:.4}", row.nanos as f64 / 3600e9)),
+        };
+        format!("| `{}` | {by} | {seeds} | {hours} |\n", row.name)
+    };
+    rows.iter().map(line).collect()
 }
 
 /// All rows and their sum, as one line of JSON.

@@ -7,6 +7,8 @@
 //!
 //! The first violation is kept: what follows it is consequence.
 
+mod imports;
+
 use crate::client;
 use crate::hash::{Hash64, chain, entry_hash};
 use crate::machine::serial_of;
@@ -380,6 +382,11 @@ impl Oracle {
     /// The first violation, if there was one.
     pub fn violation(&self) -> Option<String> {
         self.state.lock().violation.clone()
+    }
+
+    /// Frees the memory of what is known of the groups.
+    pub fn discard(&self) {
+        self.state.lock().groups.clear();
     }
 
     /// Whether there was a violation.

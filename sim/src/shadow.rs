@@ -186,6 +186,13 @@ impl Fold {
     }
 }
 
+impl Fold {
+    /// A replica that has nothing but a snapshot of this place.
+    pub fn at_snapshot(replica: ReplicaId, hard: HardState, start: LogPos, start_chain: u64) -> Self {
+        Self { exists: true, replica, hard, start, start_chain, entries: VecDeque::new() }
+    }
+}
+
 /// One replica's shadow: what is durable, and what is on its way.
 #[derive(Clone, Debug, Default)]
 pub struct Shadow {
@@ -195,6 +202,11 @@ pub struct Shadow {
 }
 
 impl Shadow {
+    /// One whose store was written while its host did not run.
+    pub fn of(durable: Fold) -> Self {
+        Self { durable, pending: VecDeque::new() }
+    }
+
     /// The store took an update.
     pub fn submitted(&mut self, change: Change) {
         self.pending.push_back(change);

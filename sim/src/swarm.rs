@@ -8,7 +8,7 @@ use longboat_io::sim::SimDiskConfig;
 use longboat_logdb::{KeyValue, SharedLogConfig};
 use longboat_raft::{GroupId, HostId, Member, Membership, ReplicaId, StoreId};
 use longboat_rsm::snapshot::Compression;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const MILLI: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
@@ -60,6 +60,8 @@ pub enum FaultKind {
     PutBack,
     /// A byte of a host's journal changes.
     Rot,
+    /// A byte of one of a host's snapshots changes.
+    RotSnapshot,
 }
 
 impl FaultKind {
@@ -67,7 +69,7 @@ impl FaultKind {
     const FIRST: usize = 12;
 
     /// Every kind.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Cut,
         Self::Partition,
         Self::IsolateLeader,
@@ -90,6 +92,7 @@ impl FaultKind {
         Self::Wipe,
         Self::PutBack,
         Self::Rot,
+        Self::RotSnapshot,
     ];
     /// Those of hosts' clocks, schedulers and links, drawn apart.
     const OF_THE_WORLD_AROUND: [Self; 5] =
@@ -134,12 +137,14 @@ pub struct Swarm {
     /// The smallest election timeout of every replica, in nanoseconds.
     pub election_timeout_nanos: u64,
     heartbeat_interval_nanos: u64,
-    snapshot_entries: u64,
+    pub(crate) snapshot_entries: u64,
     compaction_overhead: u64,
     /// Snapshots that a replica keeps.
     pub snapshots_kept: u32,
     /// It lives for minutes.
     pub is_long: bool,
+    /// A group is imported in the end.
+    pub imports: bool,
     log_cache_bytes_max: usize,
     log_memory_bytes_max: u64,
     pre_vote: bool,
@@ -154,6 +159,8 @@ pub struct Swarm {
     pub operations: Operations,
     /// Groups whose state machines have storage of their own, and after how many commands that syncs by itself; 0 for never.
     pub on_disk: BTreeMap<GroupId, u64>,
+    /// Groups whose state machines are looked up and saved off views.
+    pub with_views: BTreeSet<GroupId>,
     /// The seed of the clients that work in sessions; 0 for none.
     pub sessions: u64,
     /// How long a step of a background job takes at most, in nanoseconds.
@@ -198,6 +205,7 @@ impl Swarm {
             compaction_overhead: *rng.pick(&[0, 3, 20, 100]),
             snapshots_kept: 1,
             is_long: false,
+            imports: false,
             log_cache_bytes_max: *rng.pick(&[0, 4 << 10, 64 << 10, 4 << 20]),
             log_memory_bytes_max: 1 << 30,
             pre_vote: rng.chance(700),
@@ -209,6 +217,7 @@ impl Swarm {
             quiesce_after_nanos: heartbeat_interval_nanos * *rng.pick(&[0, 3, 10, 50]),
             operations: Operations::default(),
             on_disk: BTreeMap::new(),
+            with_views: BTreeSet::new(),
             sessions: 0,
             job_step_nanos: 0,
             drift_ppm: BTreeMap::new(),

@@ -132,6 +132,10 @@ impl World {
             swarm.draw_kept_snapshots(breadth);
         }
         swarm.draw_machines(&mut Rng::new(seed.rotate_left(40) ^ MACHINES));
+        if let Some(breadth) = &mut breadth {
+            swarm.draw_views(breadth);
+            swarm.draw_import(breadth);
+        }
         swarm.sessions = seed.rotate_left(32) ^ SESSIONS;
         (rng, swarm)
     }
@@ -275,10 +279,13 @@ impl World {
             self.progress();
             self.come_to_rest(woken);
         }
+        if self.around.swarm.imports && !self.around.oracle.is_violated() {
+            self.import_one();
+        }
     }
 
     /// Every group acknowledges a write.
-    fn progress(&mut self) {
+    pub(crate) fn progress(&mut self) {
         let groups = self.around.swarm.groups.clone();
         let (healed, mut probe) = (self.now(), self.now());
         // Where members change, the one that makes up the majority may have to be sent a snapshot first.
@@ -331,7 +338,7 @@ impl World {
     }
 
     /// All replicas come to the same state.
-    fn come_to_rest(&mut self, healed: Time) {
+    pub(crate) fn come_to_rest(&mut self, healed: Time) {
         let groups = self.around.swarm.groups.clone();
         let by = healed.plus_nanos(CONVERGE_NANOS);
         let mut look = self.now();
@@ -404,7 +411,7 @@ impl World {
     }
 
     /// What each replica of a group is like.
-    fn describe(&self, group: GroupId) -> String {
+    pub(crate) fn describe(&self, group: GroupId) -> String {
         let lives = self.hosts.iter().filter_map(|h| h.life.as_ref());
         let replicas: Vec<String> = lives.filter_map(|l| l.describe(group)).collect();
         replicas.join(", ")

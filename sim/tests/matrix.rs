@@ -12,6 +12,19 @@ fn the_page_is_what_the_table_says() {
 }
 
 #[test]
+fn every_planted_bug_has_a_row_in_its_page() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/planted-bugs.md");
+    let page = std::fs::read_to_string(page).expect("the page is there");
+    let missing =
+        longboat_raft::plant::ALL.iter().map(|(name, _)| *name).filter(|n| !page.contains(&format!("| `{n}` |")));
+    let missing: Vec<&str> = missing.collect();
+    assert!(
+        missing.is_empty(),
+        "docs/planted-bugs.md lacks {missing:?}: `longboat-sim mutants --page` prints its rows"
+    );
+}
+
+#[test]
 fn every_cell_says_what_is_required_and_names_a_test_that_exists() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     assert_eq!(table::missing(std::path::Path::new(root)), Vec::<String>::new());

@@ -13,7 +13,7 @@ use crate::shared::{Command, GroupShared};
 use crate::step::StepWorker;
 use longboat_io::{Job, JobState};
 use longboat_logdb::LogReader;
-use longboat_raft::{Index, Run, SnapshotMeta, plant};
+use longboat_raft::{Index, Run, SnapshotMeta, plant, sometimes};
 use longboat_rsm::MachineError;
 use longboat_rsm::snapshot::{RecoverJob, RecoverTask, SnapshotError};
 use std::panic::AssertUnwindSafe;
@@ -77,6 +77,7 @@ impl SnapshotIo {
 
     /// An older snapshot was used: what the log has after it, through where the newest one stood, is applied.
     fn catch_up(self: &Arc<Self>, shared: Arc<GroupShared>, used: Index, index: Index) {
+        sometimes!("older-snapshot-used");
         tracing::warn!(group = %shared.group, replica = %shared.replica, %index, %used, "an older snapshot was used, the log brings its state up to date");
         let reader = Arc::clone(&self.reader);
         self.spawner.spawn(Box::new(CatchUpJob {
@@ -95,6 +96,7 @@ fn recovered(shared: &Arc<GroupShared>, index: Index, how: Recovery) {
     if let Recovery::Done { used } = how {
         tracing::debug!(group = %shared.group, replica = %shared.replica, %index, %used, "state machine recovered");
     }
+    sometimes!(how == Recovery::Lost, "state-lost-with-its-snapshots");
     let lost = how == Recovery::Lost && !plant::is("state-lost-not-seen");
     shared.machine_lost.store(lost, Ordering::SeqCst);
     if !lost {
