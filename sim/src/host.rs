@@ -9,6 +9,7 @@ use crate::oracle::Oracle;
 use crate::recorder::Recorder;
 use crate::rng::Rng;
 use crate::swarm::Swarm;
+use longboat_engine::shared::HostShared;
 use longboat_engine::{
     GroupShared, Host, HostParts, Notifiers, Openings, PeerFile, PeerStores, Standing, Start, StartError, StartSpec,
     Work, Worker,
@@ -24,8 +25,8 @@ use parking_lot::Mutex;
 use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 /// Bytes of work of one step of a job: little, so that much happens in between.
 const STEP_BYTES: usize = 16 << 10;
@@ -164,6 +165,8 @@ pub struct SimHost {
     as_before: bool,
     /// Its process, while it runs.
     pub life: Option<Box<Life>>,
+    /// What its lives had, which goes with the world: within a host, groups and jobs hold what holds them.
+    lived: Vec<(Arc<HostShared>, Arc<SimSpawner>)>,
     /// When its process starts again, while it does not run.
     pub restart_at: Option<Time>,
 }
@@ -194,6 +197,7 @@ impl SimHost {
             is_refused: false,
             as_before: false,
             life: None,
+            lived: Vec::new(),
             restart_at: Some(Time::ZERO),
         }
     }
@@ -250,6 +254,7 @@ impl SimHost {
             transport: Arc::clone(&transport) as Arc<dyn Transport>,
         };
         let host = Host::new(parts, &notifiers);
+        self.lived.push((Arc::clone(&host.shared), Arc::clone(&spawner)));
         let wakes = vec![Wake { pending: true, ..Wake::default() }; host.steps.len() + host.applies.len() + 2];
         let groups = match host.starter.start(self.specs()) {
             Ok(started) => started.into_iter().map(|s| (s.group, s)).collect(),
@@ -416,6 +421,20 @@ impl SimHost {
         }
         self.cabinets.lock().values().for_each(|cabinet| cabinet.lock().stop(power));
         self.restart_at = Some(restart_at);
+    }
+
+    /// The world has ended: what its lives had is let go of. Returns what tells whether it has really gone.
+    pub fn end(&mut self) -> Vec<Weak<HostShared>> {
+        self.disk.discard();
+        self.life = None;
+        let end = |(shared, spawner): (Arc<HostShared>, Arc<SimSpawner>)| {
+            // As in a host that closes: first the jobs, which leave their words to the workers as they end.
+            while !spawner.take_new().is_empty() {}
+            shared.forget_commands();
+            shared.let_go();
+            Arc::downgrade(&shared)
+        };
+        self.lived.drain(..).map(end).collect()
     }
 
     /// No sync fails any more.

@@ -36,12 +36,13 @@ pub fn live(seed: u64, mut world: World) -> Report {
         oracle.violate(format!("panic: {}", panic_text(&*panic)));
     }
     let report = Report { seed, violation: oracle.violation(), hash: oracle.hash(), counts: world.counts() };
-    // Hosts that were killed have no end: what they held among themselves is never dropped, and is to be small.
-    world.hosts.iter().for_each(|host| host.disk.discard());
     oracle.discard();
     if report.violation.is_some() {
         // What panicked may do so again while it is dropped.
+        world.hosts.iter().for_each(|host| host.disk.discard());
         std::mem::forget(world);
+    } else {
+        world.end();
     }
     report
 }

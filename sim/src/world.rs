@@ -240,6 +240,14 @@ impl World {
         false
     }
 
+    /// Nothing happens any more: its hosts let go of what they had. Returns how many lives of hosts there were, and how many of
+    /// them are still held by something.
+    pub fn end(mut self) -> (usize, usize) {
+        let lived: Vec<_> = self.hosts.iter_mut().flat_map(SimHost::end).collect();
+        drop(self);
+        (lived.len(), lived.iter().filter(|host| host.strong_count() > 0).count())
+    }
+
     /// Faults first, then healing, then progress: the life of a seed.
     pub fn live(&mut self) {
         let healing = self.started.plus_nanos(self.around.swarm.fault_nanos);

@@ -65,6 +65,19 @@ fn whoever_asks_again_for_a_removal_hears_of_its_end_and_not_before() {
     live_attended(67);
 }
 
+/// A campaign is thousands of worlds in one process. A host that was killed in the middle of something may be held by that.
+#[test]
+fn worlds_that_have_ended_let_go_of_their_hosts() {
+    let (mut lives, mut kept) = (0, 0);
+    for seed in 0..6 {
+        let mut world = World::new(seed, Trace::default());
+        world.live();
+        let (lived, held) = world.end();
+        (lives, kept) = (lives + lived, kept + held);
+    }
+    assert!(lives > 20 && kept * 20 < lives, "{kept} of {lives} lives of hosts are still held");
+}
+
 #[test]
 fn two_runs_of_a_seed_are_the_same_run() {
     let mut hashes = Vec::new();

@@ -19,7 +19,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("transport", &["raft", "io"]),
     ("engine", &["raft", "io", "rsm", "logdb", "transport"]),
     ("nodehost", &["raft", "io", "rsm", "logdb", "transport", "engine"]),
-    ("sim", &["raft", "io", "rsm", "logdb", "transport", "engine"]),
+    ("sim", &["nodehost", "raft", "io", "rsm", "logdb", "transport", "engine"]),
     ("cli", &["nodehost"]),
     ("examples", &["nodehost"]),
     ("benches", &["raft", "io", "rsm", "logdb", "transport", "engine", "nodehost"]),
