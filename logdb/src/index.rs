@@ -19,10 +19,6 @@ use std::sync::Arc;
 /// Ends a chain of frames.
 const NO_FRAME: u32 = u32::MAX;
 
-/// The least that a frame with an entry takes of a segment, in bytes: its place in a record's directory, its own header, and
-/// its run's.
-const FRAME_BYTES_MIN: u64 = 120;
-
 /// The end of a span in the segment that is being written: it ends where the log does, which each record moves. So a record
 /// needs no look at the span, which lies apart from the group when there are several.
 const OPEN: Index = Index(u64::MAX);
@@ -255,9 +251,8 @@ impl LogIndex {
     pub(crate) fn begin_segment(&mut self, segment: Arc<Segment>) {
         self.writing = segment.use_number;
         self.segments.push_back(Arc::clone(&segment));
+        // With the room that the segment before took: its list is moved only where there are more frames than ever.
         self.frames.clear();
-        // Room for all that fit, so that what there is is never moved: pages that nobody writes to take no memory.
-        self.frames.reserve_exact((segment.file.capacity / FRAME_BYTES_MIN) as usize);
         self.touched.clear();
     }
 
