@@ -20,7 +20,7 @@ use longboat_rsm::{DynMachine, Pending, RequestError, WitnessMachine};
 use parking_lot::Mutex;
 use std::any::TypeId;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Election timeouts for which a write may be under way before a leader takes its disk to hang. One would do for a disk that is as
 /// fast as the others'; where all are slow, a new leader would be no better.
@@ -171,6 +171,8 @@ pub struct Starter {
     starting: Mutex<()>,
     /// Groups whose state machine is being opened: nobody else opens it meanwhile.
     opening: Mutex<AHashSet<GroupId>>,
+    /// Lives of replicas that began here since the host started.
+    lives: AtomicU64,
     snapshots: Arc<SnapshotIo>,
 }
 
@@ -200,7 +202,15 @@ impl Starter {
         let states: AHashMap<_, _> = groups.into_iter().map(|s| (s.group, s)).collect();
         remove_orphans(&snapshots, &states);
         *host.stopped.lock() = states;
-        Arc::new(Self { host, writer, reader, starting: Mutex::default(), opening: Mutex::default(), snapshots })
+        Arc::new(Self {
+            host,
+            writer,
+            reader,
+            starting: Mutex::default(),
+            opening: Mutex::default(),
+            lives: AtomicU64::default(),
+            snapshots,
+        })
     }
 
     /// The groups that the store holds and that are not running, sorted.
@@ -390,7 +400,7 @@ impl Starter {
         core.share(&membership, &shared_config);
         core.start_early(mix(0, group.0, 0));
         let snapshot_entries = config.snapshot_entries;
-        let life = mix(seed, self.host.clock.now().0, 1);
+        let life = self.new_life(seed);
         let first_sequence = (life >> 16) + 1;
         let parts = GroupParts {
             group,
@@ -419,7 +429,7 @@ impl Starter {
         }
         let older =
             self.older_snapshots(&shared, snapshot.as_ref().filter(|_| beginning.recover.is_some()), state.start);
-        let mut replica = Replica::new(shared, core, &config, state.bootstrap, life | 1);
+        let mut replica = Replica::new(shared, core, &config, state.bootstrap, life);
         if let Some(meta) = beginning.recover {
             replica.seldom.recover_first = Some(Box::new(meta));
         }
@@ -448,6 +458,19 @@ impl Starter {
         let older: Vec<Index> = found.into_iter().filter(reached).collect();
         shared.set_fallbacks(older.iter().rev().copied().collect());
         older
+    }
+
+    /// The number that a life of a replica is known by in what it proposes.
+    ///
+    /// Invariant: no two lives of a replica have the same one. Its host's seed is another in each life of the host, and within
+    /// one the lives are counted: a clock would not do, since two starts may fall into one moment of it. Two lives with one number
+    /// would name two proposals alike, and the log's entry of the former would complete the latter, which may be lost.
+    fn new_life(&self, seed: u64) -> u64 {
+        let count = match plant::is("life-from-the-clock") {
+            true => self.host.clock.now().0,
+            false => self.lives.fetch_add(1, Ordering::Relaxed),
+        };
+        mix(seed, count, 1) | 1
     }
 
     fn core_config(&self, config: &ReplicaConfig, seed: u64) -> CoreConfig {

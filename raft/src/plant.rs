@@ -137,6 +137,10 @@ pub const ALL: &[(&str, &str)] = &[
     ("closed-by-another-terms-leader", "a leader closes proposals that were forwarded to the leader of another term"),
     ("closed-before-it-was-handed", "a closed proposal counts as lost before the log through its end was handed out"),
     ("cut-chunk-waits", "a chunk whose place a later leader's log does not reach is waited for"),
+    (
+        "life-from-the-clock",
+        "two lives of a replica that begin at one moment of its host's clock name their proposals alike",
+    ),
     ("closing-of-another-life", "what a leader says of another life's proposals is taken to be of this one's"),
     ("lost-forward-not-asked-about", "nobody asks what became of a forwarded proposal"),
     ("unsent-forward-waits", "a forwarded proposal that the transport did not take counts as under way"),

@@ -18,6 +18,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("lost-forward-not-asked-about", a_lost_proposal_ends_although_its_leader_stays),
     ("closed-before-it-was-handed", a_proposal_that_is_in_the_log_stays_open_until_it_is_applied),
     ("closing-of-another-life", an_answer_to_an_earlier_life_ends_nothing),
+    ("life-from-the-clock", a_proposal_of_an_earlier_life_completes_nothing_in_one_moment_of_the_clock),
     ("cut-chunk-waits", what_a_deposed_leader_appended_ends_with_the_next_leaders_first_entry),
     ("unsent-forward-waits", a_proposal_that_did_not_leave_ends_at_once),
 ];
@@ -199,6 +200,30 @@ fn an_answer_to_an_earlier_life_ends_nothing() {
     led.trio.wires.open();
     led.trio.pass(2 * ELECTION_MS);
     assert_eq!(end(second).expect("the followers hear again"), Ok(1));
+}
+
+/// Seed 2077 of the simulator: a replica stopped and started twice on a host whose clock had been set back, so that it stood.
+fn a_proposal_of_an_earlier_life_completes_nothing_in_one_moment_of_the_clock() {
+    let mut led = Led::new();
+    let (follower, before, at) = (led.follower, led.term(), led.trio.clock.now());
+    let again = |led: &mut Led| {
+        led.trio.next_life(follower, at);
+        led.trio.until("the leader that there was", |trio| trio.one(follower).shared.leader() == Some(before));
+    };
+    again(&mut led);
+    let appends = led.keep(|body| matches!(body, Body::Append { runs, .. } if !runs.is_empty()));
+    drop(led.propose(7));
+    led.trio.pass(5);
+    assert!(!appends.lock().is_empty(), "the leader has it");
+    again(&mut led);
+    // The second life's first proposal is lost, and then the first life's comes with the log.
+    let _lost = led.keep(is_forward);
+    let second = led.propose(8);
+    led.trio.until("the first life's value", |trio| trio.values(follower) == [7]);
+    led.trio.pass(3 * ELECTION_MS);
+    assert_eq!(led.term(), before);
+    assert_eq!(end(second).expect("its leader was asked"), Err(RequestError::Dropped));
+    assert_eq!(led.trio.values(follower), [7]);
 }
 
 fn a_proposal_that_did_not_leave_ends_at_once() {

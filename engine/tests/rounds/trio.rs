@@ -270,16 +270,35 @@ impl Trio {
             transport: Arc::new(Wire { host: HostId(id), wires: Arc::clone(&self.wires) }),
         };
         let host = Host::new(parts, &notifiers);
+        let shared = host.starter.start(vec![self.spec(id, start, &storage)]).expect("starts").remove(0);
+        let one = One { host, jobs, dir, shared, storage, writer_stands: false, pool_stands: false };
+        self.hosts[id as usize - 1] = Some(one);
+    }
+
+    fn spec(&self, id: u64, start: Start, storage: &Storage) -> StartSpec {
         let mut config = Alone::config(id);
         (self.change)(&mut config);
         let (machine, machine_type) = match self.in_memory {
             true => (List::default().into_dyn(), std::any::TypeId::of::<List>()),
-            false => (OnDisk(Shelf::on(&storage)).into_dyn(), std::any::TypeId::of::<OnDisk<Shelf>>()),
+            false => (OnDisk(Shelf::on(storage)).into_dyn(), std::any::TypeId::of::<OnDisk<Shelf>>()),
         };
-        let spec = StartSpec { start, config, machine, machine_type };
-        let shared = host.starter.start(vec![spec]).expect("starts").remove(0);
-        let one = One { host, jobs, dir, shared, storage, writer_stands: false, pool_stands: false };
-        self.hosts[id as usize - 1] = Some(one);
+        StartSpec { start, config, machine, machine_type }
+    }
+
+    /// Host `id` stops its replica and starts it again, when its clock says `at`.
+    pub fn next_life(&mut self, id: u64, at: Time) {
+        let storage = Arc::clone(&self.one(id).storage);
+        assert!(self.one(id).host.starter.stop(GROUP));
+        (0..ROUNDS_MAX).find(|_| {
+            self.round();
+            self.one(id).host.shared.group(GROUP).is_none()
+        });
+        storage.lock().open = false;
+        let spec = self.spec(id, Start::Restart, &storage);
+        let now = self.clock.0.swap(at.0, Ordering::Relaxed);
+        let one = self.one(id);
+        one.shared = one.host.starter.start(vec![spec]).expect("it has stopped").remove(0);
+        self.clock.0.store(now, Ordering::Relaxed);
     }
 
     pub fn one(&mut self, id: u64) -> &mut One {
