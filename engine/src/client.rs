@@ -79,7 +79,7 @@ impl GroupShared {
         deadline: Time,
     ) -> Result<Vec<Part<S::Output>>, RequestError> {
         self.check_open()?;
-        if self.host.log_memory.refuses_proposals() {
+        if self.host.has_no_memory() {
             return Err(RequestError::Busy);
         }
         if let Some(error) = self.host.space.refuses_commands() {

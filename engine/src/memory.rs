@@ -6,13 +6,20 @@
 //! entries. The second bound is the larger one so that hosts whose memory is full of their own proposals still take each
 //! other's, without which none of these would ever be applied.
 //!
+//! Clients are refused for no longer than they have to be. What is refused beyond a bound is taken again well below it, so letting
+//! go does not end at the bound but there: replicas that each hold less than they may could else fill a host for ever, with
+//! nobody left whose proposal would bring it over the bound once more. While clients are refused every round of a worker asks
+//! the next ones in its line. One that could not let go then can when more is applied, which no worker is told of: so whoever is
+//! refused wakes them all, to ask again.
+//!
 //! Invariants: the host's sum is that of its workers' replicas as of each worker's last round; a replica that was told that
-//! its host is overloaded is told when it is not any more.
+//! its host is overloaded is told when it is not any more; each refusal is followed by a round of every worker that asks the next
+//! [`RELIEVED_MAX`], so clients who go on asking are refused no longer than most of what is held can't be let go of.
 
-use crate::shared::SlotRef;
+use crate::shared::{HostShared, SlotRef};
 use crate::space::Room;
 use crate::step::StepWorker;
-use longboat_raft::Time;
+use longboat_raft::{Time, plant};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -53,11 +60,13 @@ impl LogMemory {
         self.appends_full.load(Ordering::Relaxed)
     }
 
-    fn is_over(&self) -> bool {
-        self.bytes() > self.bytes_max
+    /// Whether replicas are to let go of what they can: as long as clients are refused.
+    fn wants_relief(&self) -> bool {
+        if plant::is("relief-ends-at-the-bound") { self.bytes() > self.bytes_max } else { self.refuses_proposals() }
     }
 
-    /// A worker's replicas hold so much more, or less, than after its round before.
+    /// A worker's replicas hold so much more, or less, than after its round before. Workers that do this at once may mark the sum of
+    /// whoever was first: while anything is refused each round does it again.
     fn add(&self, delta: i64) {
         let before = self.bytes.fetch_add(delta as u64, Ordering::Relaxed);
         let now = before.wrapping_add(delta as u64);
@@ -69,6 +78,17 @@ impl LogMemory {
                 tracing::info!(bytes = now, bound, full, "log in memory");
             }
         }
+    }
+}
+
+impl HostShared {
+    /// Whether clients' proposals are refused for want of memory. If so, the workers look whether more can be let go of by now.
+    pub(crate) fn has_no_memory(&self) -> bool {
+        let refuses = self.log_memory.refuses_proposals();
+        if refuses && !plant::is("refused-without-a-look") {
+            self.workers.iter().for_each(|worker| worker.notifier.notify());
+        }
+        refuses
     }
 }
 
@@ -114,13 +134,13 @@ impl StepWorker {
         self.holders.delta -= held_bytes as i64;
     }
 
-    /// Once a round: the host learns of it, and over the bound replicas let go of what they can.
+    /// Once a round: the host learns of it, and while it refuses clients replicas let go of what they can.
     pub(crate) fn settle_memory(&mut self, now: Time) {
         let delta = std::mem::take(&mut self.holders.delta);
-        if delta != 0 {
+        if delta != 0 || self.host.log_memory.refuses_proposals() {
             self.host.log_memory.add(delta);
         }
-        if self.host.log_memory.is_over() {
+        if self.host.log_memory.wants_relief() {
             self.relieve();
         }
         let has_room = !self.host.log_memory.refuses_appends() && self.room != Room::None;
@@ -147,7 +167,7 @@ impl StepWorker {
             if held > 0 {
                 self.holders.line.push_back(at);
             }
-            if !self.host.log_memory.is_over() {
+            if !self.host.log_memory.wants_relief() {
                 break;
             }
         }

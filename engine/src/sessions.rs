@@ -94,6 +94,6 @@ impl GroupShared {
         if S::session_results().is_none() {
             return Err(RequestError::SessionsUnsupported);
         }
-        if self.host.log_memory.refuses_proposals() { Err(RequestError::Busy) } else { Ok(()) }
+        if self.host.has_no_memory() { Err(RequestError::Busy) } else { Ok(()) }
     }
 }

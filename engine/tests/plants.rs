@@ -11,6 +11,8 @@ mod guards;
 mod hosts;
 #[path = "rounds/list.rs"]
 mod list;
+#[path = "rounds/memory.rs"]
+mod memory;
 #[path = "rounds/pipeline.rs"]
 mod pipeline;
 #[path = "rounds/shelf.rs"]
@@ -34,7 +36,14 @@ use longboat_raft::plant;
 
 fn main() {
     let all = || guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS);
-    let all = || all().chain(pipeline::GUARDS).chain(stalls::GUARDS).chain(strays::GUARDS).chain(forwards::GUARDS);
+    let all = || {
+        all()
+            .chain(pipeline::GUARDS)
+            .chain(stalls::GUARDS)
+            .chain(strays::GUARDS)
+            .chain(forwards::GUARDS)
+            .chain(memory::GUARDS)
+    };
     for (_, scenario) in all() {
         scenario();
     }

@@ -59,6 +59,11 @@ pub const ALL: &[(&str, &str)] = &[
     ),
     ("beats-while-the-disk-hangs", "a host whose disk hangs goes on beating"),
     (
+        "relief-ends-at-the-bound",
+        "replicas let go of log in memory down to the bound, though clients are refused until it is well below",
+    ),
+    ("refused-without-a-look", "a client that is refused for want of memory has no worker look for some"),
+    (
         "sender-from-anywhere",
         "a message counts although its sender lives on another host than the one that it came from",
     ),

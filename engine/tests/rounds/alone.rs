@@ -101,7 +101,12 @@ impl Alone {
 
     /// With a store as it ships, RocksDB and all, on a disk that may have stopped.
     pub fn open_whole(disk: SharedDisk, dir: &Path) -> Option<Self> {
-        Self::open_with(disk, dir, None, KeyValue::RocksDb)
+        Self::open_with(disk, dir, None, KeyValue::RocksDb, Self::engine())
+    }
+
+    /// As [`Alone::open`], with these settings.
+    pub fn open_set(dir: &Path, config: EngineConfig) -> Self {
+        Self::open_with(Arc::new(RealDisk), dir, None, KeyValue::Memory, config).expect("opens")
     }
 
     /// As [`Alone::open`]; nothing if it does not open.
@@ -115,19 +120,24 @@ impl Alone {
     }
 
     fn open_on(disk: SharedDisk, dir: &Path, sim: Option<SimDisk>) -> Option<Self> {
-        Self::open_with(disk, dir, sim, KeyValue::Memory)
+        Self::open_with(disk, dir, sim, KeyValue::Memory, Self::engine())
     }
 
-    fn open_with(disk: SharedDisk, dir: &Path, sim: Option<SimDisk>, key_value: KeyValue) -> Option<Self> {
-        let config = SharedLogConfig {
+    fn open_with(
+        disk: SharedDisk,
+        dir: &Path,
+        sim: Option<SimDisk>,
+        key_value: KeyValue,
+        config: EngineConfig,
+    ) -> Option<Self> {
+        let store = SharedLogConfig {
             segment_bytes: 4 << 20,
             journal_bytes_max: 64 << 20,
             key_value,
             ..SharedLogConfig::new(dir, HOST)
         };
-        let log = SharedLog::open(Arc::clone(&disk), config).ok()?;
+        let log = SharedLog::open(Arc::clone(&disk), store).ok()?;
         let (found, store) = (log.groups.clone(), log.store);
-        let config = Self::engine();
         let file = PeerFile::new(Arc::clone(&disk), dir);
         let (clock, jobs) = (Arc::new(TestClock(AtomicU64::new(1000 * MILLI))), Arc::new(Jobs::default()));
         let (wire, notifiers) = (Arc::new(Wire::default()), Notifiers::separate(&config));

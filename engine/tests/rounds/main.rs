@@ -12,6 +12,7 @@ mod interleavings;
 mod life;
 mod list;
 mod log;
+mod memory;
 mod pipeline;
 mod shelf;
 mod stalls;
@@ -37,8 +38,12 @@ use std::time::Duration;
 #[test]
 fn every_guard_holds() {
     let all = guards::GUARDS.iter().chain(hosts::GUARDS).chain(transfers::GUARDS).chain(storage::GUARDS);
-    for (name, scenario) in
-        all.chain(pipeline::GUARDS).chain(stalls::GUARDS).chain(strays::GUARDS).chain(forwards::GUARDS)
+    for (name, scenario) in all
+        .chain(pipeline::GUARDS)
+        .chain(stalls::GUARDS)
+        .chain(strays::GUARDS)
+        .chain(forwards::GUARDS)
+        .chain(memory::GUARDS)
     {
         eprintln!("the scenario for {name}");
         scenario();
