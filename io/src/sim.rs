@@ -272,6 +272,16 @@ impl SimDisk {
         Ok(state.files[&state.tree.file(path)?].seen().to_vec())
     }
 
+    /// The bytes that a file would have if the power went now and nothing under way were written.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such file.
+    pub fn durable_contents(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let state = self.state.lock();
+        let id = state.tree.file(path)?;
+        Ok(state.files[&id].durable().to_vec())
+    }
+
     /// Changes bytes that the disk holds behind everybody's back: bit rot, or an older copy that comes back.
     ///
     /// # Errors

@@ -312,14 +312,14 @@ impl World {
 
 impl crate::host::SimHost {
     /// A file of the journal, and the places in it whose damage the journal can notice: not those of the last record, which nothing
-    /// vouches for, and which can't be told from one that was torn.
+    /// vouches for, and which can't be told from one that was torn. A record that a power loss may still take vouches for nothing.
     fn rottable(&self, rng: &mut Rng) -> Option<(PathBuf, Vec<usize>)> {
         let files: Vec<PathBuf> =
             self.disk.files().into_iter().filter(|path| path.extension().is_some_and(|e| e == "seg")).collect();
         let mut last = (0, PathBuf::new(), 0..0);
         let mut all = Vec::new();
         for path in files {
-            let bytes = self.disk.contents(&path).ok()?;
+            let bytes = self.disk.durable_contents(&path).ok()?;
             for at in (0..bytes.len().saturating_sub(64)).step_by(BLOCK).filter(|at| bytes[*at..].starts_with(RECORD)) {
                 let word = |from: usize| u64::from_le_bytes(bytes[at + from..at + from + 8].try_into().expect("eight"));
                 if word(8) > last.0 {

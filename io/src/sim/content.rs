@@ -194,6 +194,11 @@ impl Content {
         }
     }
 
+    /// What is there after a power loss that nothing under way survives.
+    pub(super) fn durable(&self) -> &[u8] {
+        &self.disk
+    }
+
     pub(super) fn damage(&mut self, change: impl FnOnce(&mut [u8])) {
         let before = self.seen.clone();
         change(&mut self.seen);
