@@ -20,6 +20,7 @@ const SETTLE_SEGMENTS_DEFAULT: usize = 4;
 /// Bytes per group that a segment must have on average to be archived, unless configured: a reference to them takes 60 bytes
 /// as a row, so what is kept in RocksDB of archived segments stays below a sixteenth of the log.
 const ARCHIVE_SPAN_BYTES_MIN_DEFAULT: u64 = 1 << 10;
+const RECORD_BYTES_MAX_DEFAULT: usize = 4 << 20;
 
 /// The journal's directory in the host's, unless it is set apart.
 pub(crate) const JOURNAL: &str = "journal";
@@ -67,6 +68,9 @@ pub struct SharedLogConfig {
     /// Bytes of entries per group that a segment must have on average to be kept as it is when it is settled, instead of
     /// being written again as rows. The largest number keeps none.
     pub archive_span_bytes_min: u64,
+    /// Bytes of a record beyond which no more batches are gathered into it. Past the default a larger write is not cheaper per
+    /// byte, and those that wait for it wait longer.
+    pub record_bytes_max: usize,
     /// Where rows go.
     pub key_value: KeyValue,
     /// What RocksDB does its input and output through; the machine's file system if not given. Tests that take the power away
@@ -89,6 +93,7 @@ impl SharedLogConfig {
             journal_bytes_max: JOURNAL_BYTES_MAX_DEFAULT,
             settle_segments: SETTLE_SEGMENTS_DEFAULT,
             archive_span_bytes_min: ARCHIVE_SPAN_BYTES_MIN_DEFAULT,
+            record_bytes_max: RECORD_BYTES_MAX_DEFAULT,
             key_value: KeyValue::default(),
             #[cfg(feature = "rocksdb")]
             rocks_env: None,

@@ -43,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) journal_bytes_max: u64,
     pub(crate) settle_segments: usize,
     pub(crate) archive_span_bytes_min: u64,
+    pub(crate) record_bytes_max: usize,
     pub(crate) archive: Archive,
     pub(crate) files: Mutex<Files>,
     /// Every record up to this one is in the key-value store, durably.

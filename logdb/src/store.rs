@@ -366,6 +366,7 @@ fn share(
         journal_bytes_max: config.journal_bytes_max,
         settle_segments: config.settle_segments,
         archive_span_bytes_min: config.archive_span_bytes_min,
+        record_bytes_max: config.record_bytes_max,
         archive: recovered.archive,
         files: Mutex::new(recovered.files),
         settled: AtomicU64::new(recovered.settled),

@@ -25,10 +25,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Bytes of a record beyond which no more batches are gathered into it: past this a larger write is not cheaper per
-/// byte, and those that wait for it wait longer.
-const RECORD_BYTES_MAX: usize = 4 << 20;
-
 /// Emptied batches that are kept for those who fill them, and the updates that one of them may have room for: a quarter of a
 /// megabyte each.
 const SPARES_MAX: usize = 4;
@@ -319,14 +315,14 @@ impl Writer {
         let mut index = self.shared.index.upgradable_read();
         while let Some(batch) = self.queue.front_mut() {
             let g = &mut self.gathered;
-            if g.bytes >= RECORD_BYTES_MAX {
+            if g.bytes >= self.shared.record_bytes_max {
                 break;
             }
             let mut taken = 0;
             for update in &batch.updates {
                 let front = frame::front_len(update);
                 let bytes = front + frame::runs_len(update) + DIRECTORY_ITEM_BYTES;
-                if !g.slots.is_empty() && g.bytes + bytes > RECORD_BYTES_MAX {
+                if !g.slots.is_empty() && g.bytes + bytes > self.shared.record_bytes_max {
                     break;
                 }
                 let slot = self.seats.slot(&mut index, update.group);

@@ -392,6 +392,8 @@ impl Swarm {
             settle_segments: self.settle_segments,
             // A third of the worlds settle everything as rows, a third keep what they can in place, a third as the size goes.
             archive_span_bytes_min: [u64::MAX, 1, 1 << 10][self.segments_max as usize % 3],
+            // A quarter of the worlds have batches that one record does not hold.
+            record_bytes_max: if self.segments_max.is_multiple_of(4) { 1 << 10 } else { 4 << 20 },
             key_value: KeyValue::Memory,
             seed: Some(seed),
             ..SharedLogConfig::new("/data", host)
