@@ -10,13 +10,14 @@
 //! row is looked into: sums by bucket, then lists of the buckets that differ, then each group that differs wakes, on both
 //! sides. A leader that fell silent without a member on a suspected host has it in its sums as *lagging*, which nothing at
 //! the other side equals: so it is found, and wakes, when that host is back. A replica that stops tells its peers; if that is lost, the
-//! sums differ.
+//! sums differ. Beats say how many replicas the host has started, since one that joins may know nobody (`missed.rs`).
 //!
 //! Invariants: this is the polling thread's, and costs per host and beat, never per group; nothing here touches a replica,
 //! workers are told by commands. Must not know: raft.
 
 mod doubt;
 pub(crate) mod index;
+mod missed;
 pub mod peers;
 mod step;
 
@@ -30,7 +31,7 @@ use doubt::Doubt;
 use longboat_raft::{Body, GroupId, HostId, Time, plant};
 use longboat_transport::Transport;
 use longboat_transport::wire::{
-    self, Beat, Digest, GoneReplica, HOST_ITEMS_MAX, HostMessage, Incoming, Side, SilentGroup, SilentSum,
+    self, Beat, Digest, GoneReplica, HOST_ITEMS_MAX, HostMessage, Incoming, Side, SilentGroup, SilentSum, Starts,
 };
 use peers::{Peer, SilentSums};
 use std::collections::BTreeMap;
@@ -221,6 +222,7 @@ impl Liveness {
         if incarnation > watch.incarnation {
             let restarted = watch.incarnation != 0;
             let doubt = watch.doubt.take().map(Doubt::of_next_life);
+            watch.peer.note_started(Starts { incarnation, count: 0 });
             *watch = Watch { incarnation, doubt, ..Watch::new(now, Arc::clone(&watch.peer)) };
             if restarted {
                 tracing::info!(host = %from, "host has started anew");
@@ -282,8 +284,10 @@ impl Liveness {
         self.farther |= fell.is_none();
         watch.last_beat = Some(now);
         watch.interval_nanos = beat.interval_nanos.min(INTERVAL_NANOS_MAX);
-        if watch.starts != beat.starts {
+        if watch.starts < beat.starts {
             watch.starts = beat.starts;
+            // Before workers are told: a leader that falls silent without a member there sees it, or is found by the news.
+            peer.note_started(Starts { incarnation: beat.incarnation, count: beat.starts });
             self.tell_all(&PeerNews::Started(from));
         }
         if let Some(known) = fell.filter(|_| !doubted) {
@@ -318,11 +322,13 @@ impl Liveness {
 
     /// What is silent there: workers check what they have of it, and what is not here at all has stopped.
     fn on_silent(&mut self, from: HostId, side: Side, list: Vec<SilentGroup>) {
+        let as_of = self.host.starts();
         let absent = self.give(list, |s| s.group, |list| PeerNews::Check(from, side, Arc::new(list)));
         let gone = absent.into_iter().map(|s| GoneReplica {
             group: s.group,
             epoch: s.epoch,
             replica: if side == Side::Led { s.member } else { s.leader },
+            as_of,
         });
         send_gone(&*self.transport, from, gone.collect());
     }
@@ -395,7 +401,7 @@ pub(crate) fn send_gone(transport: &dyn Transport, to: HostId, mut gone: Vec<Gon
 pub(crate) fn gone_of(host: &HostShared, incoming: &Incoming) -> Option<GoneReplica> {
     let Incoming { group, epoch, message } = incoming;
     let counts_on_it = matches!(message.body, Body::Heartbeat { .. } | Body::Quiesce { .. });
-    let gone = GoneReplica { group: *group, epoch: *epoch, replica: message.to };
+    let gone = GoneReplica { group: *group, epoch: *epoch, replica: message.to, as_of: host.starts() };
     (counts_on_it && host.was_here(*group)).then_some(gone)
 }
 

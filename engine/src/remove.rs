@@ -40,9 +40,10 @@ impl StepWorker {
     /// A replica of a history that an import has ended spoke: it is told. One of a later epoch is not: it knows more than
     /// this one, and will say so.
     pub(crate) fn answer_former_epoch(&mut self, slot: u32, epoch: GroupEpoch, host: HostId, replica: ReplicaId) {
+        let as_of = self.host.starts();
         let own = self.replica(slot);
         if epoch < own.epoch {
-            let superseded = GoneReplica { group: own.config.group, epoch: own.epoch, replica };
+            let superseded = GoneReplica { group: own.config.group, epoch: own.epoch, replica, as_of };
             self.waking.tell(host, superseded);
         }
     }

@@ -195,6 +195,7 @@ impl Replica {
         }
         self.tracker.shed();
         self.waiting.shed();
+        self.forget_returned();
         self.seldom.shed();
     }
 

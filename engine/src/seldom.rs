@@ -6,6 +6,7 @@
 use crate::snapshot::SnapshotRequest;
 use longboat_raft::spare::Emptied;
 use longboat_raft::{HostId, Index, ReplicaId, SnapshotMeta};
+use longboat_transport::wire::Starts;
 use std::collections::BTreeSet;
 
 /// What most replicas have nothing of.
@@ -31,6 +32,8 @@ pub(crate) struct Seldom {
     pub(crate) installing: Option<Index>,
     /// Members whose hosts lost the stores that they spoke from.
     pub(crate) fenced: Vec<ReplicaId>,
+    /// Members that have stopped, and as of which of its starts their host said so.
+    pub(crate) missed: Vec<(ReplicaId, Starts)>,
 }
 
 impl Emptied for Seldom {
@@ -44,12 +47,14 @@ impl Emptied for Seldom {
         recover_first: None,
         installing: None,
         fenced: Vec::new(),
+        missed: Vec::new(),
     };
 
     fn is_emptied(&self) -> bool {
-        let Self { removed, gone, next_save, older, routes, delivered, recover_first, installing, fenced } = self;
+        let Self { removed, gone, next_save, older, routes, delivered, recover_first, installing, fenced, missed } =
+            self;
         let none = removed.is_none() && next_save.is_none() && delivered.is_none() && recover_first.is_none();
         let no_list = gone.is_empty() && older.is_empty() && routes.is_empty() && fenced.is_empty();
-        none && no_list && installing.is_none()
+        none && no_list && missed.is_empty() && installing.is_none()
     }
 }

@@ -24,6 +24,7 @@ use longboat_raft::{GroupEpoch, GroupId, HostId, Index, Membership, Message, Rep
 use longboat_rsm::snapshot::Compression;
 use longboat_rsm::{AnyReads, DynMachine, Lookups, MachineKind, RequestError, WitnessMachine};
 use longboat_transport::Lane;
+use longboat_transport::wire::Starts;
 use parking_lot::{Mutex, RwLock};
 use std::any::TypeId;
 use std::panic::AssertUnwindSafe;
@@ -598,6 +599,12 @@ impl HostShared {
             }
         }
         distinct.iter().map(|notifier| notifier.wakes()).sum()
+    }
+
+    /// What this host has started so far. What is said of a replica that does not run here is said as of this, read before it was
+    /// looked for: what moves in later counts itself later.
+    pub(crate) fn starts(&self) -> Starts {
+        Starts { incarnation: self.config.incarnation, count: self.peers.starts() }
     }
 
     /// Whether the group's replica does not run here, but once did.

@@ -54,6 +54,10 @@ pub const ALL: &[(&str, &str)] = &[
     ("quiesce-before-commit-durable", "a replica falls silent before its commit index is durable"),
     ("started-before-a-tombstone", "a group's new replica starts while the data of the one before it is being removed"),
     (
+        "word-of-the-gone-never-ages",
+        "a leader is silent without a member whose host has started something since it was gone",
+    ),
+    (
         "gone-believed-of-anybody",
         "a host's word that a replica has stopped counts although the replica lives elsewhere",
     ),

@@ -20,6 +20,8 @@
 //!   silent leader of that term is at the other side, which is what hosts tell each other by the hash of (group, replica, term,
 //!   leader) of their silent replicas. Members on suspected hosts are not asked: they are *lagging*, and the leader wakes when their
 //!   host is back.
+//! - One that joins, or is no voter, asks for no votes: it is heard by its leader alone, and that one goes on asking for it unless its
+//!   host was suspected or had said that it does not run. Both are taken back by what that host's beats say, again and again.
 //!
 //! Nothing of this touches what raft's safety rests on: a silent replica keeps its term, vote and log. Before anybody falls silent its
 //! commit index is durable, so that an idle group that loses power wakes with all its membership changes in effect.

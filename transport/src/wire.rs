@@ -44,7 +44,9 @@ mod read;
 
 pub use build::{FrameBuilder, Parts};
 pub use chunk::{Chunk, ChunkOutcome, ChunkStatus, SnapshotFrame};
-pub use host::{Beat, DIGEST_BUCKETS, Digest, GoneReplica, HOST_ITEMS_MAX, HostMessage, Side, SilentGroup, SilentSum};
+pub use host::{
+    Beat, DIGEST_BUCKETS, Digest, GoneReplica, HOST_ITEMS_MAX, HostMessage, Side, SilentGroup, SilentSum, Starts,
+};
 pub use read::{Incoming, Messages, for_each_group, messages, messages_for};
 
 use longboat_raft::{DecodeError, RunError};

@@ -4,7 +4,7 @@
 //! worker is in between; they are kept as replicas fall silent and wake, never counted anew. Must not know: beats, replicas.
 
 use longboat_raft::{GroupId, HostId, Membership, ReplicaId};
-use longboat_transport::wire::{DIGEST_BUCKETS, Side, SilentGroup, SilentSum};
+use longboat_transport::wire::{DIGEST_BUCKETS, Side, SilentGroup, SilentSum, Starts};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -62,9 +62,23 @@ pub struct Peer {
     pub followed: SilentSums,
     /// Nothing was heard of it for an election timeout.
     pub suspected: AtomicBool,
+    /// The most that it is known to have started.
+    started: Mutex<Starts>,
 }
 
 impl Peer {
+    /// The most that the host is known to have started. What was said of a replica that does not run there as of less may be
+    /// out of date, whenever it was said and in whatever order it came.
+    pub(crate) fn started(&self) -> Starts {
+        *self.started.lock()
+    }
+
+    /// Its beats, or the handshake, say so. Late ones change nothing.
+    pub(crate) fn note_started(&self, starts: Starts) {
+        let mut started = self.started.lock();
+        *started = starts.max(*started);
+    }
+
     /// The sums of one side.
     pub fn sums(&self, side: Side) -> &SilentSums {
         match side {
@@ -106,6 +120,7 @@ impl PeerTable {
                 led: SilentSums::default(),
                 followed: SilentSums::default(),
                 suspected: AtomicBool::new(false),
+                started: Mutex::default(),
             })
         };
         Arc::clone(self.peers.write().entry(host).or_insert_with(make))

@@ -5,13 +5,14 @@
 //! about a former state, and none of it must be waited for.
 
 use crate::liveness::index::{Silence, SilentIndex, Tie};
+use crate::liveness::peers::PeerTable;
 use crate::liveness::{PeerNews, SendToHost, gone_of, send_gone_to_all};
 use crate::replica::Replica;
 use crate::shared::SlotRef;
 use crate::step::StepWorker;
 use ahash::AHashMap;
 use longboat_raft::{GroupId, HostId, ReplicaId, Role, Time, plant, sometimes};
-use longboat_transport::wire::{GoneReplica, HOST_ITEMS_MAX, HostMessage, Incoming, Side, SilentGroup};
+use longboat_transport::wire::{GoneReplica, HOST_ITEMS_MAX, HostMessage, Incoming, Side, SilentGroup, Starts};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -31,8 +32,21 @@ enum Why {
     Restarted(HostId),
     /// Another host differs.
     Differs,
-    /// A replica of its group has stopped.
-    Gone(ReplicaId),
+    /// A replica of its group has stopped, by what its host said as of this.
+    Gone(ReplicaId, Starts),
+}
+
+impl Why {
+    /// Whether this one, noted before, stands for `other` too: it is the same, or made to be.
+    fn takes_in(&mut self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Gone(replica, as_of), Self::Gone(other, later)) if *replica == other => {
+                *as_of = later.max(*as_of);
+                true
+            }
+            (this, other) => *this == other,
+        }
+    }
 }
 
 /// Whom to wake, in turn. Each is in it once, with all reasons that came up meanwhile: none stands for another, since who leads may
@@ -53,7 +67,7 @@ impl Queue {
             self.turns.push_back(at);
             SmallVec::new()
         });
-        if !reasons.contains(&why) {
+        if !reasons.iter_mut().any(|noted| noted.takes_in(why)) {
             reasons.push(why);
         }
     }
@@ -93,7 +107,8 @@ impl Waking {
     pub(crate) fn stopped(&mut self, replica: &Replica) {
         let own = replica.shared.host.config.host;
         let (group, epoch) = (replica.config.group, replica.shared.epoch);
-        let gone = GoneReplica { group, epoch, replica: replica.config.replica };
+        let as_of = replica.shared.host.starts();
+        let gone = GoneReplica { group, epoch, replica: replica.config.replica, as_of };
         let hosts = super::peers::hosts_of(own, replica.core.membership());
         if !plant::is("gone-notice-dropped") {
             self.gone.extend(hosts.into_iter().map(|host| (host, gone)));
@@ -146,7 +161,7 @@ impl StepWorker {
         }
         let lives_there = replica.host_of(gone.replica) == Some(from) || plant::is("gone-believed-of-anybody");
         if replica.shared.epoch == gone.epoch && lives_there {
-            self.wake_later(vec![slot], Why::Gone(gone.replica));
+            self.wake_later(vec![slot], Why::Gone(gone.replica, gone.as_of));
         }
     }
 
@@ -219,9 +234,9 @@ impl StepWorker {
                 }
             }
             Why::Differs => replica.core.wake(now),
-            Why::Gone(gone) => {
+            Why::Gone(gone, as_of) => {
                 sometimes!("told-that-a-replica-is-gone");
-                replica.core.replica_gone(now, gone);
+                replica.hear_gone(now, gone, as_of);
             }
         }
         self.activate(at.slot);
@@ -241,11 +256,12 @@ impl StepWorker {
 
     /// After a visit: the index and the sums follow what the replica is now.
     pub(crate) fn note_silence(&mut self, now: Time, slot: u32) {
+        let host = Arc::clone(&self.host);
         let replica = self.replica(slot);
         if replica.silence.is_none() && !replica.core.is_quiet() {
             return;
         }
-        let silence = if replica.core.is_quiet() { silence_of(replica) } else { None };
+        let silence = if replica.core.is_quiet() { silence_of(replica, &host.peers) } else { None };
         if replica.core.is_quiet() && silence.is_none() {
             // Of a member whose host is not known nobody would ever tell that it differs.
             replica.core.wake(now);
@@ -294,7 +310,7 @@ impl StepWorker {
 }
 
 /// What a silent replica believes; `None` when the host of somebody that it counts on is not known.
-fn silence_of(replica: &Replica) -> Option<Silence> {
+fn silence_of(replica: &Replica, peers: &PeerTable) -> Option<Silence> {
     let core = &replica.core;
     let (own, leader) = (replica.shared.host.config.host, core.leader()?);
     let mut silence = Silence {
@@ -312,11 +328,12 @@ fn silence_of(replica: &Replica) -> Option<Silence> {
     // A host holds one replica of a group; of a wrong membership the first counts.
     let mut ties: BTreeMap<HostId, Tie> = BTreeMap::new();
     for member in core.membership().replicas().filter(|r| *r != replica.config.replica) {
+        let host = replica.host_of(member)?;
         let tie = match core.lagging().contains(&member) {
-            true if core.is_gone(member) => Tie::Misses,
+            true if replica.misses(member, &peers.peer(host)) => Tie::Misses,
             lagging => Tie::Leads { member, lagging },
         };
-        ties.entry(replica.host_of(member)?).or_insert(tie);
+        ties.entry(host).or_insert(tie);
     }
     silence.ties = ties.into_iter().collect();
     Some(silence)
@@ -329,19 +346,21 @@ mod tests {
     #[test]
     fn nobody_is_queued_twice_and_no_reason_is_lost() {
         let at = |slot: u32| SlotRef { slot, generation: 1 };
+        let as_of = |count| Starts { incarnation: 1, count };
         let mut queue = Queue::default();
-        for _ in 0..1000 {
+        for turn in 0..1000 {
             for slot in 0..3 {
                 queue.push(at(slot), Why::Differs);
                 queue.push(at(slot), Why::Suspected(HostId(2)));
-                queue.push(at(slot), Why::Gone(ReplicaId(7)));
+                queue.push(at(slot), Why::Gone(ReplicaId(7), as_of(turn)));
             }
         }
         assert_eq!((queue.turns.len(), queue.reasons.len()), (3, 3));
         for slot in 0..3 {
             let (turn, reasons) = queue.pop().expect("queued");
             assert_eq!(turn, at(slot), "in the order in which they came");
-            assert_eq!(reasons[..], [Why::Differs, Why::Suspected(HostId(2)), Why::Gone(ReplicaId(7))]);
+            let newest = Why::Gone(ReplicaId(7), as_of(999));
+            assert_eq!(reasons[..], [Why::Differs, Why::Suspected(HostId(2)), newest]);
         }
         assert!(queue.pop().is_none() && queue.is_empty());
         // Who had its turn may be queued again, and a slot that was given to another replica is another.

@@ -5,11 +5,11 @@ use crate::alone::{Alone, GROUP, MILLI, outcome, voters};
 use longboat_engine::{Rare, ReplicaConfig, Start, StartError, Transferred};
 use longboat_io::Clock;
 use longboat_raft::{
-    Body, EntryKind, GroupEpoch, HostId, Index, LogPos, Origin, ReplicaId, RunBuilder, Term, TransferAnswer,
-    TransferOutcome, TransferRefused,
+    Body, ConfigChange, EntryKind, GroupEpoch, HostId, Index, LogPos, Member, Origin, ReplicaId, RunBuilder, StoreId,
+    Term, TransferAnswer, TransferOutcome, TransferRefused,
 };
 use longboat_rsm::{Pending, RequestError};
-use longboat_transport::wire::{GoneReplica, HostMessage};
+use longboat_transport::wire::{Beat, GoneReplica, HostMessage, Starts};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("sender-from-anywhere", a_message_counts_only_from_the_host_that_its_sender_lives_on),
     ("other-epoch-is-heard", a_message_of_another_history_is_dropped),
     ("gone-believed-of-anybody", only_a_replicas_own_host_is_believed_that_it_has_stopped),
+    ("word-of-the-gone-never-ages", a_leader_does_not_fall_silent_for_good_without_a_member_that_was_started_meanwhile),
     ("superseded-believed-of-anybody", only_a_members_host_is_believed_that_a_history_has_ended),
     ("started-before-a-tombstone", a_group_does_not_come_back_before_the_tombstone_of_its_former_replica_is_written),
 ];
@@ -149,6 +150,12 @@ fn a_message_of_another_history_is_dropped() {
     });
 }
 
+/// A host's word that a replica does not run there, when it has started so many.
+fn gone(epoch: GroupEpoch, replica: u64, count: u64) -> bytes::Bytes {
+    let as_of = Starts { incarnation: 1, count };
+    HostMessage::Gone(vec![GoneReplica { group: GROUP, epoch, replica: ReplicaId(replica), as_of }]).encode()
+}
+
 /// A follower of replica 2 that has fallen silent with it.
 fn silent_follower(lone: &mut Alone) -> GroupEpoch {
     let config = ReplicaConfig { quiesce_after_nanos: 50 * MILLI, ..Alone::config(1) };
@@ -170,24 +177,90 @@ fn only_a_replicas_own_host_is_believed_that_it_has_stopped() {
     alone(|mut lone| {
         let epoch = silent_follower(&mut lone);
         let silent = |lone: &Alone| lone.host.shared.peers.silent.load(Ordering::Relaxed) == 1;
-        let gone = |epoch| HostMessage::Gone(vec![GoneReplica { group: GROUP, epoch, replica: ReplicaId(2) }]).encode();
-        lone.arrive(3, gone(epoch));
-        lone.arrive(2, gone(GroupEpoch(epoch.0 + 1)));
+        lone.arrive(3, gone(epoch, 2, 0));
+        lone.arrive(2, gone(GroupEpoch(epoch.0 + 1), 2, 0));
         lone.listen(5);
         assert!(silent(&lone), "woken by somebody else's word, or of another history");
-        lone.arrive(2, gone(epoch));
+        lone.arrive(2, gone(epoch, 2, 0));
         lone.listen(5);
         assert!(!silent(&lone), "its leader has stopped");
+    });
+}
+
+/// What host 2 says of its life: it has started so many replicas, and none is silent.
+fn beat(count: u64) -> bytes::Bytes {
+    let beat = Beat { incarnation: 1, interval_nanos: 25 * MILLI, starts: count, ..Beat::default() };
+    HostMessage::Beat(beat).encode()
+}
+
+/// Lets time pass in which host 2 beats. Returns what was said to it.
+fn beaten(lone: &mut Alone, count: u64, millis: u64) -> Vec<HostMessage> {
+    let mut said = Vec::new();
+    for _ in 0..millis.div_ceil(25) {
+        lone.arrive(2, beat(count));
+        lone.listen(25);
+        said.extend(lone.said_to_hosts());
+    }
+    said
+}
+
+/// A leader without followers but a learner on host 2, which does not run there by that host's word. The group is silent.
+fn leader_without_its_learner(lone: &mut Alone) -> GroupEpoch {
+    let config = ReplicaConfig { quiesce_after_nanos: 50 * MILLI, ..Alone::config(1) };
+    let shared = lone.start_with(config, voters(1)).expect("starts");
+    beaten(lone, 5, 300);
+    let member = Member { host: HostId(2), store: StoreId::ZERO };
+    let change = ConfigChange::add_learner(ReplicaId(7), member);
+    let deadline = lone.clock.now().plus_nanos(5000 * MILLI);
+    let changed = shared.request(deadline, |reply| Rare::Change(change, reply)).expect("taken");
+    beaten(lone, 5, 100);
+    outcome(changed).expect("changed");
+    assert!(!is_silent(lone), "the learner is waited for");
+    lone.arrive(2, gone(shared.epoch, 7, 5));
+    beaten(lone, 5, 200);
+    assert!(is_silent(lone), "all that run are at rest");
+    shared.epoch
+}
+
+fn is_silent(lone: &Alone) -> bool {
+    lone.host.shared.peers.silent.load(Ordering::Relaxed) == 1
+}
+
+/// Seed 1510 of the simulator: a leader was awake when it heard of its learner's start, so nobody was woken; it fell silent without the
+/// learner, which knew no member whom it could have asked.
+fn a_leader_does_not_fall_silent_for_good_without_a_member_that_was_started_meanwhile() {
+    alone(|mut lone| {
+        let epoch = leader_without_its_learner(&mut lone);
+        let asks = |said: &[HostMessage]| said.iter().any(|m| matches!(m, HostMessage::Digest(_)));
+        let tell = |lone: &mut Alone, word| {
+            lone.arrive(2, word);
+            lone.listen(5);
+            assert!(!is_silent(lone), "told that a member has stopped");
+        };
+        assert!(!asks(&beaten(&mut lone, 5, 200)), "what has stopped is no difference");
+        // The word is given again, which wakes the leader, and then something starts: it may be the learner.
+        tell(&mut lone, gone(epoch, 7, 5));
+        let said = beaten(&mut lone, 6, 300);
+        assert!(!is_silent(&lone) || asks(&said), "nobody would ever ask for the learner");
+        // The same the other way round: the word is on its way for longer than the beat.
+        tell(&mut lone, gone(epoch, 7, 6));
+        assert!(!asks(&beaten(&mut lone, 6, 300)) && is_silent(&lone), "it was something else that started");
+        lone.arrive(2, beat(7));
+        tell(&mut lone, gone(epoch, 7, 6));
+        let said = beaten(&mut lone, 7, 300);
+        assert!(!is_silent(&lone) || asks(&said), "a late word is believed");
+        // A host that has started anew may have started fewer.
+        let as_of = Starts { incarnation: 2, count: 0 };
+        let word = GoneReplica { group: GROUP, epoch, replica: ReplicaId(7), as_of };
+        tell(&mut lone, HostMessage::Gone(vec![word]).encode());
+        assert!(!asks(&beaten(&mut lone, 7, 300)) && is_silent(&lone), "the word of its next life is newer");
     });
 }
 
 fn only_a_members_host_is_believed_that_a_history_has_ended() {
     alone(|mut lone| {
         let shared = lone.start(1, voters(3)).expect("starts");
-        let gone = |epoch: u64| {
-            let superseded = GoneReplica { group: GROUP, epoch: GroupEpoch(epoch), replica: ReplicaId(1) };
-            HostMessage::Gone(vec![superseded]).encode()
-        };
+        let gone = |epoch: u64| gone(GroupEpoch(epoch), 1, 0);
         lone.arrive(9, gone(shared.epoch.0 + 1));
         lone.arrive(2, gone(shared.epoch.0));
         lone.arrive(2, gone(shared.epoch.0 - 1));

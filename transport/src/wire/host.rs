@@ -11,7 +11,7 @@
 //! | | | digest: 64 sums of led, 64 sums of followed (8 each) |
 //! | | | silent list: items of group, epoch, member, term, leader, lagging (8 each) |
 //! | | | differing: items of group (8) |
-//! | | | gone: items of group, epoch, replica (8 each) |
+//! | | | gone: items of group, epoch, replica, incarnation and starts of the sender (8 each) |
 //! | | | asked: store (16), incarnation, place (8 each) |
 //! | | | answered: incarnation and place of the question, incarnation, follows (8 each) |
 //!
@@ -91,6 +91,15 @@ pub struct SilentGroup {
     pub lagging: bool,
 }
 
+/// How many replicas a host has started, and in which of its lives: greater whenever it has started another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Starts {
+    /// Greater with every start of the host.
+    pub incarnation: u64,
+    /// Replicas started since then.
+    pub count: u64,
+}
+
 /// A replica that does not run at the sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GoneReplica {
@@ -100,6 +109,8 @@ pub struct GoneReplica {
     pub epoch: GroupEpoch,
     /// The replica.
     pub replica: ReplicaId,
+    /// What the sender had started when it did not run there: it may be among what was started since.
+    pub as_of: Starts,
 }
 
 /// What one host says to another.
@@ -149,7 +160,7 @@ const BEAT_BYTES: usize = 72;
 const DIGEST_BYTES: usize = 2 * DIGEST_BUCKETS * 8;
 const SILENT_BYTES: usize = 48;
 const DIFFERING_BYTES: usize = 8;
-const GONE_BYTES: usize = 24;
+const GONE_BYTES: usize = 40;
 const ASKED_BYTES: usize = 32;
 const ANSWERED_BYTES: usize = 32;
 
@@ -191,7 +202,11 @@ impl HostMessage {
                 }
             }
             Self::Differing(list) => list.iter().for_each(|group| put(&[group.0])),
-            Self::Gone(list) => list.iter().for_each(|g| put(&[g.group.0, g.epoch.0, g.replica.0])),
+            Self::Gone(list) => {
+                for g in list {
+                    put(&[g.group.0, g.epoch.0, g.replica.0, g.as_of.incarnation, g.as_of.count]);
+                }
+            }
             Self::Asked { store, incarnation, place } => {
                 put(&[store.0 as u64, (store.0 >> 64) as u64, *incarnation, *place])
             }
@@ -275,8 +290,12 @@ impl HostMessage {
             }
             ANSWERED => Self::Answered { asked: word(), place: word(), incarnation: word(), follows: word() != 0 },
             _ => {
-                let item =
-                    |_| GoneReplica { group: GroupId(word()), epoch: GroupEpoch(word()), replica: ReplicaId(word()) };
+                let item = |_| GoneReplica {
+                    group: GroupId(word()),
+                    epoch: GroupEpoch(word()),
+                    replica: ReplicaId(word()),
+                    as_of: Starts { incarnation: word(), count: word() },
+                };
                 Self::Gone((0..items).map(item).collect())
             }
         })
@@ -303,10 +322,11 @@ mod tests {
                 leader: ReplicaId(leader),
                 lagging,
             });
-        let gone = any::<[u64; 3]>().prop_map(|[group, epoch, replica]| GoneReplica {
+        let gone = any::<[u64; 5]>().prop_map(|[group, epoch, replica, incarnation, count]| GoneReplica {
             group: GroupId(group),
             epoch: GroupEpoch(epoch),
             replica: ReplicaId(replica),
+            as_of: Starts { incarnation, count },
         });
         prop_oneof![
             (any::<[u64; 5]>(), any_sum(), any_sum()).prop_map(|(n, led, followed)| HostMessage::Beat(Beat {
