@@ -189,10 +189,11 @@ impl World {
                 self.set_clock(host, -(nanos as i64));
             }
             FaultKind::Suspend => {
-                self.say(|_| format!("host {host}: the process is stopped for {} ms", lasts / MILLI));
+                let until = self.while_faults_last(now.plus_nanos(lasts));
+                self.say(|_| format!("host {host}: the process is stopped for {} ms", until.nanos_since(now) / MILLI));
                 if let Some(life) = &mut self.hosts[host.0 as usize - 1].life {
                     sometimes!("process-suspended");
-                    life.suspend(now.plus_nanos(lasts));
+                    life.suspend(until);
                 }
             }
             FaultKind::Reset => {
@@ -207,13 +208,19 @@ impl World {
                 self.plan.later.push((now.plus_nanos(lasts), Later::Hasten { from: host, to }));
             }
             FaultKind::Pause => {
-                let worker = self.plan.rng.next();
-                self.say(|_| format!("host {host}: a thread pauses for {} ms", lasts / MILLI));
+                let (worker, until) = (self.plan.rng.next(), self.while_faults_last(now.plus_nanos(lasts)));
+                self.say(|_| format!("host {host}: a thread pauses for {} ms", until.nanos_since(now) / MILLI));
                 if let Some(life) = &mut self.hosts[host.0 as usize - 1].life {
-                    life.pause(worker, now.plus_nanos(lasts));
+                    life.pause(worker, until);
                 }
             }
         }
+    }
+
+    /// What nobody mends, a sync or a thread that hangs, ends by itself before the faults do: progress is expected from then on, and
+    /// a group whose only process stands still can make none.
+    fn while_faults_last(&self, until: Time) -> Time {
+        until.min(self.plan.ends)
     }
 
     fn set_clock(&mut self, host: HostId, nanos: i64) {
@@ -285,8 +292,7 @@ impl World {
     }
 
     fn stall(&mut self, host: HostId, until: Time) {
-        // Hung syncs come back before the faults end: progress is expected from then on.
-        let until = until.min(self.plan.ends);
+        let until = self.while_faults_last(until);
         self.say(|w| format!("host {host}: syncs hang for {} ms", until.nanos_since(w.now()) / MILLI));
         self.hosts[host.0 as usize - 1].disk.stall_until(until);
     }

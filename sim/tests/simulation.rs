@@ -65,6 +65,12 @@ fn whoever_asks_again_for_a_removal_hears_of_its_end_and_not_before() {
     live_attended(67);
 }
 
+/// Its only process is stopped shortly before faults end, for longer than any group may take to make progress after that.
+#[test]
+fn a_process_that_is_stopped_goes_on_at_the_latest_when_faults_end() {
+    judge(run(3030, Trace::default()), "");
+}
+
 /// A campaign is thousands of worlds in one process. A host that was killed in the middle of something may be held by that.
 #[test]
 fn worlds_that_have_ended_let_go_of_their_hosts() {
