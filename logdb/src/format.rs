@@ -186,8 +186,11 @@ pub(crate) struct DirectoryItem {
 }
 
 impl DirectoryItem {
-    pub(crate) fn encode(&self) -> [u8; DIRECTORY_ITEM_BYTES] {
-        footer_item(self.group.0, self.offset, self.length)
+    /// Writes it to bytes of just its length, without a copy on the way: there is one for every frame.
+    pub(crate) fn put(&self, out: &mut [u8]) {
+        let (group, place) = out.split_at_mut(8);
+        group.copy_from_slice(&self.group.0.to_le_bytes());
+        place.copy_from_slice(&(u64::from(self.offset) | u64::from(self.length) << 32).to_le_bytes());
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Self {

@@ -372,7 +372,7 @@ impl Writer {
                 frame::encode(update, seed, out);
                 let (offset, length) = ((from - start) as u32, (out.len() - from) as u32);
                 let item = DirectoryItem { group: update.group, offset, length };
-                out[at..at + DIRECTORY_ITEM_BYTES].copy_from_slice(&item.encode());
+                item.put(&mut out[at..at + DIRECTORY_ITEM_BYTES]);
                 at += DIRECTORY_ITEM_BYTES;
                 self.tallies.add_update(slot, update);
                 if !Change::is_plain(update) {

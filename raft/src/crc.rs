@@ -18,8 +18,28 @@ pub fn crc32c(sum: u32, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(sum, bytes)
 }
 
+/// The CRC-32C of some bytes, and that continued over two more strings of them.
+#[inline]
+pub(crate) fn crc32c_through(first: &[u8], then: [&[u8]; 2]) -> (u32, u32) {
+    #[cfg(target_arch = "x86_64")]
+    if first.len() + then[0].len() + then[1].len() < LONG_BYTES && is_x86_feature_detected!("sse4.2") {
+        // SAFETY: the processor has the instructions that the function is compiled for; it asks for nothing else.
+        return unsafe { short_through(first, then) };
+    }
+    let sum = crc32c(0, first);
+    (sum, crc32c(crc32c(sum, then[0]), then[1]))
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "sse4.2")]
+fn short_through(first: &[u8], then: [&[u8]; 2]) -> (u32, u32) {
+    let sum = short(0, first);
+    (sum, short(short(sum, then[0]), then[1]))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "sse4.2")]
+#[inline]
 fn short(sum: u32, bytes: &[u8]) -> u32 {
     use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u32, _mm_crc32_u64};
     let mut state = u64::from(!sum);
@@ -70,6 +90,9 @@ mod tests {
             assert_eq!(crc32c(77, part), by_bits(77, part), "{len} bytes after others");
             let (front, back) = part.split_at(len / 3);
             assert_eq!(crc32c(crc32c(5, front), back), crc32c(5, part), "{len} bytes in two parts");
+            let through = crc32c_through(front, [back, &bytes[..len / 5]]);
+            assert_eq!(through.0, by_bits(0, front));
+            assert_eq!(through.1, by_bits(by_bits(0, part), &bytes[..len / 5]), "{len} bytes in three parts");
         }
     }
 }

@@ -34,13 +34,15 @@
 //! side array has one valid record for each descriptor that is flagged.
 
 mod builder;
+mod memory;
 
 use crate::crc::crc32c;
 use crate::ids::{Index, LogPos, ReplicaId, Term};
 use crate::payload::PayloadCodec;
 use crate::session::{self, FLAG_SESSION, SESSION_BYTES, SessionCall};
 use builder::finish;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use memory::Memory;
 use std::fmt;
 use std::ops::{Range, RangeInclusive};
 
@@ -52,6 +54,8 @@ pub const RUN_VERSION: u8 = 2;
 pub const RUN_HEADER_BYTES: usize = 56;
 /// Bytes of one entry descriptor.
 pub const DESCRIPTOR_BYTES: usize = 16;
+/// Bytes of a run's header before its checksums.
+const SUMMED_BYTES: usize = 48;
 /// The flag of a stripped run.
 const STRIPPED: u8 = 1;
 /// The most entries that one run may hold: 4 MiB of descriptors would otherwise dominate a batch.
@@ -144,46 +148,38 @@ pub struct EntryRef<'a> {
 /// A contiguous span of log entries of one term, encoded. Cheap to clone.
 #[derive(Clone)]
 pub struct Run {
-    term: Term,
-    first: Index,
-    count: u32,
-    head_len: u32,
-    has_config: bool,
-    /// The head, and behind it the payload area if that is not apart: one count of owners for both.
-    bytes: Bytes,
-    /// The payload area if that has memory of its own; else nothing.
-    apart: Bytes,
+    memory: Memory,
 }
 
 impl Run {
     /// The term of every entry.
     pub fn term(&self) -> Term {
-        self.term
+        self.memory.place().term
     }
 
     /// The index of the first entry.
     pub fn first(&self) -> Index {
-        self.first
+        self.memory.place().index
     }
 
     /// The index of the last entry.
     pub fn last(&self) -> Index {
-        Index(self.first.0 + u64::from(self.count) - 1)
+        Index(self.first().0 + u64::from(self.memory.count()) - 1)
     }
 
     /// The number of entries, at least 1.
     pub fn count(&self) -> usize {
-        self.count as usize
+        self.memory.count() as usize
     }
 
     /// Whether one of the entries is a membership change. Known without looking at them again.
     pub fn has_config(&self) -> bool {
-        self.has_config
+        self.memory.has_config()
     }
 
     /// Whether one of the entries belongs to a session. Known without looking at them.
     pub fn has_sessions(&self) -> bool {
-        self.head_len as usize > self.sessions_at()
+        self.head().len() > self.sessions_at()
     }
 
     /// Where the session side array starts in the head.
@@ -194,7 +190,7 @@ impl Run {
     /// The record with this number in the side array.
     fn session_record(&self, number: usize) -> &[u8] {
         let at = self.sessions_at() + number * SESSION_BYTES;
-        &self.bytes[at..at + SESSION_BYTES]
+        &self.head()[at..at + SESSION_BYTES]
     }
 
     /// How many of the entries before the one at `before` belong to a session.
@@ -204,7 +200,7 @@ impl Run {
 
     /// Whether this is a witness's form of the run, without payloads but those of membership changes.
     pub fn is_stripped(&self) -> bool {
-        self.bytes[1] & STRIPPED != 0
+        self.head()[1] & STRIPPED != 0
     }
 
     /// The run as a witness gets it.
@@ -213,62 +209,71 @@ impl Run {
             return self.clone();
         }
         let mut payload = BytesMut::new();
-        for entry in self.entries().filter(|e| self.has_config && e.kind == EntryKind::Config) {
+        for entry in self.entries().filter(|e| self.has_config() && e.kind == EntryKind::Config) {
             payload.put_slice(entry.payload);
         }
         let mut head = BytesMut::from(&self.head()[..self.sessions_at()]);
         head[1] |= STRIPPED;
-        let first = LogPos::new(self.term, self.first);
-        finish(head, &self.head()[self.sessions_at()..], first, self.origin(), payload.freeze())
+        finish(head, &self.head()[self.sessions_at()..], self.memory.place(), self.origin(), payload.freeze())
     }
 
     /// Who proposed these entries.
     pub fn origin(&self) -> Origin {
-        Origin { replica: ReplicaId(le64(&self.bytes, 24)), start: le64(&self.bytes, 32) }
+        let head = self.head();
+        Origin { replica: ReplicaId(le64(head, 24)), start: le64(head, 32) }
     }
 
     /// Header, descriptors and session side array.
     pub fn head(&self) -> &[u8] {
-        &self.bytes[..self.head_len as usize]
+        self.memory.head()
     }
 
     /// The payload area.
     pub fn payload(&self) -> &[u8] {
-        if self.apart.is_empty() { &self.bytes[self.head_len as usize..] } else { &self.apart }
+        self.memory.payload()
     }
 
-    /// The memory that has the payload area, and where it begins there.
-    pub fn payload_memory(&self) -> (&Bytes, usize) {
-        if self.apart.is_empty() { (&self.bytes, self.head_len as usize) } else { (&self.apart, 0) }
+    /// The memory that has the payload area, and where it begins there; nothing for a small run, which is nobody else's.
+    pub fn payload_memory(&self) -> Option<(&Bytes, usize)> {
+        self.memory.shared_payload()
     }
 
-    /// A part of the payload area, sharing its memory.
+    /// A part of the payload area, sharing its memory if the run is not a small one.
     ///
     /// Panics if it reaches outside of that: a caller's mistake.
     pub fn shared_payload(&self, range: Range<usize>) -> Bytes {
-        let (memory, at) = self.payload_memory();
-        memory.slice(at + range.start..at + range.end)
+        match self.payload_memory() {
+            Some((memory, at)) => memory.slice(at + range.start..at + range.end),
+            None => Bytes::copy_from_slice(&self.payload()[range]),
+        }
     }
 
     /// The run as it is encoded, in one or two parts: the second is empty, or the payload area that has memory of its own.
-    pub fn parts(&self) -> [&Bytes; 2] {
-        [&self.bytes, &self.apart]
+    pub fn parts(&self) -> [&[u8]; 2] {
+        self.memory.parts()
+    }
+
+    /// The same, sharing the run's memory if it is not a small one.
+    pub fn shared_parts(&self) -> [Bytes; 2] {
+        self.memory.shared_parts()
     }
 
     /// Bytes of this run on the wire and in the journal.
     pub fn encoded_len(&self) -> usize {
-        self.bytes.len() + self.apart.len()
+        let [bytes, apart] = self.parts();
+        bytes.len() + apart.len()
     }
 
     /// Appends the encoded run to `out`.
     pub fn encode(&self, out: &mut impl BufMut) {
-        out.put_slice(&self.bytes);
-        if !self.apart.is_empty() {
-            out.put_slice(&self.apart);
+        let [bytes, apart] = self.parts();
+        out.put_slice(bytes);
+        if !apart.is_empty() {
+            out.put_slice(apart);
         }
     }
 
-    /// Takes one run off the front of `input`, sharing its memory, after checking both checksums.
+    /// Takes one run off the front of `input`, sharing its memory unless it is a small one, after checking both checksums.
     pub fn decode(input: &mut Bytes) -> Result<Self, RunError> {
         let (head_len, payload_len) = Self::measure(input)?;
         let needed = head_len + payload_len;
@@ -276,9 +281,12 @@ impl Run {
             return Err(RunError::Truncated { needed, available: input.len() });
         }
         let has_config = check(&input[..head_len], &input[head_len..needed])?;
-        let (term, first, count) = (Term(le64(input, 8)), Index(le64(input, 16)), le32(input, 4));
+        if let Some(memory) = Memory::small(&input[..needed], has_config) {
+            input.advance(needed);
+            return Ok(Self { memory });
+        }
         let bytes = if needed == input.len() { std::mem::take(input) } else { input.split_to(needed) };
-        Ok(Self { term, first, count, head_len: head_len as u32, has_config, bytes, apart: Bytes::new() })
+        Ok(Self { memory: Memory::shared(head_len, has_config, bytes, Bytes::new()) })
     }
 
     /// The lengths in bytes of head and payload area of the run at the front of `input`, bounds checked, nothing allocated.
@@ -317,7 +325,7 @@ impl Run {
 
     fn descriptor(&self, i: usize) -> &[u8] {
         let at = RUN_HEADER_BYTES + i * DESCRIPTOR_BYTES;
-        &self.bytes[at..at + DESCRIPTOR_BYTES]
+        &self.head()[at..at + DESCRIPTOR_BYTES]
     }
 
     /// Bytes that the entry has in the payload area.
@@ -336,33 +344,42 @@ impl Run {
     /// Panics if the range is empty or reaches outside of the run: a caller's mistake.
     pub fn slice(&self, range: RangeInclusive<Index>) -> Self {
         let (lo, hi) = (*range.start(), *range.end());
-        assert!(self.first <= lo && lo <= hi && hi <= self.last(), "slice {lo}..={hi} of run {self:?}");
-        if lo == self.first && hi == self.last() {
+        assert!(self.first() <= lo && lo <= hi && hi <= self.last(), "slice {lo}..={hi} of run {self:?}");
+        if lo == self.first() && hi == self.last() {
             return self.clone();
         }
-        let (skip, take) = ((lo.0 - self.first.0) as usize, (hi.0 - lo.0 + 1) as usize);
+        let (skip, take) = ((lo.0 - self.first().0) as usize, (hi.0 - lo.0 + 1) as usize);
         let lens = |r: Range<usize>| r.map(|i| self.payload_len(i)).sum::<usize>();
         let (from, len) = (lens(0..skip), lens(skip..skip + take));
         let payload = self.shared_payload(from..from + len);
         let at = RUN_HEADER_BYTES + skip * DESCRIPTOR_BYTES;
         let mut head = BytesMut::with_capacity(RUN_HEADER_BYTES + take * DESCRIPTOR_BYTES);
-        head.put_slice(&self.bytes[..RUN_HEADER_BYTES]);
-        head.put_slice(&self.bytes[at..at + take * DESCRIPTOR_BYTES]);
+        head.put_slice(&self.head()[..RUN_HEADER_BYTES]);
+        head.put_slice(&self.head()[at..at + take * DESCRIPTOR_BYTES]);
         let (first, end) = (self.sessions_before(skip), self.sessions_before(skip + take));
         let at = self.sessions_at();
-        let sessions = &self.bytes[at + first * SESSION_BYTES..at + end * SESSION_BYTES];
-        finish(head, sessions, LogPos::new(self.term, lo), self.origin(), payload)
+        let sessions = &self.head()[at + first * SESSION_BYTES..at + end * SESSION_BYTES];
+        finish(head, sessions, LogPos::new(self.term(), lo), self.origin(), payload)
     }
 
     /// The same entries at another place of the log: how a leader adopts a run that was forwarded to it.
     pub fn rebase(&self, term: Term, first: Index) -> Self {
+        let place = |head: &mut [u8]| {
+            head[8..16].copy_from_slice(&term.0.to_le_bytes());
+            head[16..24].copy_from_slice(&first.0.to_le_bytes());
+            let crc = head_crc(head);
+            head[52..56].copy_from_slice(&crc.to_le_bytes());
+        };
+        let head_len = self.head().len();
+        let Some((payload, at)) = self.payload_memory() else {
+            let mut memory = self.memory.clone();
+            place(&mut memory.small_mut().expect("it has no memory of its own")[..head_len]);
+            return Self { memory };
+        };
         let mut head = BytesMut::from(self.head());
-        head[8..16].copy_from_slice(&term.0.to_le_bytes());
-        head[16..24].copy_from_slice(&first.0.to_le_bytes());
-        let crc = head_crc(&head);
-        head[52..56].copy_from_slice(&crc.to_le_bytes());
-        let apart = self.shared_payload(0..self.payload().len());
-        Self { term, first, bytes: head.freeze(), apart, ..*self }
+        place(&mut head);
+        let apart = payload.slice(at..at + self.payload().len());
+        Self { memory: Memory::shared(head_len, self.has_config(), head.freeze(), apart) }
     }
 }
 
@@ -378,15 +395,16 @@ impl Eq for Run {}
 /// The head's checksum stands for all bytes of the head, and the payload's checksum is among them.
 impl std::hash::Hash for Run {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        state.write_u64(self.term.0);
-        state.write_u64(self.first.0);
-        state.write_u64(le64(&self.bytes, 48));
+        let LogPos { term, index } = self.memory.place();
+        state.write_u64(term.0);
+        state.write_u64(index.0);
+        state.write_u64(le64(self.head(), 48));
     }
 }
 
 impl fmt::Debug for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "run {}/{}..={} ({} B)", self.term, self.first, self.last(), self.payload().len())
+        write!(f, "run {}/{}..={} ({} B)", self.term(), self.first(), self.last(), self.payload().len())
     }
 }
 
@@ -416,8 +434,8 @@ impl<'a> Iterator for Entries<'a> {
             call.expect("a run's sessions were checked when it was made")
         });
         let entry = EntryRef {
-            term: self.run.term,
-            index: Index(self.run.first.0 + self.next as u64),
+            term: self.run.term(),
+            index: Index(self.run.first().0 + self.next as u64),
             kind: EntryKind::from_u8(d[0]).expect("a run's kinds were checked when it was made"),
             sequence: le64(d, 8),
             codec: PayloadCodec::from_u8(d[2]).expect("a run's codecs were checked when it was made"),
@@ -484,7 +502,7 @@ fn check(head: &[u8], payload: &[u8]) -> Result<bool, RunError> {
 
 /// Continues from the payload's checksum instead of summing that field: what is left are whole words.
 fn head_crc(head: &[u8]) -> u32 {
-    let crc = crc32c(le32(head, 48), &head[..48]);
+    let crc = crc32c(le32(head, SUMMED_BYTES), &head[..SUMMED_BYTES]);
     crc32c(crc, &head[RUN_HEADER_BYTES..])
 }
 

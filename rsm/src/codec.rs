@@ -7,24 +7,35 @@ use std::ops::{Deref, Range};
 /// The bytes of one log entry: borrowed, or shared without a copy on demand.
 #[derive(Clone, Debug)]
 pub struct Payload<'a> {
-    area: &'a Bytes,
-    range: Range<usize>,
+    bytes: &'a [u8],
+    /// The memory that has them at this place, if it may be shared.
+    memory: Option<(&'a Bytes, usize)>,
 }
 
 impl<'a> Payload<'a> {
     /// The part `range` of the memory that has a run's payload area.
     pub fn new(area: &'a Bytes, range: Range<usize>) -> Self {
-        Self { area, range }
+        let at = range.start;
+        Self { bytes: &area[range], memory: Some((area, at)) }
     }
 
-    /// The bytes as an owned handle that shares the log's memory. It keeps the whole run alive: copy what is kept for long.
+    /// Bytes that are in nobody's memory for long.
+    pub fn borrowed(bytes: &'a [u8]) -> Self {
+        Self { bytes, memory: None }
+    }
+
+    /// The bytes as an owned handle that shares the log's memory; few bytes may be copied instead. What is shared keeps the
+    /// whole run alive: copy what is kept for long.
     pub fn to_bytes(&self) -> Bytes {
-        self.area.slice(self.range.clone())
+        match self.memory {
+            Some((memory, at)) => memory.slice(at..at + self.bytes.len()),
+            None => Bytes::copy_from_slice(self.bytes),
+        }
     }
 
     /// The bytes, for as long as the run is borrowed.
     pub fn as_slice(&self) -> &'a [u8] {
-        &self.area[self.range.clone()]
+        self.bytes
     }
 }
 

@@ -1,18 +1,21 @@
 //! Making runs: the open chunk, and what fills in a run's head.
 //!
-//! A host of thousands of groups seals very many runs of one small entry. So a chunk of one keeps its descriptor
-//! within itself, and a sealed run that is small is one allocation: nothing but the bytes and their count of owners.
+//! A host of thousands of groups seals very many runs of one small entry. So a chunk of one keeps that within itself, as the
+//! run does that it becomes, and neither takes an allocation. A sealed run that is somewhat larger is one: nothing but
+//! the bytes and their count of owners.
 
+use super::memory::{Memory, SMALL_BYTES};
 use super::{
     DESCRIPTOR_BYTES, EntryKind, Origin, RUN_ENTRIES_MAX, RUN_HEADER_BYTES, RUN_PAYLOAD_BYTES_MAX, RUN_VERSION,
 };
-use super::{Run, head_crc, le32};
-use crate::crc::crc32c;
+use super::{Run, SUMMED_BYTES, le32};
+use crate::crc::crc32c_through;
 use crate::ids::{Index, LogPos, Term};
 use crate::payload::PayloadCodec;
 use crate::session::{FLAG_SESSION, SESSION_BYTES, SessionCall};
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
+use std::cell::RefCell;
 
 /// Bytes of descriptors that a chunk holds within itself: one.
 const INLINE_BYTES: usize = DESCRIPTOR_BYTES;
@@ -20,23 +23,85 @@ const INLINE_BYTES: usize = DESCRIPTOR_BYTES;
 const FIRST_ENTRIES: usize = 8;
 /// Payload bytes that a chunk has room for from its first entry on.
 const FIRST_PAYLOAD_BYTES: usize = 128;
+/// Bytes that a thread keeps room for in its place for the payloads of first entries.
+const KEPT_BYTES_MAX: usize = 4096;
 /// Payload bytes up to which a sealed run has its head and payload in one allocation: to copy so few again is cheaper
 /// than to keep one more allocation, and the room that a chunk did not use, for as long as the run lives.
 pub(super) const TOGETHER_BYTES_MAX: usize = 1024;
+/// Payload bytes that a chunk holds within itself, while it has one entry: those of a small run.
+const FEW_BYTES: usize = SMALL_BYTES - RUN_HEADER_BYTES - DESCRIPTOR_BYTES;
 /// Lengths of runs that lie beside the count of their owners: with that, and the allocator's own word, powers of two.
-const SMALL_BYTES: usize = 100;
 const MEDIUM_BYTES: usize = 228;
 const LARGE_BYTES: usize = 484;
 
-/// The bytes of a small run.
-struct Small<const N: usize> {
+/// The bytes of a run of moderate length.
+struct Together<const N: usize> {
     len: u32,
     bytes: [u8; N],
 }
 
-impl<const N: usize> AsRef<[u8]> for Small<N> {
+impl<const N: usize> AsRef<[u8]> for Together<N> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes[..self.len as usize]
+    }
+}
+
+thread_local! {
+    /// Where the payload of a chunk's first entry is written, since nobody knows before how long it is.
+    static FIRST: RefCell<BytesMut> = RefCell::default();
+}
+
+/// The payloads of a chunk.
+#[derive(Debug)]
+enum Payloads {
+    /// That of one entry, or of none.
+    Few { len: u8, bytes: [u8; FEW_BYTES] },
+    /// Any.
+    Many(BytesMut),
+}
+
+impl Default for Payloads {
+    fn default() -> Self {
+        Self::Few { len: 0, bytes: [0; FEW_BYTES] }
+    }
+}
+
+impl Payloads {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Few { len, bytes } => &bytes[..usize::from(*len)],
+            Self::Many(bytes) => bytes,
+        }
+    }
+
+    fn truncate(&mut self, to: usize) {
+        match self {
+            Self::Few { len, .. } => *len = to as u8,
+            Self::Many(bytes) => bytes.truncate(to),
+        }
+    }
+
+    /// Takes the payload of a first entry, copied if it is short.
+    fn set_first(&mut self, written: &mut BytesMut) {
+        if let Self::Few { len, bytes } = self
+            && let Some(few) = bytes.get_mut(..written.len())
+        {
+            few.copy_from_slice(written);
+            *len = written.len() as u8;
+        } else {
+            *self = Self::Many(std::mem::take(written));
+        }
+    }
+
+    /// Memory that grows, with what is there.
+    fn many(&mut self) -> &mut BytesMut {
+        if let Self::Few { .. } = self {
+            let mut many = BytesMut::with_capacity(FIRST_PAYLOAD_BYTES);
+            many.put_slice(self.as_slice());
+            *self = Self::Many(many);
+        }
+        let Self::Many(many) = self else { unreachable!("just made so") };
+        many
     }
 }
 
@@ -56,12 +121,12 @@ impl Drop for Undo<'_> {
 #[derive(Debug, Default)]
 pub struct RunBuilder {
     pub(super) descriptors: SmallVec<[u8; INLINE_BYTES]>,
-    pub(super) payload: BytesMut,
+    payloads: Payloads,
     sessions: Vec<u8>,
 }
 
 impl RunBuilder {
-    /// An empty chunk. Allocates nothing until the first entry.
+    /// An empty chunk.
     pub fn new() -> Self {
         Self::default()
     }
@@ -79,7 +144,7 @@ impl RunBuilder {
     /// Bytes that the run would take.
     pub fn encoded_len(&self) -> usize {
         let header = if self.is_empty() { 0 } else { RUN_HEADER_BYTES };
-        header + self.descriptors.len() + self.sessions.len() + self.payload.len()
+        header + self.descriptors.len() + self.sessions.len() + self.payload_bytes()
     }
 
     /// Tells that so many more entries like the last one follow. Makes room for all of them at once, as far as the chunk stays
@@ -88,12 +153,16 @@ impl RunBuilder {
         let Some(last) = self.descriptors.last_chunk::<DESCRIPTOR_BYTES>() else { return };
         let len = le32(last, 4) as usize;
         let left = encoded_bytes_max.saturating_sub(self.encoded_len());
-        if self.payload.capacity() - self.payload.len() >= len || left == 0 {
+        if left == 0 {
+            return;
+        }
+        let payload = self.payloads.many();
+        if payload.capacity() - payload.len() >= len {
             return;
         }
         // The last one may reach beyond the bound.
         let entries = entries.min(left / (len + DESCRIPTOR_BYTES) + 1);
-        self.payload.reserve(entries * len);
+        payload.reserve(entries * len);
         self.descriptors.reserve(entries * DESCRIPTOR_BYTES);
     }
 
@@ -145,19 +214,21 @@ impl RunBuilder {
         write: impl FnOnce(&mut BytesMut),
     ) -> Result<usize, usize> {
         assert!(self.count() < RUN_ENTRIES_MAX, "chunk of {} entries", self.count());
-        if self.is_empty() {
-            // A few small entries are the usual case: one allocation for their payloads.
-            self.reserve_first(FIRST_PAYLOAD_BYTES);
-        }
-        let mut undo = Undo { from: self.payload.len(), payload: &mut self.payload };
-        write(undo.payload);
-        let len = undo.payload.len() - undo.from;
-        if len > bytes_max {
-            return Err(len);
-        }
-        undo.from = undo.payload.len();
-        drop(undo);
-        assert!(self.payload.len() <= RUN_PAYLOAD_BYTES_MAX, "chunk of {} payload bytes", self.payload.len());
+        let len = match &mut self.payloads {
+            Payloads::Few { .. } if self.descriptors.is_empty() => self.write_first(bytes_max, write)?,
+            payloads => {
+                let payload = payloads.many();
+                let mut undo = Undo { from: payload.len(), payload };
+                write(undo.payload);
+                let len = undo.payload.len() - undo.from;
+                if len > bytes_max {
+                    return Err(len);
+                }
+                undo.from = undo.payload.len();
+                len
+            }
+        };
+        assert!(self.payload_bytes() <= RUN_PAYLOAD_BYTES_MAX, "chunk of {} payload bytes", self.payload_bytes());
         let mut d = [0u8; DESCRIPTOR_BYTES];
         d[0] = kind as u8;
         if let Some(call) = call {
@@ -174,17 +245,32 @@ impl RunBuilder {
         Ok(len)
     }
 
-    /// Makes room for the payload of a first entry.
-    fn reserve_first(&mut self, bytes: usize) {
-        if self.payload.capacity() < bytes {
-            self.payload = BytesMut::with_capacity(bytes);
-        }
+    /// The payload of a first entry. Nothing of it is kept if `write` panics.
+    fn write_first(&mut self, bytes_max: usize, write: impl FnOnce(&mut BytesMut)) -> Result<usize, usize> {
+        FIRST.with(|first| {
+            // It is in use only if `write` fills another chunk meanwhile.
+            let (mut shared, mut own) = (first.try_borrow_mut(), BytesMut::new());
+            let written = shared.as_deref_mut().unwrap_or(&mut own);
+            written.clear();
+            if written.capacity() < FIRST_PAYLOAD_BYTES {
+                *written = BytesMut::with_capacity(FIRST_PAYLOAD_BYTES);
+            }
+            write(written);
+            let len = written.len();
+            if len <= bytes_max {
+                self.payloads.set_first(written);
+            }
+            if written.capacity() > KEPT_BYTES_MAX {
+                *written = BytesMut::new();
+            }
+            if len <= bytes_max { Ok(len) } else { Err(len) }
+        })
     }
 
     /// Adds an entry with a copy of `payload`.
     pub fn push(&mut self, kind: EntryKind, sequence: u64, payload: &[u8]) {
-        if self.is_empty() {
-            self.reserve_first(payload.len().max(FIRST_PAYLOAD_BYTES));
+        if self.is_empty() && payload.len() > FIRST_PAYLOAD_BYTES {
+            self.payloads = Payloads::Many(BytesMut::with_capacity(payload.len()));
         }
         let pushed = self.push_with(kind, sequence, RUN_PAYLOAD_BYTES_MAX, |out| out.put_slice(payload));
         assert!(pushed.is_ok(), "payload of {} bytes", payload.len());
@@ -192,32 +278,45 @@ impl RunBuilder {
 
     /// Cuts the chunk back to its first `count` entries, whose payloads have `payload_bytes` in all.
     pub fn truncate(&mut self, count: usize, payload_bytes: usize) {
-        assert!(count <= self.count() && payload_bytes <= self.payload.len(), "truncating to more than there is");
+        assert!(count <= self.count() && payload_bytes <= self.payload_bytes(), "truncating to more than there is");
         if count < self.count() {
             self.descriptors.truncate(count * DESCRIPTOR_BYTES);
             if !self.sessions.is_empty() {
                 let kept = self.descriptors.chunks_exact(DESCRIPTOR_BYTES);
                 self.sessions.truncate(kept.filter(|d| d[1] & FLAG_SESSION != 0).count() * SESSION_BYTES);
             }
-            self.payload.truncate(payload_bytes);
+            self.payloads.truncate(payload_bytes);
         }
     }
 
     /// Bytes of all payloads so far.
     pub fn payload_bytes(&self) -> usize {
-        self.payload.len()
+        self.payloads.as_slice().len()
+    }
+
+    /// Bytes of payloads that there is room for without memory being taken.
+    #[cfg(test)]
+    pub(super) fn payload_room(&self) -> usize {
+        match &self.payloads {
+            Payloads::Few { .. } => FEW_BYTES,
+            Payloads::Many(bytes) => bytes.capacity(),
+        }
     }
 
     /// Gives the entries their place in the log. Panics if there are none.
     pub fn seal(self, term: Term, first: Index, origin: Origin) -> Run {
         assert!(!self.is_empty(), "sealing an empty chunk");
-        let parts = [&self.descriptors[..], &self.sessions[..], &self.payload[..]];
-        let count = self.count() as u32;
-        let (session_bytes, payload_len) = (self.sessions.len(), self.payload.len());
+        if let (Payloads::Few { len, bytes }, Some(descriptor), true) =
+            (&self.payloads, self.descriptors.as_array(), self.sessions.is_empty())
+        {
+            return one(descriptor, bytes, usize::from(*len), LogPos::new(term, first), origin);
+        }
+        let parts = [&self.descriptors[..], &self.sessions[..], self.payloads.as_slice()];
+        let (session_bytes, payload_len) = (self.sessions.len(), parts[2].len());
         let head_len = RUN_HEADER_BYTES + self.descriptors.len() + session_bytes;
         let at = LogPos::new(term, first);
         let (has_config, bytes) = match head_len + payload_len {
-            len if len <= SMALL_BYTES => together::<SMALL_BYTES>(parts, at, origin),
+            len if len <= SMALL_BYTES => return small(parts, at, origin),
             len if len <= MEDIUM_BYTES => together::<MEDIUM_BYTES>(parts, at, origin),
             len if len <= LARGE_BYTES => together::<LARGE_BYTES>(parts, at, origin),
             len => {
@@ -229,55 +328,96 @@ impl RunBuilder {
                 (has_config, Bytes::from(bytes))
             }
         };
-        let is_apart = payload_len > 0 && bytes.len() == head_len;
-        let apart = if is_apart { self.payload.freeze() } else { Bytes::new() };
-        Run { term, first, count, head_len: head_len as u32, has_config, bytes, apart }
+        let apart = match self.payloads {
+            Payloads::Many(payload) if payload_len > 0 && bytes.len() == head_len => payload.freeze(),
+            _ => Bytes::new(),
+        };
+        Run { memory: Memory::shared(head_len, has_config, bytes, apart) }
     }
 }
 
-/// Head, session side array and payload of a small run, filled in: one allocation.
-fn together<const N: usize>(parts: [&[u8]; 3], first: LogPos, origin: Origin) -> (bool, Bytes) {
-    let mut small = Small { len: 0, bytes: [0; N] };
+/// Head, session side array and payload of a run, filled in. Tells where the head ends, and whether an entry is a config one.
+fn fill_together(bytes: &mut [u8], parts: [&[u8]; 3], first: LogPos, origin: Origin) -> (usize, bool) {
     let mut at = RUN_HEADER_BYTES;
     for part in parts {
-        small.bytes[at..at + part.len()].copy_from_slice(part);
+        bytes[at..at + part.len()].copy_from_slice(part);
         at += part.len();
     }
-    small.len = at as u32;
-    let [descriptors, sessions, payload] = parts;
-    let head = &mut small.bytes[..RUN_HEADER_BYTES + descriptors.len() + sessions.len()];
-    let has_config = fill_in(head, sessions.len(), first, origin, payload);
-    (has_config, Bytes::from_owner(small))
+    let [_, sessions, payload] = parts;
+    let has_config = fill_in(&mut bytes[..at - payload.len()], sessions.len(), first, origin, payload);
+    (at, has_config)
+}
+
+/// The run of one small entry, written where it stays: the copies of this have fixed lengths.
+fn one(
+    descriptor: &[u8; DESCRIPTOR_BYTES],
+    payload: &[u8; FEW_BYTES],
+    len: usize,
+    first: LogPos,
+    origin: Origin,
+) -> Run {
+    const HEAD_BYTES: usize = RUN_HEADER_BYTES + DESCRIPTOR_BYTES;
+    let has_config = descriptor[0] == EntryKind::Config as u8;
+    let mut run = Run { memory: Memory::of_small([0; SMALL_BYTES], HEAD_BYTES + len, has_config) };
+    let bytes = run.memory.small_array().expect("just made so");
+    let head = &mut bytes[..HEAD_BYTES];
+    head[RUN_HEADER_BYTES..].copy_from_slice(descriptor);
+    fill_in(head, 0, first, origin, &payload[..len]);
+    bytes[HEAD_BYTES..].copy_from_slice(payload);
+    run
+}
+
+/// A small run: no allocation.
+fn small(parts: [&[u8]; 3], first: LogPos, origin: Origin) -> Run {
+    let mut bytes = [0; SMALL_BYTES];
+    let (len, has_config) = fill_together(&mut bytes, parts, first, origin);
+    Run { memory: Memory::of_small(bytes, len, has_config) }
+}
+
+/// The bytes of a run of moderate length: one allocation.
+fn together<const N: usize>(parts: [&[u8]; 3], first: LogPos, origin: Origin) -> (bool, Bytes) {
+    let mut together = Together { len: 0, bytes: [0; N] };
+    let (len, has_config) = fill_together(&mut together.bytes, parts, first, origin);
+    together.len = len as u32;
+    (has_config, Bytes::from_owner(together))
 }
 
 /// A run of this head, to which its session side array is added, and this payload.
 pub(super) fn finish(mut head: BytesMut, sessions: &[u8], first: LogPos, origin: Origin, payload: Bytes) -> Run {
-    let count = ((head.len() - RUN_HEADER_BYTES) / DESCRIPTOR_BYTES) as u32;
+    if head.len() + sessions.len() + payload.len() <= SMALL_BYTES {
+        // The flags are in the header, and nothing else that is not filled in again.
+        let mut bytes = [0; SMALL_BYTES];
+        bytes[..RUN_HEADER_BYTES].copy_from_slice(&head[..RUN_HEADER_BYTES]);
+        let (len, has_config) =
+            fill_together(&mut bytes, [&head[RUN_HEADER_BYTES..], sessions, &payload], first, origin);
+        return Run { memory: Memory::of_small(bytes, len, has_config) };
+    }
     head.put_slice(sessions);
     let has_config = fill_in(&mut head, sessions.len(), first, origin, &payload);
-    let (term, first, head_len) = (first.term, first.index, head.len() as u32);
-    Run { term, first, count, head_len, has_config, bytes: head.freeze(), apart: payload }
+    Run { memory: Memory::shared(head.len(), has_config, head.freeze(), payload) }
 }
 
 /// Fills in the header of `head`, which has room for it, the run's flags in place, all its descriptors and its session side
 /// array, which is so long. Returns whether a config entry is among them.
 fn fill_in(head: &mut [u8], session_bytes: usize, first: LogPos, origin: Origin, payload: &[u8]) -> bool {
     let LogPos { term, index: first } = first;
-    let descriptors = &head[RUN_HEADER_BYTES..head.len() - session_bytes];
+    let (h, rest) = head.split_first_chunk_mut::<RUN_HEADER_BYTES>().expect("it has room for the header");
+    let descriptors = &rest[..rest.len() - session_bytes];
     let count = (descriptors.len() / DESCRIPTOR_BYTES) as u32;
     let has_config = descriptors.chunks_exact(DESCRIPTOR_BYTES).any(|d| d[0] == EntryKind::Config as u8);
-    let mut h = [0u8; RUN_HEADER_BYTES];
-    (h[0], h[1]) = (RUN_VERSION, head[1]);
-    h[4..8].copy_from_slice(&count.to_le_bytes());
-    h[8..16].copy_from_slice(&term.0.to_le_bytes());
-    h[16..24].copy_from_slice(&first.0.to_le_bytes());
-    h[24..32].copy_from_slice(&origin.replica.0.to_le_bytes());
-    h[32..40].copy_from_slice(&origin.start.to_le_bytes());
-    h[40..44].copy_from_slice(&(payload.len() as u32).to_le_bytes());
-    h[44..48].copy_from_slice(&(session_bytes as u32).to_le_bytes());
-    h[48..52].copy_from_slice(&crc32c(0, payload).to_le_bytes());
-    head[..RUN_HEADER_BYTES].copy_from_slice(&h);
-    let crc = head_crc(head);
-    head[52..56].copy_from_slice(&crc.to_le_bytes());
+    // Word by word where it stays: who reads it next reads words.
+    let fields = [
+        u64::from(RUN_VERSION) | u64::from(h[1]) << 8 | u64::from(count) << 32,
+        term.0,
+        first.0,
+        origin.replica.0,
+        origin.start,
+        payload.len() as u64 | (session_bytes as u64) << 32,
+    ];
+    for (place, field) in h.as_chunks_mut::<8>().0.iter_mut().zip(fields) {
+        *place = field.to_le_bytes();
+    }
+    let (payload_sum, head_sum) = crc32c_through(payload, [&h[..SUMMED_BYTES], rest]);
+    h[SUMMED_BYTES..].copy_from_slice(&(u64::from(payload_sum) | u64::from(head_sum) << 32).to_le_bytes());
     has_config
 }

@@ -29,12 +29,62 @@ fn decoding_returns_what_was_sealed() {
 /// A small payload in memory of its own would cost more than its copy, and a large one is not copied.
 #[test]
 fn head_and_payload_are_together_when_they_are_small() {
-    for (bytes, together) in [(1, true), (TOGETHER_BYTES_MAX, true), (TOGETHER_BYTES_MAX + 1, false)] {
+    for (bytes, together) in [(1, true), (50, true), (TOGETHER_BYTES_MAX, true), (TOGETHER_BYTES_MAX + 1, false)] {
         let mut b = RunBuilder::new();
         b.push(EntryKind::Command, 7, &vec![1; bytes]);
         let run = b.seal(Term(3), Index(10), Origin::default());
         let end = run.head().as_ptr_range().end;
         assert_eq!(end == run.payload().as_ptr(), together, "{bytes} bytes");
+    }
+}
+
+/// A run of one small entry lies within its handle, which is no larger for that; nor is a chunk of one an allocation.
+#[test]
+fn small_runs_take_no_memory_of_their_own() {
+    assert_eq!(size_of::<Run>(), 96);
+    assert_eq!(size_of::<RunBuilder>(), 88);
+    for (bytes, is_small) in [(0, true), (16, true), (21, true), (22, false), (100, false)] {
+        let mut b = RunBuilder::new();
+        b.push(EntryKind::Command, 7, &vec![3; bytes]);
+        let run = b.seal(Term(3), Index(10), Origin::default());
+        let within = |run: &Run| (run as *const Run).cast::<u8>().wrapping_add(size_of::<Run>()) > run.head().as_ptr();
+        assert_eq!(run.payload_memory().is_none(), is_small, "{bytes} bytes");
+        assert!(!is_small || within(&run) && within(&run.clone()), "{bytes} bytes");
+        let mut encoded = BytesMut::new();
+        run.encode(&mut encoded);
+        let back = Run::decode(&mut encoded.freeze()).expect("valid");
+        assert_eq!((back.payload_memory().is_none(), &back), (is_small, &run), "{bytes} bytes");
+        assert_eq!(run.shared_parts().concat(), run.parts().concat());
+    }
+}
+
+/// Whoever writes a payload may fill another chunk meanwhile, write more than is allowed, or panic.
+#[test]
+fn a_first_payload_is_written_whatever_its_writer_does_besides() {
+    for bytes in [5, 21, 22, 300, 10_000] {
+        let payload = vec![9; bytes];
+        let mut b = RunBuilder::new();
+        let mut other = RunBuilder::new();
+        let pushed = b.push_with(EntryKind::Command, 1, bytes, |out| {
+            out.put_slice(&payload[..2]);
+            other.push(EntryKind::Command, 2, &payload);
+            out.put_slice(&payload[2..]);
+        });
+        assert_eq!(pushed, Ok(bytes));
+        let mut refused = RunBuilder::new();
+        assert_eq!(refused.push_with(EntryKind::Command, 1, bytes - 1, |out| out.put_slice(&payload)), Err(bytes));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            refused.push_with(EntryKind::Command, 1, bytes, |out| {
+                out.put_slice(&payload);
+                panic!("a writer that fails");
+            })
+        }));
+        assert!(panicked.is_err() && refused.is_empty() && refused.payload_bytes() == 0);
+        refused.push(EntryKind::Command, 1, &payload);
+        for chunk in [b, other, refused] {
+            let run = chunk.seal(Term(1), Index(1), Origin::default());
+            assert_eq!(run.entries().map(|e| e.payload).collect::<Vec<_>>(), [&payload[..]]);
+        }
     }
 }
 
@@ -46,7 +96,7 @@ fn a_chunk_that_expects_more_does_not_move_while_that_comes() {
         let mut b = RunBuilder::new();
         b.expect_more(expected, MAX);
         let payload = vec![7; len];
-        let room = |b: &RunBuilder| (b.payload.capacity(), b.descriptors.capacity());
+        let room = |b: &RunBuilder| (b.payload_room(), b.descriptors.capacity());
         b.push(EntryKind::Command, 1, &payload);
         let before = room(&b);
         b.expect_more(expected, MAX);
@@ -78,19 +128,24 @@ fn runs_of_every_length_read_back_and_equal_what_they_were_read_from() {
         let mut encoded = BytesMut::new();
         run.encode(&mut encoded);
         assert_eq!(encoded.len(), run.encoded_len());
-        assert_eq!(run.parts().map(|part| &part[..]).concat(), encoded);
+        assert_eq!(run.parts().concat(), encoded);
         let back = Run::decode(&mut encoded.freeze()).expect("valid");
         // What was read is in one piece, what was sealed or given another place may be in two.
         assert_eq!(back, run, "{entries} entries of {bytes} bytes");
         assert_eq!(back.rebase(Term(4), Index(70)), run.rebase(Term(4), Index(70)));
         for entry in run.rebase(Term(4), Index(70)).entries() {
-            let (memory, area) = run.payload_memory();
             let at = entry.payload_offset..entry.payload_offset + entry.payload.len();
             assert_eq!(
                 (entry.payload, &run.shared_payload(at.clone())[..]),
                 (&payload(entry.sequence)[..], &payload(entry.sequence)[..])
             );
-            assert_eq!(&memory[area + at.start..area + at.end], entry.payload);
+            let shared = run.payload_memory().map(|(memory, area)| &memory[area + at.start..area + at.end]);
+            assert_eq!(shared.unwrap_or(entry.payload), entry.payload);
+            assert_eq!(
+                shared.is_none(),
+                run.encoded_len() <= memory::SMALL_BYTES,
+                "{entries} entries of {bytes} bytes"
+            );
         }
     }
 }

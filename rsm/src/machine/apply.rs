@@ -48,11 +48,13 @@ impl<'a, C: Codec> Commands<'a, C> {
 
     fn decode(&mut self, entry: &EntryRef<'a>) -> Option<(Index, C)> {
         let decoded = match entry.codec {
-            PayloadCodec::Plain => {
-                let (memory, area) = self.run.payload_memory();
-                let at = area + entry.payload_offset;
-                C::decode(Payload::new(memory, at..at + entry.payload.len()))
-            }
+            PayloadCodec::Plain => C::decode(match self.run.payload_memory() {
+                Some((memory, area)) => {
+                    let at = area + entry.payload_offset;
+                    Payload::new(memory, at..at + entry.payload.len())
+                }
+                None => Payload::borrowed(entry.payload),
+            }),
             _ => decode_packed(entry),
         };
         match decoded {

@@ -231,7 +231,7 @@ impl FrameBuilder {
                 continue;
             }
             self.tail_bytes += len;
-            self.parts.extend(run.parts().into_iter().filter(|part| !part.is_empty()).cloned());
+            self.parts.extend(run.shared_parts().into_iter().filter(|part| !part.is_empty()));
         }
     }
 
