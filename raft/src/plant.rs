@@ -193,6 +193,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("install-without-its-log", "a leader lets go of the entries that a running install will need"),
     ("save-not-stopped", "a save goes on after a stop request"),
     ("block-checksum-ignored", "a block of a snapshot is recovered whatever its checksum"),
+    ("damage-taken-for-a-version", "a snapshot whose version a flipped bit has changed stops its replica"),
     ("broken-not-set-aside", "a damaged snapshot keeps its name"),
     ("snapshot-slot-not-checked", "a snapshot request takes the place of one that waits"),
     ("witness-saves", "a witness is asked for a snapshot"),

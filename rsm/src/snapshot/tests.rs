@@ -274,7 +274,8 @@ fn a_flipped_bit_in_any_byte_is_refused_by_reader_and_receiver() {
         std::fs::create_dir_all(file_path(&dir, 5).parent().unwrap()).unwrap();
         std::fs::write(file_path(&dir, 5), &bad).unwrap();
         assert!(store.verify(GROUP, REPLICA, Index(5)).is_err(), "byte {at} was read as good");
-        assert!(recover(&store, 5, Trouble::None).is_err(), "byte {at} was recovered as good");
+        let refused = recover(&store, 5, Trouble::None).expect_err("a bit of it is another");
+        assert!(refused.is_unusable(), "byte {at} is damage, and no reason to give the replica up: {refused}");
         assert!(receive(&receiver, key(5, &bad), &bad, 64).is_err(), "byte {at} was received as good");
         assert_eq!(names(&replica_dir(&target)), [] as [&str; 0], "byte {at} left something behind");
     }
@@ -308,7 +309,8 @@ fn a_file_cut_short_or_grown_is_refused() {
     let receiver = real_store(&target);
     for bytes in 0..good.len() {
         std::fs::write(file_path(&dir, 5), &good[..bytes]).unwrap();
-        assert!(store.verify(GROUP, REPLICA, Index(5)).is_err(), "{bytes} bytes were read as good");
+        let refused = store.verify(GROUP, REPLICA, Index(5)).expect_err("there is less of it");
+        assert!(refused.is_unusable(), "{bytes} bytes: {refused}");
         assert!(receive(&receiver, key(5, &good), &good[..bytes], 100).is_err(), "{bytes} bytes were received as good");
         assert!(receive(&receiver, key(5, &good[..bytes]), &good[..bytes], 100).is_err(), "announced as {bytes} bytes");
     }

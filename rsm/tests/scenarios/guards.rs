@@ -29,6 +29,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("storage-not-synced", a_snapshot_without_state_waits_for_the_storage),
     ("save-not-stopped", a_stop_ends_a_save_at_the_next_block),
     ("block-checksum-ignored", a_damaged_block_is_not_recovered),
+    ("damage-taken-for-a-version", a_damaged_header_is_damage_and_a_later_version_is_none),
     ("broken-not-set-aside", a_damaged_snapshot_is_set_aside),
     ("export-directory-made", an_export_does_not_make_the_users_directory),
     ("export-metadata-not-compared", an_export_is_refused_with_the_metadata_of_another),
@@ -262,6 +263,36 @@ fn a_damaged_block_is_not_recovered() {
     damaged(&dir);
     let refused = recover(&store(&dir), &shared(List::default()), 3);
     assert!(matches!(refused, Err(SnapshotError::Corrupt(_))), "{refused:?}");
+}
+
+/// Seed 2746 of the simulator: a flipped bit in the version of a snapshot stopped its replica, where any other would have made it ask
+/// its leader.
+fn a_damaged_header_is_damage_and_a_later_version_is_none() {
+    let dir = TempDir::new().unwrap();
+    save(&store(&dir), &shared(List(vec![9])), 3, Content::Full);
+    let good = std::fs::read(snapshot_file(&dir, 3)).unwrap();
+    let header_bytes = 16 + u32::from_le_bytes(good[12..16].try_into().unwrap()) as usize + 4;
+    let opened = |bytes: &[u8]| {
+        std::fs::write(snapshot_file(&dir, 3), bytes).unwrap();
+        store(&dir).open(GROUP, REPLICA, Index(3)).map(drop)
+    };
+    for bit in 0..8 * header_bytes {
+        let mut bad = good.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        let error = opened(&bad).expect_err("a bit of the header is another");
+        assert!(error.is_unusable(), "bit {bit}: {error}");
+    }
+    // A version, and a flag, that a later build wrote.
+    for at in [8, 10] {
+        let mut later = good.clone();
+        later[at] += 1;
+        let crc_at = header_bytes - 4;
+        let crc = crc32c::crc32c(&later[..crc_at]);
+        later[crc_at..header_bytes].copy_from_slice(&crc.to_le_bytes());
+        let error = opened(&later).expect_err("no build of today wrote that");
+        assert!(matches!(error, SnapshotError::Unsupported { .. }) && !error.is_unusable(), "{error}");
+    }
+    opened(&good).unwrap();
 }
 
 fn a_damaged_snapshot_is_set_aside() {
