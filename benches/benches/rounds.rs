@@ -122,12 +122,11 @@ fn rounds(c: &mut Criterion) {
     group.bench_function("ready list: push and take", |b| {
         b.iter(|| {
             for slot in 0..SLOTS {
-                inbox.ready.lock().push(SlotRef { slot, generation: 1 });
-                inbox.notifier.notify();
+                inbox.ready(SlotRef { slot, generation: 1 });
             }
             inbox.notifier.take();
             taken.clear();
-            taken.append(&mut inbox.ready.lock());
+            inbox.take_ready(&mut taken);
             taken.len()
         });
     });

@@ -13,22 +13,22 @@
 //! - What is saved or sent whole is a state at the index that it is said to be of, and not a later one.
 //! - `published.applied` moves only after the state machine has returned.
 
+mod inbox;
 mod lane;
 
 use crate::events::ReplicaEvent;
-use crate::notify::Notifier;
 use crate::send::SendTicket;
 use crate::shared::{Command, GroupShared, HostShared, reason};
 use crate::snapshot::{NotSaved, Recovery, SaveTask, SnapshotIo, content_of, machine_failed};
 use crate::stalls::Stalled;
 use crate::tracker::Waiter;
 use crate::worker::{Work, Worker};
+pub use inbox::ApplyInbox;
 pub(crate) use lane::{Call, Who};
 use lane::{Lane, Next};
-use longboat_raft::{GroupId, Index, ReplicaId, Run, SnapshotMeta, Time, plant};
+use longboat_raft::{Index, Run, SnapshotMeta, Time, plant};
 use longboat_rsm::snapshot::{Content, LiveSnapshot, Prepared, SavedSnapshot, SharedMachine, SnapshotHeader};
 use longboat_rsm::{AnyReads, DynMachine, MachineError, MachineKind, RequestError, WitnessMachine};
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -71,65 +71,10 @@ pub enum MachineJob {
     Streamed,
 }
 
-/// Where tasks are left for an apply worker.
-pub struct ApplyInbox {
-    tasks: Mutex<Vec<ApplyTask>>,
-    done: Mutex<Vec<(Arc<GroupShared>, MachineJob)>>,
-    lane: Lane,
-    /// Wakes the worker.
-    pub notifier: Arc<Notifier>,
-}
-
-impl std::fmt::Debug for ApplyInbox {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ApplyInbox").field("call", &self.call()).finish_non_exhaustive()
-    }
-}
-
 impl ApplyInbox {
-    /// An empty inbox.
-    pub fn new(notifier: Arc<Notifier>) -> Self {
-        Self { tasks: Mutex::default(), done: Mutex::default(), lane: Lane::default(), notifier }
-    }
-
-    /// Leaves tasks; `tasks` is empty after.
-    pub fn push(&self, tasks: &mut Vec<ApplyTask>) {
-        {
-            let mut inbox = self.tasks.lock();
-            if inbox.is_empty() {
-                std::mem::swap(&mut *inbox, tasks);
-            } else {
-                inbox.append(tasks);
-            }
-        }
-        self.notifier.notify();
-    }
-
-    /// Nobody takes what is here any more.
-    pub fn clear(&self) {
-        let (tasks, done) = (std::mem::take(&mut *self.tasks.lock()), std::mem::take(&mut *self.done.lock()));
-        drop((tasks, done));
-        self.lane.clear();
-    }
-
     /// The call that the worker is in, if it is in one.
     pub fn call(&self) -> Option<Stalled> {
-        self.lane.call().map(|call| Stalled { call })
-    }
-
-    /// The replicas whose state machines are in somebody's hands.
-    pub fn in_use(&self) -> Vec<(GroupId, ReplicaId)> {
-        let mut in_use = self.lane.in_use();
-        // Jobs that have ended, without a round of the worker since then.
-        let done = self.done.lock();
-        in_use.retain(|&(group, replica)| !done.iter().any(|(s, _)| (s.group, s.replica) == (group, replica)));
-        in_use
-    }
-
-    /// A save or recover of this group's state machine has ended.
-    pub fn job_done(&self, shared: Arc<GroupShared>, job: MachineJob) {
-        self.done.lock().push((shared, job));
-        self.notifier.notify();
+        self.current().map(|call| Stalled { call })
     }
 }
 
@@ -474,14 +419,14 @@ impl ApplyWorker {
 impl Worker for ApplyWorker {
     fn run_round(&mut self, _now: Time) -> Work {
         let inbox = &self.host.apply[self.index];
-        let Some(any) = inbox.lane.refill(self.runner, &inbox.tasks, &inbox.done) else {
+        let Some(any) = inbox.refill(self.runner) else {
             self.replaced = true;
             return Work::idle();
         };
         // Held until the lane was told that it is done.
         let mut before: Option<Arc<GroupShared>> = None;
         loop {
-            match inbox.lane.next(self.runner) {
+            match inbox.next(self.runner) {
                 Next::Task(task) => {
                     self.run(&task.shared, task.items);
                     before = Some(task.shared);

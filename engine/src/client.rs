@@ -370,11 +370,8 @@ impl GroupShared {
     pub(crate) fn tell_worker(&self) {
         self.ready(reason::QUEUE);
         // Whoever closed the replica meanwhile may have emptied the queue before this request was in it.
-        if self.is_closed.load(Ordering::SeqCst) {
-            let error = self.refusal().unwrap_or(RequestError::Stopped);
-            if let Some(inbox) = self.inbox.lock().take() {
-                inbox.fail(&error);
-            }
+        if let Some((inbox, error)) = self.inbox.abandoned() {
+            inbox.fail(&error);
         }
     }
 }

@@ -21,7 +21,7 @@ pub(crate) struct Sealed {
 impl StepWorker {
     /// Tells the replicas whose batches are durable.
     pub(crate) fn complete_durable(&mut self) {
-        let durable = self.inbox().durable.load(Ordering::Acquire);
+        let durable = self.inbox().durable.through();
         while self.sealed.front().is_some_and(|s| s.seq <= durable) {
             let sealed = self.sealed.pop_front().expect("just seen");
             self.host.unsynced_bytes.fetch_sub(sealed.bytes, Ordering::Relaxed);
@@ -66,15 +66,14 @@ impl StepWorker {
     pub(crate) fn ask_to_be_woken(&mut self) {
         let awaits = std::mem::take(&mut self.awaits_disk) || !self.starved.is_empty();
         if let Some(newest) = self.sealed.back().filter(|_| awaits && !plant::is("durable-without-a-wake")) {
-            self.inbox().wanted_durable.store(newest.seq, Ordering::SeqCst);
+            self.inbox().durable.want(newest.seq);
         }
     }
 
     /// Whether a batch became durable before the log writer could see that this worker wants to know: then there is another
     /// round. Either the writer sees the wish, which was left before this look, or this look sees the batch.
     pub(crate) fn missed_durable(&self) -> bool {
-        let inbox = self.inbox();
-        let known = inbox.durable.load(Ordering::SeqCst).min(inbox.wanted_durable.load(Ordering::Relaxed));
+        let known = self.inbox().durable.wanted_and_reached();
         self.sealed.front().is_some_and(|s| s.seq <= known)
     }
 }

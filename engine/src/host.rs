@@ -124,7 +124,6 @@ impl<L: LogDb> Host<L> {
             failed: Mutex::new(None),
             has_failed: AtomicBool::new(false),
             closing: AtomicBool::new(false),
-            workers_gone: AtomicBool::new(false),
             counters: HostCounters::default(),
             peers: crate::liveness::peers::PeerTable::default(),
             events: EventQueue::default(),

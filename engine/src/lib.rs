@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod client;
+pub mod client_queue;
 mod closing;
 pub mod config;
 mod durable;
@@ -26,6 +27,7 @@ pub mod pool;
 mod post;
 pub mod queue;
 mod rare;
+pub mod ready;
 mod receive;
 mod remove;
 mod replace;
@@ -46,6 +48,7 @@ pub mod step;
 pub mod stored;
 pub mod stores;
 pub mod stream;
+mod sync;
 pub mod threads;
 pub mod tracker;
 pub mod transfers;
@@ -53,6 +56,8 @@ mod waiting;
 mod waits;
 pub mod wheel;
 pub mod worker;
+mod worker_inbox;
+mod writer_inbox;
 
 pub use config::{EngineConfig, ReplicaConfig};
 pub use events::{EventQueue, HostEvent, ReplicaEvent};

@@ -171,7 +171,7 @@ impl LogPin {
 
 impl Drop for LogPin {
     fn drop(&mut self) {
-        if !self.shared.is_closed.load(std::sync::atomic::Ordering::Relaxed) {
+        if !self.shared.is_closed() {
             let request = Rare::Log(LogRequest::Release(self.number));
             // Counted like all of them, and never refused.
             self.shared.rare_waiting.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -506,7 +506,7 @@ struct ReclaimJob {
 impl Job for ReclaimJob {
     fn step(&mut self, _budget: usize) -> JobState {
         self.reply.expire(self.shared.host.clock.now(), Stage::Disk, false);
-        if !self.reply.is_open() || self.shared.is_closed.load(std::sync::atomic::Ordering::Relaxed) {
+        if !self.reply.is_open() || self.shared.is_closed() {
             return JobState::Done;
         }
         match self.reader.reclaim(self.shared.group) {

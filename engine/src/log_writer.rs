@@ -7,17 +7,16 @@
 
 use crate::config::{HOUSEKEEPING_NANOS, UNSYNCED_BYTES_MAX};
 use crate::give_back::GiveBack;
-use crate::notify::Notifier;
 use crate::outbox::OutFrame;
 use crate::reseal::ResealJob;
 use crate::shared::{HostShared, reason};
 use crate::space;
 use crate::worker::{Work, Worker};
+pub use crate::writer_inbox::WriterInbox;
 use longboat_io::Spawner;
-use longboat_logdb::{LogDb, LogError, LogStats, Seq, Update};
+use longboat_logdb::{LogDb, LogError, Seq, Update};
 use longboat_raft::{Time, plant};
 use longboat_transport::Transport;
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,9 +27,6 @@ const IDLE_NANOS: u64 = 10_000_000;
 /// Percent of its bound beyond which the journal takes no proposals, until settling has caught up. The bound itself is a
 /// goal: a burst may pass it.
 const PRESSURE_PERCENT_MAX: u32 = 300;
-
-/// Emptied vectors of updates that are kept while a host is busy.
-const SPARES_MAX: usize = 4;
 
 /// What one round of one worker wants durable, and what may leave then.
 #[derive(Debug, Default)]
@@ -45,53 +41,6 @@ pub struct SealedBatch {
     pub updates: Vec<Update>,
     /// What leaves when it is durable.
     pub held: Vec<OutFrame>,
-}
-
-/// Where sealed batches are left for the log writer.
-#[derive(Debug)]
-pub struct WriterInbox {
-    left: Mutex<Left>,
-    /// Wakes the log writer.
-    pub notifier: Arc<Notifier>,
-    stats: Mutex<LogStats>,
-}
-
-/// What goes from hand to hand.
-#[derive(Debug, Default)]
-struct Left {
-    batches: Vec<SealedBatch>,
-    /// Emptied vectors of updates, for who makes the next batches.
-    spares: Vec<Vec<Update>>,
-}
-
-impl WriterInbox {
-    /// An empty inbox.
-    pub fn new(notifier: Arc<Notifier>) -> Arc<Self> {
-        Arc::new(Self { left: Mutex::new(Left::default()), notifier, stats: Mutex::new(LogStats::default()) })
-    }
-
-    /// Leaves a batch. Batches are made durable in the order in which they are left.
-    pub fn push(&self, batch: SealedBatch) {
-        self.left.lock().batches.push(batch);
-        self.notifier.notify();
-    }
-
-    /// As [`WriterInbox::push`]. Returns an empty vector with room for as many updates as this batch has, about.
-    pub fn exchange(&self, batch: SealedBatch) -> Vec<Update> {
-        let updates = batch.updates.len();
-        let spare = {
-            let mut left = self.left.lock();
-            left.batches.push(batch);
-            left.spares.pop()
-        };
-        self.notifier.notify();
-        spare.unwrap_or_else(|| Vec::with_capacity(updates))
-    }
-
-    /// The store's figures, as of the log writer's last round.
-    pub fn stats(&self) -> LogStats {
-        *self.stats.lock()
-    }
 }
 
 struct Waiting {
@@ -153,12 +102,7 @@ impl<L: LogDb> LogWriter<L> {
     }
 
     fn submit(&mut self, now: Time) -> bool {
-        {
-            let mut left = self.inbox.left.lock();
-            std::mem::swap(&mut left.batches, &mut self.taken);
-            let room = SPARES_MAX.saturating_sub(left.spares.len());
-            left.spares.extend(std::iter::from_fn(|| self.log.spare()).take(room));
-        }
+        self.inbox.take(&mut self.taken, || self.log.spare());
         let any = !self.taken.is_empty();
         for batch in self.taken.drain(..) {
             // A batch without updates waits for what was submitted before it.
@@ -198,11 +142,10 @@ impl<L: LogDb> LogWriter<L> {
             Self::send(&*self.transport, &mut batch.held);
             if let Some(worker) = batch.worker {
                 let inbox = &self.host.workers[worker];
-                // This before the look: the worker says that it wants to know, and looks then.
-                inbox.durable.store(batch.worker_seq, Ordering::SeqCst);
+                let wanted = inbox.durable.reached(batch.worker_seq);
                 // Other workers wait for what this one still counts as unsynced, if that is much.
                 let much = self.host.unsynced_bytes.load(Ordering::Relaxed) > UNSYNCED_BYTES_MAX / 2;
-                self.touched[worker] |= batch.worker_seq <= inbox.wanted_durable.load(Ordering::SeqCst) || much;
+                self.touched[worker] |= wanted || much;
             }
         }
         let since = self.waiting.front().map_or(0, |w| w.since.0.max(1));
@@ -234,7 +177,7 @@ impl<L: LogDb> LogWriter<L> {
             }
         }
         let stats = self.log.stats();
-        *self.inbox.stats.lock() = stats;
+        self.inbox.set_stats(stats);
         let overfull = stats.pressure_percent >= PRESSURE_PERCENT_MAX;
         if self.host.log_overfull.swap(overfull, Ordering::Relaxed) && !overfull {
             // Workers have put proposals aside: they may go on.
@@ -244,7 +187,7 @@ impl<L: LogDb> LogWriter<L> {
         }
         if !self.stated && !in_flight && now.nanos_since(self.last_submit) >= IDLE_NANOS {
             self.log.idle()?;
-            self.inbox.left.lock().spares.clear();
+            self.inbox.shed();
             self.stated = true;
         }
         Ok(())
@@ -270,7 +213,7 @@ impl<L: LogDb> LogWriter<L> {
         self.give_back.look(now, silence, &self.host.shed, &*self.spawner);
         if self.host.shed.is_new(&mut self.shed_heard) {
             self.log.shed();
-            self.inbox.left.lock().spares = Vec::new();
+            self.inbox.shed();
             self.taken.shrink_to_fit();
             self.waiting.shrink_to_fit();
         }
@@ -286,7 +229,7 @@ impl<L: LogDb> LogWriter<L> {
         self.submit(now);
         self.log.close()?;
         self.release(self.submitted);
-        *self.inbox.stats.lock() = self.log.stats();
+        self.inbox.set_stats(self.log.stats());
         Ok(())
     }
 
@@ -299,7 +242,7 @@ impl<L: LogDb> LogWriter<L> {
 impl<L: LogDb> Worker for LogWriter<L> {
     fn run_round(&mut self, now: Time) -> Work {
         if self.failed {
-            self.inbox.left.lock().batches.clear();
+            self.inbox.clear();
             return Work::idle();
         }
         match self.round(now) {

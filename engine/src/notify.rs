@@ -3,11 +3,10 @@
 //! Invariant: a notification that is made before a worker's round begins is seen by that round; one made during a
 //! round makes the next `park` return at once.
 
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, Thread, current, park_timeout};
+use longboat_raft::plant;
 use longboat_transport::Transport;
-use parking_lot::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 /// How the thread behind some workers is woken.
@@ -36,7 +35,7 @@ impl Notifier {
 
     /// The calling thread is the one to wake, in place of who was so before; with a transport, it waits for sockets.
     pub fn attach(&self, transport: Option<Arc<dyn Transport>>) {
-        *self.thread.lock() = Some(std::thread::current());
+        *self.thread.lock() = Some(current());
         if let Some(transport) = transport {
             let _ = self.transport.set(transport);
         }
@@ -56,6 +55,17 @@ impl Notifier {
         }
     }
 
+    /// Leaves something for the thread, which is told when it is there.
+    pub fn after<R>(&self, leave: impl FnOnce() -> R) -> R {
+        if plant::is("woken-before-it-is-left") {
+            self.notify();
+            return leave();
+        }
+        let left = leave();
+        self.notify();
+        left
+    }
+
     /// How often its thread was woken, by others or by sockets.
     pub fn wakes(&self) -> u64 {
         self.wakes.load(Ordering::Relaxed)
@@ -68,12 +78,14 @@ impl Notifier {
 
     /// Sleeps until notified, or for `timeout`. Only for the attached thread.
     pub fn park(&self, timeout: Duration) {
+        let early = plant::is("looked-before-it-sleeps") && !self.notified.load(Ordering::SeqCst);
+        // Before the look: whoever notifies after it sees that there is somebody to wake.
         self.waiting.store(true, Ordering::SeqCst);
-        if !self.notified.load(Ordering::SeqCst) {
+        if early || !self.notified.load(Ordering::SeqCst) {
             let begun = Instant::now();
             match self.transport.get() {
                 Some(transport) => transport.wait(timeout),
-                None => std::thread::park_timeout(timeout),
+                None => park_timeout(timeout),
             }
             if begun.elapsed() < timeout {
                 self.wakes.fetch_add(1, Ordering::Relaxed);

@@ -165,6 +165,16 @@ pub struct Inbox {
 }
 
 impl Inbox {
+    /// Appends what was left after this was taken. Of this, only chunks are left.
+    pub(crate) fn join(&mut self, newer: Self) {
+        self.entries += newer.entries;
+        self.bytes += newer.bytes;
+        self.chunks.extend(newer.chunks);
+        self.reads = newer.reads;
+        self.snapshot = newer.snapshot;
+        self.extras = newer.extras;
+    }
+
     /// Fails the proposals whose deadline has passed.
     pub fn expire(&mut self, now: Time) {
         let late = RequestError::Timeout { stage: Stage::Queue, may_have_applied: false };

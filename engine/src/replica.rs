@@ -257,7 +257,7 @@ impl Replica {
 
     /// Takes what the clients left and gives it to the core. `take_proposals` is false while the host has too much unsynced.
     pub fn drain_queue(&mut self, now: Time, take_proposals: bool) -> Option<SnapshotRequest> {
-        let mut inbox = self.shared.inbox.lock().take()?;
+        let mut inbox = self.shared.inbox.take()?;
         let extras = inbox.extras.take().map(|e| *e).unwrap_or_default();
         if !extras.waits.is_empty() {
             self.waiting.waits.add(extras.waits);
@@ -291,21 +291,12 @@ impl Replica {
     }
 
     /// Puts chunks back in front of what clients have left meanwhile.
-    fn put_back(&mut self, mut inbox: Box<Inbox>) {
+    fn put_back(&mut self, inbox: Box<Inbox>) {
         if inbox.chunks.is_empty() {
             return;
         }
         self.queued_until = inbox.chunks.iter().map(|c| c.deadlines.earliest()).fold(NEVER, Time::min);
-        let mut slot = self.shared.inbox.lock();
-        if let Some(newer) = slot.take() {
-            inbox.entries += newer.entries;
-            inbox.bytes += newer.bytes;
-            inbox.chunks.extend(newer.chunks);
-            inbox.reads = newer.reads;
-            inbox.snapshot = newer.snapshot;
-            inbox.extras = newer.extras;
-        }
-        *slot = Some(inbox);
+        self.shared.inbox.put_back(inbox, Inbox::join);
     }
 
     fn propose(&mut self, now: Time, chunk: Chunk) {
@@ -631,7 +622,7 @@ impl Replica {
         if let Some(waiting) = self.waiting.get_mut() {
             waiting.fail_parked(error);
         }
-        if let Some(inbox) = self.shared.inbox.lock().take() {
+        if let Some(inbox) = self.shared.inbox.take() {
             inbox.fail(error);
         }
     }

@@ -83,7 +83,7 @@ impl Sends {
     pub(crate) fn next_in_line(&self, max: usize) {
         let room = max.saturating_sub(self.running.load(Ordering::Relaxed));
         let mut line = self.line.lock();
-        line.retain(|shared| !shared.is_closed.load(Ordering::Relaxed));
+        line.retain(|shared| !shared.is_closed());
         let at = room.min(line.len());
         let next: Vec<_> = line.drain(..at).collect();
         drop(line);
@@ -322,7 +322,7 @@ impl SendJob {
 
     fn is_over(&self, now: Time) -> Option<Failed> {
         let stopped = self.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed));
-        let closed = self.ticket.shared.is_closed.load(Ordering::Relaxed);
+        let closed = self.ticket.shared.is_closed();
         let closing = self.ticket.io.host.closing.load(Ordering::Relaxed);
         let stalled = now.nanos_since(self.moved) > STALL_NANOS;
         sometimes!(stalled, "snapshot-transfer-stalled");

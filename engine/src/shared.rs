@@ -2,13 +2,16 @@
 //!
 //! Raft state is in none of these: it belongs to one step worker outright.
 
-use crate::config::{EngineConfig, INBOX_BYTES_MAX, UNSYNCED_BYTES_MAX};
+use crate::client_queue::ClientQueue;
+use crate::config::{EngineConfig, UNSYNCED_BYTES_MAX};
 use crate::events::{EventQueue, HostEvent, ReplicaEvent};
 use crate::give_back::ShedCall;
 use crate::memory::LogMemory;
 use crate::notify::Notifier;
 use crate::openings::Openings;
 use crate::queue::Inbox;
+use crate::ready::ReadyFlags;
+pub use crate::ready::SlotRef;
 use crate::replica::Replica;
 use crate::request::{Rare, Reply};
 use crate::snapshot::SnapshotCounters;
@@ -16,6 +19,7 @@ use crate::space::DiskSpace;
 use crate::stalls::Stalls;
 use crate::stores::PeerStores;
 use crate::transfers::Transfers;
+pub use crate::worker_inbox::WorkerInbox;
 use ahash::AHashMap;
 use bytes::Bytes;
 use longboat_io::Clock;
@@ -45,15 +49,6 @@ pub mod reason {
     pub const TRUNCATE: u32 = 16;
     /// The host has room for another transfer, and the group's followers are the next in line.
     pub const MAY_SEND: u32 = 32;
-}
-
-/// A place in a worker's table of replicas. Slots are used again under a new generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SlotRef {
-    /// The slot.
-    pub slot: u32,
-    /// Its generation when the replica moved in.
-    pub generation: u32,
 }
 
 /// Something for a step worker to do that is rare. Those about a replica name that very replica, so that one that was
@@ -117,84 +112,6 @@ pub struct InFrame {
     pub frame: Bytes,
 }
 
-/// What others leave for a step worker.
-pub struct WorkerInbox {
-    /// Groups that became ready.
-    pub ready: Mutex<Vec<SlotRef>>,
-    /// Received frames.
-    pub frames: Mutex<Vec<InFrame>>,
-    frame_bytes: AtomicU64,
-    /// Rare commands.
-    pub commands: Mutex<Vec<Command>>,
-    has_commands: AtomicBool,
-    /// The worker's newest batch that is durable, with all before it.
-    pub durable: AtomicU64,
-    /// The worker does something as soon as its batches up to this one are durable: it is woken for each of them.
-    pub wanted_durable: AtomicU64,
-    /// Wakes the worker.
-    pub notifier: Arc<Notifier>,
-}
-
-impl WorkerInbox {
-    /// An empty inbox.
-    pub fn new(notifier: Arc<Notifier>) -> Self {
-        Self {
-            ready: Mutex::new(Vec::new()),
-            frames: Mutex::new(Vec::new()),
-            frame_bytes: AtomicU64::new(0),
-            commands: Mutex::new(Vec::new()),
-            has_commands: AtomicBool::new(false),
-            durable: AtomicU64::new(0),
-            wanted_durable: AtomicU64::new(0),
-            notifier,
-        }
-    }
-
-    /// Leaves a command and wakes the worker.
-    pub fn command(&self, command: Command) {
-        self.commands.lock().push(command);
-        self.has_commands.store(true, Ordering::SeqCst);
-        self.notifier.notify();
-    }
-
-    /// Takes the commands.
-    pub fn take_commands(&self) -> Vec<Command> {
-        if !self.has_commands.swap(false, Ordering::SeqCst) {
-            return Vec::new();
-        }
-        std::mem::take(&mut *self.commands.lock())
-    }
-
-    /// Leaves a frame, without waking; false when the worker has too much waiting and the frame was dropped.
-    pub fn frame(&self, frame: InFrame) -> bool {
-        let bytes = frame.frame.len() as u64;
-        // Control frames have room of their own beyond what bulk may take.
-        let room = if frame.lane == Lane::Bulk { INBOX_BYTES_MAX } else { 2 * INBOX_BYTES_MAX };
-        if self.frame_bytes.load(Ordering::Relaxed) + bytes > room as u64 {
-            return false;
-        }
-        self.frame_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.frames.lock().push(frame);
-        true
-    }
-
-    /// Swaps the waiting frames into `out`, which is empty. They count as waiting until [`WorkerInbox::frame_done`].
-    pub fn take_frames(&self, out: &mut Vec<InFrame>) {
-        std::mem::swap(&mut *self.frames.lock(), out);
-    }
-
-    /// Lets go of room that nothing takes at the moment.
-    pub fn shed(&self) {
-        self.ready.lock().shrink_to_fit();
-        self.frames.lock().shrink_to_fit();
-    }
-
-    /// A frame is about to be stepped.
-    pub fn frame_done(&self, frame: &InFrame) {
-        self.frame_bytes.fetch_sub(frame.frame.len() as u64, Ordering::Relaxed);
-    }
-}
-
 /// Figures of a replica that clients read without asking a worker.
 #[derive(Debug, Default)]
 pub struct Published {
@@ -232,11 +149,10 @@ pub struct GroupShared {
     pub epoch: GroupEpoch,
     /// Which apply worker has it.
     pub apply_worker: usize,
-    /// Which step worker has it, and where in its table: worker, generation, slot.
-    route: AtomicU64,
-    flags: AtomicU32,
-    /// What clients left.
-    pub inbox: Mutex<Option<Box<Inbox>>>,
+    /// Why it is to be visited, by which step worker, and where that has it.
+    flags: ReadyFlags,
+    /// What clients left; closed when the replica takes no more requests.
+    pub inbox: ClientQueue<Inbox, RequestError>,
     /// Rare requests that wait for the worker.
     pub rare_waiting: AtomicU32,
     /// The next proposal's sequence number.
@@ -255,10 +171,6 @@ pub struct GroupShared {
     pub machine: Arc<Mutex<Box<dyn DynMachine>>>,
     /// Answers reads without the state machine, for the kinds that can.
     lookups: Option<Arc<dyn Lookups>>,
-    /// Set when the replica takes no more requests.
-    pub closed: Mutex<Option<Box<RequestError>>>,
-    /// Set together with `closed`; checked without a lock.
-    pub is_closed: AtomicBool,
     /// Set when it was asked to stop, or was removed: it will not run for long.
     pub stopping: AtomicBool,
     /// Client sessions that the group keeps, as a registration that is made here says.
@@ -279,17 +191,6 @@ pub struct GroupShared {
     pub snapshot_due: AtomicU64,
     /// The host.
     pub host: Arc<HostShared>,
-}
-
-/// Bit of a route that says that the replica has moved in.
-const MOVED_IN: u64 = 1 << 63;
-/// A route is worker (15 bits), generation (24 bits) and slot (24 bits): sixteen million replicas a worker.
-const WORKER_SHIFT: u32 = 48;
-const GENERATION_SHIFT: u32 = 24;
-const FIELD_MASK: u64 = (1 << 24) - 1;
-
-const fn worker_of(route: u64) -> usize {
-    ((route & !MOVED_IN) >> WORKER_SHIFT) as usize
 }
 
 /// Spreads groups over workers, whatever their ids have in common.
@@ -357,9 +258,8 @@ impl GroupShared {
             replica: parts.replica,
             epoch: parts.epoch,
             apply_worker: spread % host.apply.len(),
-            route: AtomicU64::new(((spread % host.workers.len()) as u64) << WORKER_SHIFT),
-            flags: AtomicU32::new(0),
-            inbox: Mutex::new(None),
+            flags: ReadyFlags::new(spread % host.workers.len()),
+            inbox: ClientQueue::default(),
             rare_waiting: AtomicU32::new(0),
             sequence: AtomicU64::new(parts.first_sequence),
             machine_type: parts.machine_type,
@@ -369,8 +269,6 @@ impl GroupShared {
             kind: parts.machine.kind(),
             lookups: parts.machine.lookups(),
             machine: Arc::new(Mutex::new(parts.machine)),
-            closed: Mutex::new(None),
-            is_closed: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             sessions_max: parts.sessions_max,
             seldom: Mutex::new(None),
@@ -402,47 +300,33 @@ impl GroupShared {
 
     /// Sets a reason; on the first one the group goes on its worker's ready list and the worker is woken if it sleeps.
     pub fn ready(&self, reason: u32) {
-        if self.flags.fetch_or(reason, Ordering::SeqCst) == 0 {
-            self.enlist();
-        }
+        self.enlist(self.flags.set(reason));
     }
 
-    fn enlist(&self) {
-        let route = self.route.load(Ordering::SeqCst);
-        // A replica that has not moved in yet is looked at when it does.
-        if route & MOVED_IN != 0 {
-            let inbox = &self.host.workers[worker_of(route)];
-            let slot = (route & FIELD_MASK) as u32;
-            let generation = (route >> GENERATION_SHIFT & FIELD_MASK) as u32;
-            inbox.ready.lock().push(SlotRef { slot, generation });
-            inbox.notifier.notify();
+    fn enlist(&self, place: Option<(usize, SlotRef)>) {
+        if let Some((worker, at)) = place {
+            self.host.workers[worker].ready(at);
         }
     }
 
     /// Which step worker has it.
     pub fn worker(&self) -> usize {
-        worker_of(self.route.load(Ordering::SeqCst))
+        self.flags.worker()
     }
 
     /// Takes the reasons. The queues must be drained after this, not before.
     pub fn take_reasons(&self) -> u32 {
-        self.flags.swap(0, Ordering::SeqCst)
+        self.flags.take()
     }
 
     /// The replica has moved into this slot of its worker.
     pub fn moved_in(&self, at: SlotRef) {
-        let worker = (self.worker() as u64) << WORKER_SHIFT;
-        let generation = (u64::from(at.generation) & FIELD_MASK) << GENERATION_SHIFT;
-        self.route.store(MOVED_IN | worker | generation | u64::from(at.slot), Ordering::SeqCst);
-        if self.flags.load(Ordering::SeqCst) != 0 {
-            self.enlist();
-        }
+        self.enlist(self.flags.moved_in(at));
     }
 
     /// Takes no more requests from here on; they fail with `error`.
     pub fn close(&self, error: RequestError) {
-        self.closed.lock().get_or_insert_with(|| Box::new(error));
-        self.is_closed.store(true, Ordering::SeqCst);
+        self.inbox.close(error);
         // A save that is asked for after this look is refused when its turn comes: the replica is closed by then.
         self.stop_saves();
         let recoveries = self.seldom.lock().as_mut().map(|s| std::mem::take(&mut s.recoveries)).unwrap_or_default();
@@ -458,7 +342,7 @@ impl GroupShared {
     pub(crate) fn new_recovery(&self) -> Arc<AtomicBool> {
         let stop = new_stop(&mut self.seldom.lock().get_or_insert_default().recoveries);
         // Noted before this look: whoever closes the replica after it finds it.
-        if self.is_closed.load(Ordering::SeqCst) {
+        if self.is_closed() {
             stop.store(true, Ordering::SeqCst);
         }
         stop
@@ -483,9 +367,14 @@ impl GroupShared {
         running.map(|stop| stop.store(true, Ordering::SeqCst)).count() > 0
     }
 
+    /// Whether requests are refused.
+    pub fn is_closed(&self) -> bool {
+        self.inbox.is_closed()
+    }
+
     /// Why requests are refused, if they are.
     pub fn refusal(&self) -> Option<RequestError> {
-        if self.is_closed.load(Ordering::SeqCst) { self.closed.lock().as_deref().cloned() } else { None }
+        self.inbox.refusal()
     }
 
     /// Tells what happened to this replica, if anybody listens.
@@ -572,8 +461,6 @@ pub struct HostShared {
     pub has_failed: AtomicBool,
     /// Set when the host closes.
     pub closing: AtomicBool,
-    /// Set when the threads of the workers have ended.
-    pub workers_gone: AtomicBool,
     /// Counters.
     pub counters: HostCounters,
     /// The other hosts, and what is silent between them and this one.
@@ -621,9 +508,6 @@ impl HostShared {
     /// Leaves a command with a worker, or, if the workers are gone, lets go of it: what waits for it is told so.
     pub fn command(&self, worker: usize, command: Command) {
         self.workers[worker].command(command);
-        if self.workers_gone.load(Ordering::SeqCst) {
-            drop(self.workers[worker].take_commands());
-        }
     }
 
     /// The host's threads have ended, and so have the jobs of its pool: what is left of its replicas is let go of, their
@@ -633,7 +517,7 @@ impl HostShared {
         let groups: Vec<_> = self.groups.write().drain().map(|(_, shared)| shared).collect();
         for shared in groups {
             shared.close(RequestError::Stopped);
-            if let Some(inbox) = shared.inbox.lock().take() {
+            if let Some(inbox) = shared.inbox.take() {
                 inbox.fail(&RequestError::Stopped);
             }
             // One that is locked is in the hands of a thread that hangs, and goes with it.
@@ -647,10 +531,7 @@ impl HostShared {
 
     /// No worker runs a round any more.
     pub fn forget_commands(&self) {
-        self.workers_gone.store(true, Ordering::SeqCst);
-        for worker in &self.workers {
-            drop(worker.take_commands());
-        }
+        self.workers.iter().for_each(WorkerInbox::worker_is_gone);
     }
 
     /// Whether workers may take proposals: the disk keeps up.

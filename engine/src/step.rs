@@ -302,7 +302,7 @@ impl StepWorker {
 
     fn take_ready(&mut self, now: Time) {
         let mut ready = std::mem::take(&mut self.ready);
-        ready.append(&mut self.inbox().ready.lock());
+        self.inbox().take_ready(&mut ready);
         let take_proposals = self.host.takes_proposals();
         for at in ready.drain(..) {
             if self.replica_at(at).is_none() {

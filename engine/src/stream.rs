@@ -343,7 +343,7 @@ impl ReceiveJob {
 
 impl Job for ReceiveJob {
     fn step(&mut self, _budget: usize) -> JobState {
-        let gone = self.shared.is_closed.load(Ordering::Relaxed) || self.io.host.closing.load(Ordering::Relaxed);
+        let gone = self.shared.is_closed() || self.io.host.closing.load(Ordering::Relaxed);
         let stalled = !self.finishing && self.io.host.clock.now().nanos_since(self.moved) > STALL_NANOS;
         if gone || stalled || self.stream.replaced.load(Ordering::Relaxed) {
             return self.end(ChunkOutcome::Refused);

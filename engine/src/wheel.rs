@@ -2,7 +2,8 @@
 //!
 //! Deadlines move later far more often than they fire (every heartbeat moves one), so an entry is left where it is and
 //! checked against the real deadline when its time comes. Invariant: for every slot that was scheduled for a time,
-//! `expire` yields it at that time or earlier.
+//! `expire` yields it at that time or earlier. A wheel belongs to one worker outright: no other thread reads or turns it, and
+//! what others would have the worker do at once reaches it through a ready flag (`ready.rs`).
 
 use longboat_raft::Time;
 

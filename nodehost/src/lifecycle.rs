@@ -152,7 +152,7 @@ impl NodeHost {
                     *target = Some(Index(published.commit.load(Ordering::Acquire)));
                 }
                 let ready = target.is_some_and(|t| published.applied.load(Ordering::Acquire) >= t.0);
-                !ready && !replica.shared.is_closed.load(Ordering::Acquire)
+                !ready && !replica.shared.is_closed()
             });
             if waiting.is_empty() {
                 return Ok(());

@@ -17,8 +17,8 @@
 
 use super::{ApplyItem, ApplyTask, MachineJob};
 use crate::shared::GroupShared;
+use crate::sync::Mutex;
 use longboat_raft::{GroupId, ReplicaId, plant};
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -210,9 +210,15 @@ impl Lane {
         lane.current.map(|who| Call { begun: lane.begun, who })
     }
 
-    /// Replaces the runner that is in this call, if it still is. Returns the number of its successor.
+    /// Replaces the runner that is in this call, if it still is. Returns the number of its successor. A group that its runner has left
+    /// to a job is in no call any more.
     pub(super) fn replace(&self, call: Call) -> Option<u64> {
         let mut lane = self.0.lock();
+        // A group that waits for a job or for views is out of its runner's hands, which is about to take the next task: marked as
+        // that runner's a second time, it would be given back once, and wait for ever.
+        if lane.busy_at(call.who).is_some() && !plant::is("waiting-group-held-twice") {
+            return None;
+        }
         if lane.begun != call.begun || lane.current.take_if(|who| *who == call.who).is_none() {
             return None;
         }
@@ -258,6 +264,7 @@ impl Lane {
         if let Some(at) = lane.busy_at(who)
             && let Holder::Runner { job_ended } = &mut lane.busy[at].holder
             && std::mem::take(job_ended)
+            && !plant::is("wait-for-an-ended-job")
         {
             return Some(items);
         }

@@ -54,9 +54,7 @@ impl SnapshotIo {
                     recovered(&shared, index, Recovery::Lost);
                 }
                 // A replica that stops has its recovery stopped. Its state machine has not failed, and is not used any more.
-                Err(SnapshotError::Stopped)
-                    if shared.is_closed.load(Ordering::SeqCst) && !plant::is("stop-taken-for-a-failure") =>
-                {
+                Err(SnapshotError::Stopped) if shared.is_closed() && !plant::is("stop-taken-for-a-failure") => {
                     tracing::debug!(group = %shared.group, replica = %shared.replica, %index, "recovery stopped");
                 }
                 Err(error) => machine_failed(&shared, format!("recovery at {index}: {error}")),
@@ -157,7 +155,7 @@ impl CatchUpJob {
 
 impl Job for CatchUpJob {
     fn step(&mut self, _budget: usize) -> JobState {
-        if self.shared.is_closed.load(Ordering::Relaxed) {
+        if self.shared.is_closed() {
             return self.done();
         }
         match self.some() {
