@@ -5,7 +5,7 @@ use super::hash::{ByHash, Hash128, Interner};
 use super::node::{HEARTBEAT, LONG, Node, Rules, Said};
 use super::state::{BUDGETS, Budget, Packet, READS_MAX, Read, Sent, State, TERMS_MAX};
 use longboat_raft::{
-    Body, ConfigChange, EntryKind, Membership, Origin, ProposeOptions, ReplicaId, Role, RunBuilder, Term,
+    Body, ConfigChange, EntryKind, Membership, Origin, ProposeOptions, Proposed, ReplicaId, Role, RunBuilder, Term,
 };
 use smallvec::SmallVec;
 use std::collections::HashMap;
@@ -35,6 +35,8 @@ pub(crate) enum Action {
     Change { node: u8, which: u8, stall: bool },
     /// A client asks for a read index.
     Read { node: u8 },
+    /// A replica asks its leader to close what it has forwarded to it.
+    Close { node: u8 },
     /// Leadership is to be handed over.
     Transfer { node: u8, to: u8 },
     /// A snapshot is taken and the log before it forgotten.
@@ -200,7 +202,9 @@ impl Model {
                 actions.push(Action::Lose { packet });
             }
             let is_raft = matches!(self.packets.at(packet).packet, Packet::Raft(_));
-            if left(Budget::Copies) && is_raft {
+            // Nobody repeats a forwarded run: a link is a stream, and its entries would be applied twice.
+            let is_forward = |p: &Packet| matches!(p, Packet::Raft(m) if matches!(m.body, Body::Forward(_)));
+            if left(Budget::Copies) && is_raft && !is_forward(&self.packets.at(packet).packet) {
                 actions.push(Action::Copy { packet });
             }
             if left(Budget::Delays) && is_raft && !is_late {
@@ -256,6 +260,10 @@ impl Model {
         }
         if left(Budget::Reads) && (view.leads || here.core.leader().is_some()) {
             actions.push(Action::Read { node });
+        }
+        let to_close = || here.forwarded.to_close(here.core.term()).is_some();
+        if left(Budget::Closings) && !view.leads && here.core.leader().is_some() && to_close() {
+            actions.push(Action::Close { node });
         }
         if left(Budget::Compactions) && here.may_compact() {
             actions.push(Action::Compact { node });
@@ -315,6 +323,7 @@ impl Model {
             A::Propose { node, stall } => (node, stall, Some(Budget::Proposals)),
             A::Change { node, stall, .. } => (node, stall, Some(Budget::Changes)),
             A::Read { node } => (node, false, Some(Budget::Reads)),
+            A::Close { node } => (node, false, Some(Budget::Closings)),
             A::Transfer { node, .. } => (node, false, Some(Budget::Transfers)),
             A::Compact { node } => (node, false, Some(Budget::Compactions)),
             A::Crash { node, .. } => (node, false, Some(Budget::Crashes)),
@@ -484,7 +493,10 @@ impl Model {
                 stalls = stall;
                 let mut chunk = RunBuilder::new();
                 chunk.push(EntryKind::Command, number, b"c");
-                let _ = node.core.propose(node.now(), chunk, origin, ProposeOptions::default());
+                let proposed = node.core.propose(node.now(), chunk, origin, ProposeOptions::default());
+                if let Ok(Proposed::Forwarded { .. }) = proposed {
+                    node.forwarded.sent(node.core.term(), number);
+                }
             }
             A::Change { which, stall, .. } => {
                 stalls = stall;
@@ -498,6 +510,11 @@ impl Model {
                 );
             }
             A::Read { .. } => node.core.read_index(node.now(), number),
+            A::Close { .. } => {
+                if let Some(forwards) = node.forwarded.to_close(node.core.term()) {
+                    node.core.close_forwards(node.now(), forwards);
+                }
+            }
             A::Transfer { to, .. } => {
                 let _ = node.core.transfer_leader(node.now(), ReplicaId(u64::from(to) + 1));
             }

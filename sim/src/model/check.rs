@@ -5,7 +5,7 @@
 //! that it does not know to be committed, only voters lead. Of all replicas together, after each action: one leader per
 //! term, log matching, one history of what is committed, which grows only at a leader, rests on the disks of majorities, is never lost from a
 //! disk that had it, and is in the log of every later leader; nobody who lacks some of it could be elected; reads are
-//! given an index no lower than what was committed when they were asked (in `act`).
+//! given an index no lower than what was committed when they were asked (in `act`); what is told to be lost is never committed.
 
 use super::act::{Committed, Model, View};
 use super::hash::Hash128;
@@ -91,6 +91,7 @@ impl Model {
         self.check_kept(before, now, at)?;
         self.check_leaders_logs(now)?;
         self.check_electable(now)?;
+        self.check_lost(now)?;
         self.check_not_stranded(now)?;
         self.check_silence(now)
     }
@@ -238,6 +239,21 @@ impl Model {
 }
 
 impl Model {
+    /// A command that its client was told is lost is never committed.
+    fn check_lost(&self, now: &State) -> Result<(), String> {
+        if !self.config.forward {
+            return Ok(());
+        }
+        let known = self.committed.at(now.committed);
+        for node in now.nodes.iter().map(|id| self.nodes.at(*id)) {
+            if let Some(at) = known.iter().position(|(mark, _)| node.forwarded.is_lost(mark)) {
+                let (id, index) = (node.id(), at + 1);
+                return Err(format!("replica {id} tells that a command is lost; it is committed at {index}"));
+            }
+        }
+        Ok(())
+    }
+
     /// A silent leader and a silent follower of it have the same log, all of it committed, unless the follower was left out.
     /// All other pairs of silent replicas differ in what their hosts compare: term and leader.
     fn check_silence(&self, now: &State) -> Result<(), String> {

@@ -131,6 +131,7 @@ pub fn all() -> Vec<Config> {
         read_index(),
         quiesce(),
         remove_readd(),
+        forwards(),
     ]
 }
 
@@ -218,6 +219,20 @@ fn quiesce() -> Config {
     c.allow(&[(Budget::Heartbeats, 6), (Budget::Suspicions, 2), (Budget::Stalls, 1)]);
     (c.silent, c.lanes) = (true, true);
     c.plants = &["quiesce-without-match", "quiesce-before-commit-durable", "suspected-leader-kept"];
+    c
+}
+
+fn forwards() -> Config {
+    let about = "three voters, commands forwarded, and closed by who leads; what is told to be lost is never committed";
+    let mut c = Config::new("forwards", about, &[1, 2, 3]);
+    c.allow(&[(Budget::Closings, 2), (Budget::Delays, 2), (Budget::Stalls, 1)]);
+    (c.lanes, c.forward) = (true, true);
+    c.plants = &[
+        "closed-forward-appended",
+        "closed-at-the-commit-index",
+        "closed-by-another-terms-leader",
+        "forward-of-another-term-appended",
+    ];
     c
 }
 

@@ -308,7 +308,7 @@ fn cost_of(action: &Action) -> usize {
         }
         Action::Timeout { stall, .. } => 2 + stalls(stall),
         Action::Finish { .. } | Action::Tell { .. } | Action::Write { .. } | Action::Fetch { .. } => 1,
-        Action::Read { .. } | Action::Transfer { .. } => 1,
+        Action::Read { .. } | Action::Transfer { .. } | Action::Close { .. } => 1,
         Action::Heartbeat { .. } | Action::Compact { .. } | Action::Lapse { .. } => 2,
         Action::Suspect { .. } | Action::Doubt { .. } => 2,
         Action::Crash { .. } | Action::Lose { .. } | Action::Delay { .. } | Action::Copy { .. } => 3,
@@ -321,7 +321,8 @@ fn weight(action: &Action) -> u64 {
     match action {
         Action::Deliver { stall: false, .. } => 60,
         Action::Finish { .. } | Action::Tell { .. } | Action::Write { .. } | Action::Fetch { .. } => 30,
-        Action::Propose { stall: false, .. } | Action::Change { stall: false, .. } | Action::Read { .. } => 20,
+        Action::Propose { stall: false, .. } | Action::Change { stall: false, .. } => 20,
+        Action::Read { .. } | Action::Close { .. } => 20,
         Action::Timeout { stall: false, .. } | Action::Heartbeat { .. } => 10,
         Action::Compact { .. } | Action::Transfer { .. } | Action::Lapse { .. } => 10,
         Action::Suspect { .. } | Action::Doubt { .. } => 4,

@@ -23,6 +23,7 @@ mod act;
 mod check;
 mod configs;
 mod explore;
+mod forwarded;
 mod hash;
 mod node;
 mod state;

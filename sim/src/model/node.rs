@@ -6,6 +6,7 @@
 //! batches wait, in order, for actions of their own. The state machine is prompt always. A crash loses memory and of the batches
 //! that wait all but a prefix of them, which may be empty: written or not, nobody was told.
 
+use super::forwarded::Forwarded;
 use super::hash::Hash128;
 use super::state::Packet;
 use longboat_raft::{
@@ -78,6 +79,8 @@ pub(crate) struct Node {
     pub(crate) gone: bool,
     /// The votes that have left, by term: in each to one replica only, whatever the replica has forgotten since.
     pub(crate) promised: Vec<(Term, ReplicaId)>,
+    /// The commands that it has forwarded.
+    pub(crate) forwarded: Forwarded,
     /// Not part of the state, see the module `model`.
     pub(crate) clock: u64,
 }
@@ -122,19 +125,20 @@ impl Node {
             fetches: VecDeque::new(),
             gone: false,
             promised: Vec::new(),
+            forwarded: Forwarded::default(),
             clock: 0,
         }
     }
 
     /// The hash of all that decides what it will do and say.
     pub(crate) fn hash(&self) -> [u64; 2] {
-        let Self { core, disk, flying, written, history, fetches, gone, promised, clock: _ } = self;
+        let Self { core, disk, flying, written, history, fetches, gone, promised, forwarded, clock: _ } = self;
         let mut hash = Hash128::new();
         core.replica().hash(&mut hash);
         core.hash_timeless(&mut hash);
         disk.hash(&mut hash);
         flying.hash(&mut hash);
-        (written, history, gone, promised).hash(&mut hash);
+        (written, history, gone, promised, forwarded).hash(&mut hash);
         for Fetch { ticket, lo, hi, bytes_max: _ } in fetches {
             (ticket, lo, hi).hash(&mut hash);
         }
@@ -193,6 +197,7 @@ impl Node {
                 None => said.wrong(|| format!("replica {} installs a snapshot that nobody sent: {meta:?}", self.id())),
             }
             self.core.applied(meta.pos.index);
+            self.forwarded.skipped();
         }
         self.history = history(&self.core, before, rules, said);
         for run in &out.committed {
@@ -205,6 +210,10 @@ impl Node {
             }
             self.core.applied(run.last());
         }
+        let id = self.id();
+        out.refused.iter().for_each(|refused| self.forwarded.refused(id, refused));
+        out.closed.into_iter().for_each(|closed| self.forwarded.closed(closed));
+        self.forwarded.handed(id, &self.history, self.core.handed());
         // When a message is made is when it must be true: one that waits for the disk may be late when it leaves.
         out.early.iter().chain(&out.held).for_each(|message| self.check_sent(message, said));
         for message in out.early {
@@ -324,6 +333,9 @@ impl Node {
                     said.wrong(|| format!("{to} is asked to take over with {matched:?} of {:?}", core.last()));
                 }
             }
+            Body::ForwardsClosed { term, .. } if (core.role(), core.term()) != (Role::Leader, *term) => {
+                said.wrong(|| format!("{} in term {} speaks for the leader of {term}", core.replica(), core.term()));
+            }
             _ => {}
         }
     }
@@ -337,6 +349,7 @@ impl Node {
         }
         self.flying.clear();
         self.fetches.clear();
+        self.forwarded.forget();
         self.written = 0;
         self.history = self.disk.history.clone();
         match Core::new(config, self.disk.restored(), self.now()) {
@@ -442,16 +455,26 @@ impl Disk {
 
 /// The marks of a run's entries, with the payloads of membership changes.
 fn marks(run: &Run) -> impl Iterator<Item = (Mark, Option<&[u8]>)> {
-    let origin = run.origin().replica.0;
+    let origin = run.origin().replica;
     run.entries().map(move |entry| {
         let config = entry.kind == EntryKind::Config;
-        let mut hash = Hash128::new();
-        (entry.kind, entry.sequence, origin).hash(&mut hash);
+        let mut hash = what(entry.kind, entry.sequence, origin);
         if config {
             hash.write(entry.payload);
         }
         (Mark { term: entry.term, what: hash.finish(), config }, config.then_some(entry.payload))
     })
+}
+
+fn what(kind: EntryKind, sequence: u64, origin: ReplicaId) -> Hash128 {
+    let mut hash = Hash128::new();
+    (kind, sequence, origin.0).hash(&mut hash);
+    hash
+}
+
+/// What the mark of a command says of it.
+pub(crate) fn command(sequence: u64, origin: ReplicaId) -> u64 {
+    what(EntryKind::Command, sequence, origin).finish()
 }
 
 /// The whole log of a core whose entries before those in memory are as `before` has them.

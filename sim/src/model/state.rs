@@ -43,10 +43,12 @@ pub(crate) enum Budget {
     Delays,
     /// Times that a disk stalled.
     Stalls,
+    /// Times that a leader is asked to close what was forwarded to it.
+    Closings,
 }
 
 /// How many kinds of budgets there are.
-pub(crate) const BUDGETS: usize = 14;
+pub(crate) const BUDGETS: usize = 15;
 
 /// What travels.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

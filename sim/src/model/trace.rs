@@ -140,6 +140,7 @@ fn name(model: &Model, action: Action) -> String {
             format!("proposed at {}{}: {:?}", id(node), stalls(stall), model.config.changes[usize::from(which)])
         }
         A::Read { node } => format!("a read index is asked for at {}", id(node)),
+        A::Close { node } => format!("{} asks its leader to close what it has forwarded", id(node)),
         A::Transfer { node, to } => format!("{} is to hand leadership to {}", id(node), id(to)),
         A::Compact { node } => format!("{} takes a snapshot and compacts its log", id(node)),
         A::Fetch { node } => format!("{} has read what was cold", id(node)),
