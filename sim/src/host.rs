@@ -437,6 +437,12 @@ impl SimHost {
         self.lived.drain(..).map(end).collect()
     }
 
+    /// Its directory is on another disk from here on, one that does what it is asked to.
+    pub(crate) fn replace_disk(&mut self, disk: SimDisk) {
+        self.disk = disk;
+        (self.sync_fails, self.tight) = (false, false);
+    }
+
     /// No sync fails any more.
     pub fn clear_faults(&mut self) {
         self.disk.clear_faults();

@@ -100,6 +100,9 @@ impl World {
         let standing = self.hosts[at].life.as_ref()?.own_standing();
         let disk = self.hosts[at].disk.fork();
         disk.kill();
+        // What is copied is files: neither a sync that was to fail nor a lack of room goes with them.
+        disk.clear_faults();
+        disk.set_capacity(u64::MAX);
         self.hosts[at].copy = Some((disk, standing));
         self.around.oracle.copy(host);
         Some(now.plus_nanos(self.plan_rng().magnitude(200, COPY_MILLIS_MAX) * MILLI))
@@ -128,7 +131,7 @@ impl World {
         self.reserve(host, true);
         let nanos = self.plan.downtime_nanos();
         self.stop(host, false, nanos);
-        self.hosts[at].disk = disk;
+        self.hosts[at].replace_disk(disk);
         self.hosts[at].is_put_back = true;
         self.around.oracle.put_back(host);
     }
