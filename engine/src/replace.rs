@@ -8,7 +8,7 @@
 use crate::rare::{Fate, Refusal, Stance};
 use crate::replica::Replica;
 use crate::request::{Changed, Replacement, Reply};
-use longboat_raft::{ChangeError, ConfigChange, Index, Membership, Origin, Run, Time};
+use longboat_raft::{ChangeError, ConfigChange, Index, Membership, Origin, Run, Time, plant};
 use longboat_rsm::{RequestError, Stage};
 
 /// How far a replacement has come.
@@ -24,6 +24,8 @@ enum Step {
     Proposed(Stance),
     /// The intent is in the membership: whoever leads carries it out.
     UnderWay,
+    /// It is done, and those who stay are to know it for good. Until this moment at most, where that may never be heard of here.
+    Settling(Time),
 }
 
 /// A replacement that somebody waits for here.
@@ -92,7 +94,10 @@ impl Replace {
 
     pub(crate) fn deadline(&self) -> Time {
         match self.step {
-            Step::Ask(again) | Step::Asked(_, again) | Step::Proposed(Stance::Forwarded(_, _, again)) => {
+            Step::Ask(again)
+            | Step::Asked(_, again)
+            | Step::Settling(again)
+            | Step::Proposed(Stance::Forwarded(_, _, again)) => {
                 again.min(self.reply.deadline)
             }
             _ => self.reply.deadline,
@@ -161,15 +166,30 @@ impl Replace {
             }
             Step::Look(index) if replica.core.handed() >= index => self.look(replica, now, sequences),
             Step::UnderWay => match judge(&self.what, replica.core.membership()) {
-                Verdict::Done => self.reply.resolve(Ok(replica.changed())),
+                Verdict::Done => self.settle(replica, replica.patience_from(now), now),
                 Verdict::UnderWay => {}
                 Verdict::ToPropose => self.step = Step::Ask(now),
                 Verdict::Refused(why) => self.reply.resolve(Err(RequestError::ConfigRefused(why))),
             },
+            Step::Settling(until) => self.settle(replica, until, now),
             _ => {}
         }
-        let may_have_applied = matches!(self.step, Step::Proposed(_) | Step::UnderWay);
+        let may_have_applied = matches!(self.step, Step::Proposed(_) | Step::UnderWay | Step::Settling(_));
         self.reply.expire(now, Stage::Quorum, may_have_applied);
+    }
+
+    /// The place is taken, which is told once a majority of those who stay know it for good.
+    ///
+    /// Invariant: whoever is told may lose another host at once, up to a minority of the members. Earlier that could cost the group:
+    /// the leader alone knows that the change is committed; were it and another to fail, those with the change in their log would
+    /// wait for a majority of the former members, of whom the replaced one is gone for ever.
+    fn settle(&mut self, replica: &Replica, until: Time, now: Time) {
+        let waited = until <= now && !replica.core.will_hear_who_may_go();
+        match replica.core.removed_may_go() || waited || plant::is("replaced-before-settled") {
+            true => self.reply.resolve(Ok(replica.changed())),
+            // From then on it is looked at whenever there is something new.
+            false => self.step = Step::Settling(if until <= now { self.reply.deadline } else { until }),
+        }
     }
 
     fn look(&mut self, replica: &mut Replica, now: Time, sequences: &mut u64) {
@@ -179,7 +199,7 @@ impl Replace {
             ..ConfigChange::replace(self.what.old, self.what.new, self.what.member)
         };
         match judge(&self.what, m) {
-            Verdict::Done => self.reply.resolve(Ok(replica.changed())),
+            Verdict::Done => self.settle(replica, replica.patience_from(now), now),
             Verdict::UnderWay => self.step = Step::UnderWay,
             Verdict::Refused(why) => self.reply.resolve(Err(RequestError::ConfigRefused(why))),
             Verdict::ToPropose => match replica.propose_change(now, &change, sequences) {

@@ -15,6 +15,8 @@ mod list;
 mod memory;
 #[path = "rounds/pipeline.rs"]
 mod pipeline;
+#[path = "rounds/replace.rs"]
+mod replace;
 #[path = "rounds/shelf.rs"]
 mod shelf;
 #[path = "rounds/stalls.rs"]
@@ -42,6 +44,7 @@ fn main() {
             .chain(stalls::GUARDS)
             .chain(strays::GUARDS)
             .chain(forwards::GUARDS)
+            .chain(replace::GUARDS)
             .chain(memory::GUARDS)
     };
     for (_, scenario) in all() {

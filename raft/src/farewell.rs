@@ -40,6 +40,8 @@ const BEATS_MAX: u32 = 64;
 pub(crate) struct Farewell {
     /// Whoever was removed through this change may go.
     settled: Index,
+    /// The newest change that took effect here by its entry, not with a snapshot.
+    seen: Index,
     /// Removed while this replica looked, and being told.
     leaving: Vec<ReplicaId>,
     /// Heartbeats since they were first told.
@@ -52,7 +54,14 @@ pub(crate) struct Farewell {
 
 impl Emptied for Farewell {
     const EMPTY: &'static Self =
-        &Self { settled: Index::ZERO, leaving: Vec::new(), beats: 0, vouched: Index::ZERO, told: false };
+        &Self {
+        settled: Index::ZERO,
+        seen: Index::ZERO,
+        leaving: Vec::new(),
+        beats: 0,
+        vouched: Index::ZERO,
+        told: false,
+    };
 
     fn is_emptied(&self) -> bool {
         self == Self::EMPTY
@@ -62,6 +71,9 @@ impl Emptied for Farewell {
 impl Core {
     /// A membership took effect: those who are gone from it are to be told, in time.
     pub(crate) fn note_leaving(&mut self, gone: &[ReplicaId]) {
+        if !self.membership.removed.is_empty() {
+            self.farewell.seen = self.membership.change_id;
+        }
         if self.config.see_off_removed && !gone.is_empty() {
             let room = LEAVING_MAX - self.farewell.leaving.len().min(LEAVING_MAX);
             let others = gone.iter().filter(|r| **r != self.id);
@@ -81,8 +93,15 @@ impl Core {
         }
     }
 
-    /// Whether all who were removed so far may go.
-    fn removed_may_go(&self) -> bool {
+    /// Whether this replica will hear that all who were removed so far may go, as it has the last change from the log: the entry that
+    /// says so comes behind. With a snapshot both may have come.
+    pub fn will_hear_who_may_go(&self) -> bool {
+        self.config.see_off_removed && self.farewell.seen >= self.membership.change_id
+    }
+
+    /// Whether all who were removed so far may go, logs, votes and all: whoever stays knows of it for good. Before that, members who
+    /// have the last change and do not know that it is committed may need a majority of those before it.
+    pub fn removed_may_go(&self) -> bool {
         self.farewell.settled >= self.membership.change_id || plant::is("removed-told-too-early")
     }
 

@@ -14,6 +14,7 @@ mod list;
 mod log;
 mod memory;
 mod pipeline;
+mod replace;
 mod shelf;
 mod stalls;
 mod storage;
@@ -43,6 +44,7 @@ fn every_guard_holds() {
         .chain(stalls::GUARDS)
         .chain(strays::GUARDS)
         .chain(forwards::GUARDS)
+        .chain(replace::GUARDS)
         .chain(memory::GUARDS)
     {
         eprintln!("the scenario for {name}");

@@ -148,7 +148,7 @@ pub struct Trio {
     pub in_memory: bool,
 }
 
-fn member(host: u64) -> Member {
+pub fn member(host: u64) -> Member {
     Member { host: HostId(host), store: StoreId::ZERO }
 }
 
