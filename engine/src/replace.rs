@@ -97,9 +97,7 @@ impl Replace {
             Step::Ask(again)
             | Step::Asked(_, again)
             | Step::Settling(again)
-            | Step::Proposed(Stance::Forwarded(_, _, again)) => {
-                again.min(self.reply.deadline)
-            }
+            | Step::Proposed(Stance::Forwarded(_, _, again)) => again.min(self.reply.deadline),
             _ => self.reply.deadline,
         }
     }

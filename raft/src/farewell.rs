@@ -53,8 +53,7 @@ pub(crate) struct Farewell {
 }
 
 impl Emptied for Farewell {
-    const EMPTY: &'static Self =
-        &Self {
+    const EMPTY: &'static Self = &Self {
         settled: Index::ZERO,
         seen: Index::ZERO,
         leaving: Vec::new(),

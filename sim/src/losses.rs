@@ -19,7 +19,7 @@ use crate::rng::Rng;
 use crate::swarm::{FaultKind, Swarm};
 use crate::world::World;
 use longboat_engine::{PeerFile, PeerStores, Rare, Replacement};
-use longboat_raft::{GroupId, HostId, Member, ReplicaId, StoreId, Time, sometimes};
+use longboat_raft::{GroupId, HostId, Index, Member, ReplicaId, StoreId, Time, sometimes};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -251,11 +251,14 @@ impl World {
     }
 
     fn replace_lost(&mut self, group: GroupId, at: usize) {
-        let loss = self.loss.as_mut().expect("somebody is lost");
+        let loss = self.loss.as_ref().expect("somebody is lost");
         let (old, new) = loss.replicas[&group];
         let members = self.around.oracle.members(group);
         if !members.contains(old) {
-            loss.replicas.remove(&group);
+            // The next host may be lost once those who stay know for good that this one is not needed.
+            if !members.removed.contains(&old) || self.knows_who_may_go(group, members.change_id) {
+                self.loss.as_mut().expect("just seen").replicas.remove(&group);
+            }
             return;
         }
         if self.hosts[at].life.is_none() || loss.as_before_until.is_some() {
@@ -305,6 +308,12 @@ impl World {
         let what =
             if unnoticed { "was put back to an earlier copy of its directory, and goes on" } else { "is not replaced" };
         Some(format!("host {} {what}: {loss:?}", loss.host))
+    }
+
+    /// Whether a replica of the group has heard that all who were removed through this change may go.
+    fn knows_who_may_go(&self, group: GroupId, change: Index) -> bool {
+        let mut cores = self.hosts.iter().filter_map(|h| h.life.as_ref()?.core(group));
+        cores.any(|core| core.membership().change_id >= change && core.removed_may_go())
     }
 
     /// Whether this group waits for the replacement of what was lost.
