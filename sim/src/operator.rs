@@ -21,7 +21,7 @@ const LOOK_NANOS: u64 = 50_000_000;
 /// After the faults have healed, what was never a member is given up after this time, in nanoseconds: by then nothing is on
 /// its way that could still add it.
 const GIVE_UP_NANOS: u64 = 5_000_000_000;
-/// After the faults have healed, preferences are taken back for so long, in nanoseconds.
+/// After the faults have healed, preferences are taken back for so long, in nanoseconds, and the first two times that the operator looks.
 const FORGET_NANOS: u64 = 500_000_000;
 /// Ids of replicas that join later are counted from here.
 const FIRST_JOINING: u64 = 100;
@@ -240,10 +240,11 @@ impl World {
     /// Without faults: joint configurations are left, and what was never added is given up.
     fn settle(&mut self, now: Time, since: Time) {
         let patient = now.nanos_since(since) < GIVE_UP_NANOS;
+        let forgets = now.nanos_since(since) < FORGET_NANOS.max(2 * self.around.swarm.operations.every_nanos);
         for (group, _) in self.around.swarm.groups.clone() {
             let members = self.around.oracle.members(group);
             let asked = self.clients.asks(group) || self.is_lost(group);
-            if now.nanos_since(since) < FORGET_NANOS {
+            if forgets {
                 self.prefer_nobody(group);
             }
             for host in self.hosts_of(group) {
