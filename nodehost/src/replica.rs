@@ -234,7 +234,9 @@ impl Replica {
     /// Puts `new`, on `host`, in the place of the voter `old`: adds it, lets it catch up, makes it a voter and removes the
     /// old one in one change. The intent is part of the membership, so whichever replica leads carries it out, also when
     /// whoever called this is gone. Calling it again with the same arguments, at any replica, waits for the same thing, or
-    /// says that it is done; contradicting ones are refused. Resolves when `new` is a voter and `old` is no member any more.
+    /// says that it is done; contradicting ones are refused. Resolves when `new` is a voter, `old` is no member any more, and
+    /// those who stay know that for good: from then on the group stands the loss of any minority of its members, `old` not among
+    /// them. One host may be taken away after the other so, each when this has resolved for all of its replicas.
     ///
     /// When the host comes back with an empty directory, ask once it is not among `HostInfo::suspected_hosts` any more: a member
     /// that is added before its host has shown its new store is recorded with the former one, and never believed. It then
