@@ -6,9 +6,9 @@
 use crate::format::BLOCK;
 use longboat_io::heap::{HUGE_PAGE_BYTES, prefer_huge_pages};
 
-/// Bytes of a write from which on its buffer has huge pages. Smaller ones are few pieces, and a host that writes little keeps
-/// no megabytes for it.
-const LARGE_BYTES: usize = 256 << 10;
+/// Bytes of a write from which on its buffer has huge pages: for each small page the kernel looks up where it is, at every
+/// write. Smaller ones are few pieces, and a host that writes little keeps no megabytes for it.
+const LARGE_BYTES: usize = 128 << 10;
 
 /// Bytes of one write, used again for the next.
 #[derive(Debug, Default)]

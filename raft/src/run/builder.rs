@@ -19,10 +19,13 @@ use std::cell::RefCell;
 
 /// Bytes of descriptors that a chunk holds within itself: one.
 const INLINE_BYTES: usize = DESCRIPTOR_BYTES;
-/// Entries that a chunk has room for once its descriptors have an allocation.
-const FIRST_ENTRIES: usize = 8;
-/// Payload bytes that a chunk has room for from its first entry on.
+/// Entries that a chunk has room for once its descriptors have an allocation: where there are two, more are to be expected,
+/// and what a chunk did not use is gone when it is sealed.
+const FIRST_ENTRIES: usize = 16;
+/// Payload bytes that there is room for where a first entry is written.
 const FIRST_PAYLOAD_BYTES: usize = 128;
+/// Payload bytes that a chunk has room for from its second entry on, for the same reason.
+const MANY_PAYLOAD_BYTES: usize = 512;
 /// Bytes that a thread keeps room for in its place for the payloads of first entries.
 const KEPT_BYTES_MAX: usize = 4096;
 /// Payload bytes up to which a sealed run has its head and payload in one allocation: to copy so few again is cheaper
@@ -96,7 +99,7 @@ impl Payloads {
     /// Memory that grows, with what is there.
     fn many(&mut self) -> &mut BytesMut {
         if let Self::Few { .. } = self {
-            let mut many = BytesMut::with_capacity(FIRST_PAYLOAD_BYTES);
+            let mut many = BytesMut::with_capacity(MANY_PAYLOAD_BYTES);
             many.put_slice(self.as_slice());
             *self = Self::Many(many);
         }
@@ -229,15 +232,13 @@ impl RunBuilder {
             }
         };
         assert!(self.payload_bytes() <= RUN_PAYLOAD_BYTES_MAX, "chunk of {} payload bytes", self.payload_bytes());
-        let mut d = [0u8; DESCRIPTOR_BYTES];
-        d[0] = kind as u8;
+        let flags = call.map_or(0, |call| call.flags());
         if let Some(call) = call {
-            d[1] = call.flags();
             self.sessions.put_slice(&call.encode());
         }
-        d[2] = codec as u8;
-        d[4..8].copy_from_slice(&(len as u32).to_le_bytes());
-        d[8..16].copy_from_slice(&sequence.to_le_bytes());
+        // Put together as one number: to copy what was written byte by byte would wait for all the bytes.
+        let front = u64::from(kind as u8) | u64::from(flags) << 8 | u64::from(codec as u8) << 16 | (len as u64) << 32;
+        let d = (u128::from(front) | u128::from(sequence) << 64).to_le_bytes();
         if self.descriptors.len() + DESCRIPTOR_BYTES > INLINE_BYTES && !self.descriptors.spilled() {
             self.descriptors.reserve(FIRST_ENTRIES * DESCRIPTOR_BYTES);
         }
