@@ -187,12 +187,6 @@ impl Run {
         RUN_HEADER_BYTES + self.count() * DESCRIPTOR_BYTES
     }
 
-    /// The record with this number in the side array.
-    fn session_record(&self, number: usize) -> &[u8] {
-        let at = self.sessions_at() + number * SESSION_BYTES;
-        &self.head()[at..at + SESSION_BYTES]
-    }
-
     /// How many of the entries before the one at `before` belong to a session.
     fn sessions_before(&self, before: usize) -> usize {
         if self.has_sessions() { (0..before).filter(|&i| self.descriptor(i)[1] & FLAG_SESSION != 0).count() } else { 0 }
@@ -336,7 +330,9 @@ impl Run {
 
     /// The entries in order.
     pub fn entries(&self) -> Entries<'_> {
-        Entries { run: self, payload: self.payload(), next: 0, offset: 0, session: 0 }
+        let (descriptors, sessions) = self.head()[RUN_HEADER_BYTES..].split_at(self.count() * DESCRIPTOR_BYTES);
+        let (next, is_stripped) = (self.memory.place(), self.is_stripped());
+        Entries { next, is_stripped, descriptors, sessions, payload: self.payload(), offset: 0 }
     }
 
     /// The part of this run whose indexes lie in `range`, sharing the payload's memory.
@@ -411,45 +407,49 @@ impl fmt::Debug for Run {
 /// The entries of a run, in order.
 #[derive(Clone, Debug)]
 pub struct Entries<'a> {
-    run: &'a Run,
+    /// The place of the next one.
+    next: LogPos,
+    is_stripped: bool,
+    /// From that of the next one on.
+    descriptors: &'a [u8],
+    /// What is left of the session side array.
+    sessions: &'a [u8],
     payload: &'a [u8],
-    next: usize,
+    /// Where the next one's payload starts.
     offset: usize,
-    /// The next record of the session side array.
-    session: usize,
 }
 
 impl<'a> Iterator for Entries<'a> {
     type Item = EntryRef<'a>;
 
     fn next(&mut self) -> Option<EntryRef<'a>> {
-        if self.next == self.run.count() {
-            return None;
-        }
-        let d = self.run.descriptor(self.next);
-        let len = self.run.payload_len(self.next);
-        let call = (d[1] & FLAG_SESSION != 0).then(|| {
-            let call = SessionCall::decode(d[1], self.run.session_record(self.session));
-            self.session += 1;
-            call.expect("a run's sessions were checked when it was made")
+        let (d, descriptors) = self.descriptors.split_first_chunk::<DESCRIPTOR_BYTES>()?;
+        let kind = EntryKind::from_u8(d[0]).expect("a run's kinds were checked when it was made");
+        let len = if self.is_stripped && kind != EntryKind::Config { 0 } else { le32(d, 4) as usize };
+        let session = (d[1] & FLAG_SESSION != 0).then(|| {
+            let (record, rest) = self.sessions.split_at(SESSION_BYTES);
+            self.sessions = rest;
+            SessionCall::decode(d[1], record).expect("a run's sessions were checked when it was made")
         });
+        let LogPos { term, index } = self.next;
         let entry = EntryRef {
-            term: self.run.term(),
-            index: Index(self.run.first().0 + self.next as u64),
-            kind: EntryKind::from_u8(d[0]).expect("a run's kinds were checked when it was made"),
+            term,
+            index,
+            kind,
             sequence: le64(d, 8),
             codec: PayloadCodec::from_u8(d[2]).expect("a run's codecs were checked when it was made"),
             payload: &self.payload[self.offset..self.offset + len],
             payload_offset: self.offset,
-            session: call,
+            session,
         };
-        self.next += 1;
+        self.descriptors = descriptors;
+        self.next.index = Index(index.0 + 1);
         self.offset += len;
         Some(entry)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = self.run.count() - self.next;
+        let left = self.descriptors.len() / DESCRIPTOR_BYTES;
         (left, Some(left))
     }
 }
