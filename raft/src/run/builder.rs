@@ -308,7 +308,7 @@ impl RunBuilder {
     pub fn seal(self, term: Term, first: Index, origin: Origin) -> Run {
         assert!(!self.is_empty(), "sealing an empty chunk");
         if let (Payloads::Few { len, bytes }, Some(descriptor), true) =
-            (&self.payloads, self.descriptors.as_array(), self.sessions.is_empty())
+            (&self.payloads, <&[u8; DESCRIPTOR_BYTES]>::try_from(&self.descriptors[..]).ok(), self.sessions.is_empty())
         {
             return one(descriptor, bytes, usize::from(*len), LogPos::new(term, first), origin);
         }
