@@ -409,7 +409,7 @@ impl ApplyWorker {
     /// This worker was replaced while it did something for a group. It goes on with that group, whose state machine may well
     /// hang again, until there is nothing more; then the group is its successor's.
     fn finish_group(&self, shared: &Arc<GroupShared>) {
-        while let Some(items) = self.lane().give_back(shared) {
+        while let Some(items) = self.lane().give_back(self.runner, shared) {
             self.run(shared, items);
         }
         self.host.stalls.returned(&self.host, Who::of(shared));

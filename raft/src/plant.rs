@@ -169,6 +169,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("left-in-a-closed-queue", "a request that is left while its replica closes is not resolved"),
     ("put-back-behind", "proposals that were put back come after what was left later"),
     ("waiting-group-held-twice", "a group that waits for a job is also given to a runner that is replaced just then"),
+    ("group-of-another-runner-given-back", "a replaced runner gives back a group that its successor has hung in since"),
     ("wait-for-an-ended-job", "a group whose job has ended before it waits for that waits for ever"),
     ("session-retry-applied", "a command of a session that is in the log twice is applied twice"),
     ("evicted-session-applied", "a retry in a session that was evicted is applied"),

@@ -46,6 +46,8 @@ enum Holder {
     Views(Arc<GroupShared>),
     /// A runner that was replaced while it called the state machine. It holds the replica.
     Runner {
+        /// The runner's number.
+        of: u64,
         /// A job that it began has ended before it came to wait for that.
         job_ended: bool,
     },
@@ -129,7 +131,7 @@ impl State {
         let Some(at) = self.busy_at(Who::of(shared)) else { return };
         match &mut self.busy[at].holder {
             // Its runner looks whether it still has to wait.
-            Holder::Runner { job_ended } => *job_ended |= job == MachineJob::Alone,
+            Holder::Runner { job_ended, .. } => *job_ended |= job == MachineJob::Alone,
             Holder::Job(_) if job != MachineJob::Alone => {}
             Holder::Job(_) | Holder::Views(_) => self.resume(at),
         }
@@ -223,7 +225,7 @@ impl Lane {
             return None;
         }
         if !plant::is("hanging-group-not-busy") {
-            let holder = Holder::Runner { job_ended: false };
+            let holder = Holder::Runner { of: lane.owner, job_ended: false };
             lane.busy.push(Busy { who: call.who, holder, waiting: VecDeque::new() });
         }
         lane.owner += 1;
@@ -239,11 +241,13 @@ impl Lane {
     }
 
     /// A replaced runner has done what it had taken for its group: what has come for that meanwhile. With nothing more, or if
-    /// a job goes on with it, the group is the lane's owner's again.
-    pub(super) fn give_back(&self, shared: &Arc<GroupShared>) -> Option<Vec<ApplyItem>> {
+    /// a job goes on with it, the group is the lane's owner's again. That one may have begun with it since, and may have been replaced
+    /// in turn: then it is in that runner's hands, and not this one's to give.
+    pub(super) fn give_back(&self, runner: u64, shared: &Arc<GroupShared>) -> Option<Vec<ApplyItem>> {
         let mut lane = self.0.lock();
         let at = lane.busy_at(Who::of(shared))?;
-        if !matches!(lane.busy[at].holder, Holder::Runner { .. }) {
+        let is_own = |of: u64| of == runner || plant::is("group-of-another-runner-given-back");
+        if !matches!(lane.busy[at].holder, Holder::Runner { of, .. } if is_own(of)) {
             return None;
         }
         if !lane.busy[at].waiting.is_empty() {
@@ -262,7 +266,7 @@ impl Lane {
     ) -> Option<VecDeque<ApplyItem>> {
         let (mut lane, who) = (self.0.lock(), Who::of(shared));
         if let Some(at) = lane.busy_at(who)
-            && let Holder::Runner { job_ended } = &mut lane.busy[at].holder
+            && let Holder::Runner { job_ended, .. } = &mut lane.busy[at].holder
             && std::mem::take(job_ended)
             && !plant::is("wait-for-an-ended-job")
         {

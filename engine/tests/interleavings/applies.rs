@@ -1,7 +1,7 @@
 //! Tasks of an apply worker whose thread may be replaced at any moment.
 
 use crate::Case;
-use crate::apply::{ApplyInbox, ApplyItem, ApplyTask, MachineJob, Round, replace, round};
+use crate::apply::{ApplyInbox, ApplyItem, ApplyTask, MachineJob, Machines, Round, give_back_late, replace, round};
 use crate::notify::Notifier;
 use crate::shared::GroupShared;
 use crate::wakes::LONG;
@@ -11,10 +11,30 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub const CASES: &[Case] = &[
-    (tasks_are_done_once_and_in_order, &["woken-before-it-is-left", "looked-before-it-sleeps"]),
-    (what_follows_a_job_waits_for_it, &["task-during-recover"]),
-    (a_group_is_in_one_pair_of_hands, &["hanging-group-not-busy", "replaced-runner-goes-on"]),
     (
+        "tasks_are_done_once_and_in_order",
+        tasks_are_done_once_and_in_order,
+        &["woken-before-it-is-left", "looked-before-it-sleeps"],
+    ),
+    ("what_follows_a_job_waits_for_it", what_follows_a_job_waits_for_it, &["task-during-recover"]),
+    ("what_is_done_alone_waits_for_views", what_is_done_alone_waits_for_views, &["task-during-recover"]),
+    (
+        "a_view_that_ends_while_its_runner_is_replaced_holds_up_nothing",
+        a_view_that_ends_while_its_runner_is_replaced_holds_up_nothing,
+        &["waiting-group-held-twice"],
+    ),
+    (
+        "a_group_is_in_one_pair_of_hands",
+        a_group_is_in_one_pair_of_hands,
+        &["hanging-group-not-busy", "replaced-runner-goes-on"],
+    ),
+    (
+        "a_group_is_given_back_by_who_has_it",
+        a_group_is_given_back_by_who_has_it,
+        &["group-of-another-runner-given-back"],
+    ),
+    (
+        "a_job_that_ends_while_its_runner_is_replaced_holds_up_nothing",
         a_job_that_ends_while_its_runner_is_replaced_holds_up_nothing,
         &["wait-for-an-ended-job", "waiting-group-held-twice"],
     ),
@@ -33,6 +53,7 @@ struct Group {
     /// Somebody has the state machine.
     held: AtomicBool,
     next: AtomicU32,
+    views: AtomicU32,
 }
 
 impl World {
@@ -41,6 +62,7 @@ impl World {
             shared: Arc::new(GroupShared { group: GroupId(n), replica: ReplicaId(1) }),
             held: AtomicBool::new(false),
             next: AtomicU32::new(0),
+            views: AtomicU32::new(0),
         };
         let (inbox, groups) = (ApplyInbox::new(Notifier::new()), [group(0), group(1)]);
         Arc::new(Self { inbox, groups, left: AtomicU32::new(items), threads: Mutex::default() })
@@ -62,21 +84,12 @@ impl World {
         self.left.fetch_sub(1, Ordering::SeqCst);
     }
 
-    fn begin_job(self: &Arc<Self>, shared: &Arc<GroupShared>, number: u32) {
-        let shared = Arc::clone(shared);
-        self.spawn(move |world| {
-            world.call(&shared, number);
-            world.inbox.job_done(shared, MachineJob::Alone);
-        });
-    }
-
     /// Rounds, until all is done or the runner was replaced.
     fn run(self: &Arc<Self>, runner: u64) {
         self.inbox.notifier.attach(None);
         loop {
             self.inbox.notifier.take();
-            let step = |shared: &Arc<GroupShared>, n| self.call(shared, n);
-            let ended = round(&self.inbox, runner, &step, &|shared, n| self.begin_job(shared, n));
+            let ended = round(&self.inbox, runner, self);
             if self.left.load(Ordering::SeqCst) == 0 {
                 // A successor may sleep.
                 return self.inbox.notifier.notify();
@@ -121,6 +134,35 @@ impl World {
     }
 }
 
+impl Machines for Arc<World> {
+    fn step(&self, shared: &Arc<GroupShared>, number: u32) {
+        self.call(shared, number);
+    }
+
+    fn begin_job(&self, shared: &Arc<GroupShared>, number: u32) {
+        let shared = Arc::clone(shared);
+        self.spawn(move |world| {
+            world.call(&shared, number);
+            world.inbox.job_done(shared, MachineJob::Alone);
+        });
+    }
+
+    fn begin_view(&self, shared: &Arc<GroupShared>) {
+        let shared = Arc::clone(shared);
+        self.groups[shared.group.0 as usize].views.fetch_add(1, Ordering::SeqCst);
+        self.spawn(move |world| {
+            thread::yield_now();
+            world.groups[shared.group.0 as usize].views.fetch_sub(1, Ordering::SeqCst);
+            world.inbox.job_done(shared, MachineJob::SavedView);
+        });
+    }
+
+    fn has_no_view(&self, shared: &Arc<GroupShared>) {
+        let views = &self.groups[shared.group.0 as usize].views;
+        assert_eq!(views.load(Ordering::SeqCst), 0, "of {shared:?}");
+    }
+}
+
 fn steps(count: u32) -> Vec<ApplyItem> {
     (0..count).map(ApplyItem::Step).collect()
 }
@@ -133,8 +175,25 @@ fn what_follows_a_job_waits_for_it() {
     World::live([vec![ApplyItem::Step(0), ApplyItem::Job(1), ApplyItem::Step(2)], steps(1)], 0);
 }
 
+fn what_is_done_alone_waits_for_views() {
+    let items = vec![ApplyItem::View(0), ApplyItem::Step(1), ApplyItem::Alone(2), ApplyItem::Step(3)];
+    World::live([items, steps(1)], 0);
+}
+
+fn a_view_that_ends_while_its_runner_is_replaced_holds_up_nothing() {
+    let items = vec![ApplyItem::View(0), ApplyItem::Alone(1), ApplyItem::View(2), ApplyItem::Alone(3)];
+    World::live([items, steps(1)], 4);
+}
+
 fn a_group_is_in_one_pair_of_hands() {
     World::live([steps(3), steps(2)], 4);
+}
+
+/// Rare by chance: the first runner does nothing for as long as its successor hangs.
+fn a_group_is_given_back_by_who_has_it() {
+    let world = World::new(0);
+    world.spawn(|world| drop(world.inbox.in_use()));
+    give_back_late(&world.inbox, &world.groups[0].shared);
 }
 
 fn a_job_that_ends_while_its_runner_is_replaced_holds_up_nothing() {

@@ -11,6 +11,7 @@ use shuttle::thread;
 use std::sync::Arc;
 
 pub const CASES: &[Case] = &[(
+    "batches_are_written_in_order_and_their_workers_learn_of_it",
     batches_are_written_in_order_and_their_workers_learn_of_it,
     &["wish-looked-for-too-early", "woken-before-it-is-left", "looked-before-it-sleeps"],
 )];

@@ -16,17 +16,31 @@ use std::sync::{Arc, Mutex};
 
 pub const CASES: &[Case] = &[
     (
+        "requests_are_taken_once_and_in_order",
         requests_are_taken_once_and_in_order,
         &["looked-before-it-moved-in", "put-back-behind", "woken-before-it-is-left", "looked-before-it-sleeps"],
     ),
-    (no_reason_is_lost, &["looked-before-it-moved-in", "reasons-taken-in-two-steps"]),
-    (requests_beside_a_closing_are_resolved_once, &["left-in-a-closed-queue"]),
+    ("no_reason_is_lost", no_reason_is_lost, &["looked-before-it-moved-in", "reasons-taken-in-two-steps"]),
     (
+        "requests_beside_a_closing_are_resolved_once",
+        requests_beside_a_closing_are_resolved_once,
+        &["left-in-a-closed-queue"],
+    ),
+    (
+        "commands_are_taken_once_and_in_order",
         commands_are_taken_once_and_in_order,
         &["command-flag-cleared-late", "woken-before-it-is-left", "looked-before-it-sleeps"],
     ),
-    (commands_of_a_worker_that_goes_are_let_go_of, &["gone-asked-before-leaving"]),
-    (frames_are_taken_in_order_and_within_their_bound, &["frames-unbounded"]),
+    (
+        "commands_of_a_worker_that_goes_are_let_go_of",
+        commands_of_a_worker_that_goes_are_let_go_of,
+        &["gone-asked-before-leaving"],
+    ),
+    (
+        "frames_are_taken_in_order_and_within_their_bound",
+        frames_are_taken_in_order_and_within_their_bound,
+        &["frames-unbounded"],
+    ),
 ];
 
 const QUEUE: u32 = 1;

@@ -3,6 +3,7 @@
 //!
 //! The checker takes every atomic operation as sequentially consistent: it finds wrong orders, and not too weak ones.
 //!
+//! A case that fails is named before its orders; `LONGBOAT_CASE=NAME SHUTTLE_RANDOM_SEED=SEED` plays it again.
 //! `LONGBOAT_INTERLEAVINGS=100000` tries so many orders of each case. With the feature `plant` each planted bug of the sources must
 //! be found.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
@@ -65,8 +66,8 @@ const ORDERS: usize = 3000;
 /// Points at which priorities change.
 const DEPTH: usize = 3;
 
-/// A case, and the planted bugs that it finds.
-type Case = (fn(), &'static [&'static str]);
+/// A case with its name, and the planted bugs that it finds.
+type Case = (&'static str, fn(), &'static [&'static str]);
 
 fn cases() -> impl Iterator<Item = &'static Case> {
     wakes::CASES.iter().chain(groups::CASES).chain(batches::CASES).chain(applies::CASES)
@@ -74,7 +75,9 @@ fn cases() -> impl Iterator<Item = &'static Case> {
 
 fn main() {
     let orders = std::env::var("LONGBOAT_INTERLEAVINGS").ok().map_or(ORDERS, |n| n.parse().expect("a number"));
-    for (case, _) in cases() {
+    let only = std::env::var("LONGBOAT_CASE").ok();
+    for (name, case, _) in cases().filter(|(name, ..)| only.as_ref().is_none_or(|only| only == name)) {
+        println!("{name}");
         shuttle::check_random(case, orders);
         shuttle::check_pct(case, orders, DEPTH);
     }
@@ -90,14 +93,14 @@ fn planted(orders: usize) {
     use std::panic::catch_unwind;
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
-    for (at, (case, bugs)) in cases().enumerate() {
+    for (name, case, bugs) in cases() {
         for bug in *bugs {
             plant::set(Some(bug));
             let found = catch_unwind(|| shuttle::check_random(case, orders)).is_err()
                 || catch_unwind(|| shuttle::check_pct(case, orders, DEPTH)).is_err();
             plant::set(None);
             println!("{bug} {} of 1", u32::from(found));
-            missed.extend((!found).then_some((at, bug)));
+            missed.extend((!found).then_some((name, bug)));
         }
     }
     let _ = std::panic::take_hook();

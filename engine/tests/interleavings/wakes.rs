@@ -12,9 +12,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub const CASES: &[Case] = &[
-    (a_sleeper_with_work_is_woken, &["looked-before-it-sleeps", "woken-before-it-is-left"]),
-    (who_waits_for_sockets_is_woken, &["looked-before-it-sleeps", "woken-before-it-is-left"]),
-    (who_takes_a_place_is_woken_in_it, &["looked-before-it-sleeps"]),
+    (
+        "a_sleeper_with_work_is_woken",
+        a_sleeper_with_work_is_woken,
+        &["looked-before-it-sleeps", "woken-before-it-is-left"],
+    ),
+    (
+        "who_waits_for_sockets_is_woken",
+        who_waits_for_sockets_is_woken,
+        &["looked-before-it-sleeps", "woken-before-it-is-left"],
+    ),
+    ("who_takes_a_place_is_woken_in_it", who_takes_a_place_is_woken_in_it, &["looked-before-it-sleeps"]),
 ];
 
 /// Longer than anything: only a wake ends a sleep.
