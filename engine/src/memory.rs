@@ -19,7 +19,7 @@
 use crate::shared::{HostShared, SlotRef};
 use crate::space::Room;
 use crate::step::StepWorker;
-use longboat_raft::{Time, plant};
+use longboat_raft::{Time, plant, sometimes};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -75,6 +75,8 @@ impl LogMemory {
             let full = if flag.load(Ordering::Relaxed) { now > bound / 100 * RELIEF_PERCENT } else { now > bound };
             if flag.load(Ordering::Relaxed) != full {
                 flag.store(full, Ordering::Relaxed);
+                sometimes!(full && percent < APPENDS_PERCENT, "clients-refused-for-memory");
+                sometimes!(full && percent == APPENDS_PERCENT, "appends-refused-for-memory");
                 tracing::info!(bytes = now, bound, full, "log in memory");
             }
         }

@@ -111,6 +111,8 @@ pub const ALL: &[(&str, &str)] = &[
     ("process-suspended", "all threads of a host stop for a while"),
     ("connection-reset-in-mid-frame", "frames are lost because their connection breaks"),
     ("slow-link-has-no-room", "a slow link's queue is full"),
+    ("clients-refused-for-memory", "a host's memory is full of log, and its clients are refused"),
+    ("appends-refused-for-memory", "a host's memory is full of log, and leaders elsewhere are refused"),
     ("archived-segments-freed", "segments that were kept are needed no more"),
 ];
 

@@ -1,4 +1,4 @@
-//! Worlds that are larger than most: long lives, more hosts, many groups, snapshots that are kept.
+//! Worlds that are larger than most: long lives, more hosts, many groups, snapshots that are kept, less memory than that takes.
 //!
 //! Most worlds live for some ten seconds, in which something happens all the time. In a *long* life there is a fault every few
 //! seconds, over minutes: stores go through their segments many times over, directories age, terms and snapshots go by, groups fall
@@ -55,6 +55,14 @@ impl Swarm {
         if rng.chance(400) {
             let groups = self.groups.iter().map(|g| g.0).filter(|g| !self.on_disk.contains_key(g));
             self.with_views = groups.filter(|_| rng.chance(500)).collect();
+        }
+    }
+
+    /// In some worlds hosts have little memory for log, and each replica alone may hold more than its host.
+    pub fn draw_memory(&mut self, rng: &mut Rng) {
+        if rng.chance(150) {
+            self.log_cache_bytes_max = 64 << 10;
+            self.log_memory_bytes_max = rng.magnitude(4, 64) << 10;
         }
     }
 

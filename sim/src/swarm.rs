@@ -145,8 +145,8 @@ pub struct Swarm {
     pub is_long: bool,
     /// A group is imported in the end.
     pub imports: bool,
-    log_cache_bytes_max: usize,
-    log_memory_bytes_max: u64,
+    pub(crate) log_cache_bytes_max: usize,
+    pub(crate) log_memory_bytes_max: u64,
     pre_vote: bool,
     check_quorum: bool,
     /// Without anything to do for this long groups fall silent; 0 for never. In nanoseconds.

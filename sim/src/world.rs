@@ -135,6 +135,7 @@ impl World {
         if let Some(breadth) = &mut breadth {
             swarm.draw_views(breadth);
             swarm.draw_import(breadth);
+            swarm.draw_memory(breadth);
         }
         swarm.sessions = seed.rotate_left(32) ^ SESSIONS;
         (rng, swarm)
