@@ -349,3 +349,27 @@ impl crate::host::SimHost {
         (!written.is_empty()).then_some((path, written))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::Trace;
+    use longboat_logdb::SharedLog;
+
+    #[test]
+    fn a_copy_of_a_directory_does_not_have_the_faults_of_its_disk() {
+        let mut rng = Rng::new(1);
+        let swarm = Swarm::quiet(&mut rng, 2);
+        let mut world = World::with(rng, swarm, Trace::default());
+        let (host, begun) = (HostId(1), world.now().plus_nanos(1_000 * MILLI));
+        world.run_until(begun, |_| false);
+        world.hosts[0].fill_disk(0);
+        world.hosts[0].fail_sync();
+        let now = world.now();
+        assert!(world.copy_directory(host, now).is_some(), "its process runs");
+        let (copy, _) = world.hosts[0].copy.take().expect("just made");
+        let settings = world.around.swarm.store(host, world.hosts[0].store_seed());
+        let opened = SharedLog::open(copy.process(), settings).map(|opened| opened.groups.len());
+        assert_eq!(opened.map_err(|e| e.to_string()), Ok(2));
+    }
+}
