@@ -562,8 +562,11 @@ impl Replica {
         Update { group: self.config.group, hard_state: self.core.hard_state(), ..Update::default() }
     }
 
-    /// What the store holds of this replica once all that it has sealed is durable.
+    /// What the store holds of this replica once all that it has sealed is durable: also without the entries whose truncation is
+    /// on its way, or its next life would take them to be there.
     pub fn stored_state(&self) -> GroupState {
+        let gone = if plant::is("stopped-before-truncated") { Index::ZERO } else { self.truncating };
+        let (start, terms) = self.core.log_without(gone);
         GroupState {
             group: self.config.group,
             bootstrap: Bootstrap {
@@ -574,9 +577,9 @@ impl Replica {
             },
             hard_state: self.core.hard_state(),
             snapshot: self.snapshot.as_deref().cloned(),
-            start: self.core.start(),
+            start,
             last: self.core.last(),
-            terms: self.core.term_starts().to_vec(),
+            terms,
             removed: false,
         }
     }

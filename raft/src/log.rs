@@ -75,11 +75,6 @@ impl Log {
         Ok(log)
     }
 
-    /// The first entry of every term, in order.
-    pub(crate) fn term_starts(&self) -> &[LogPos] {
-        &self.terms
-    }
-
     /// The place just before the first entry.
     pub(crate) fn start(&self) -> LogPos {
         self.start
@@ -195,6 +190,15 @@ impl Log {
         if to <= self.start.index {
             return;
         }
+        (self.start, self.terms) = self.without(to);
+        self.drop_front(|run| run.last() <= to);
+    }
+
+    /// Where the log starts without the entries through `to`, and the first entry of every term that it has then.
+    pub(crate) fn without(&self, to: Index) -> (LogPos, SmallVec<[LogPos; 2]>) {
+        if to <= self.start.index {
+            return (self.start, self.terms.clone());
+        }
         assert!(to <= self.last.index, "compacting to {to} a log that ends at {:?}", self.last);
         let term = self.term_at(to).expect("the entry is in the log");
         let kept = self.terms.partition_point(|t| t.index <= to);
@@ -202,9 +206,7 @@ impl Log {
         let reaching = self.term_end(to.next()).map(|(term, _)| LogPos::new(term, to.next()));
         let mut terms: SmallVec<[LogPos; 2]> = reaching.into_iter().collect();
         terms.extend(self.terms[kept..].iter().copied().filter(|t| t.index > to.next()));
-        self.terms = terms;
-        self.start = LogPos::new(term, to);
-        self.drop_front(|run| run.last() <= to);
+        (LogPos::new(term, to), terms)
     }
 
     /// Drops the oldest runs that end at or before `limit` while more than `bytes_max` are held.

@@ -67,9 +67,10 @@ impl Core {
         self.log.start()
     }
 
-    /// The first entry of every term that the log has, in order.
-    pub fn term_starts(&self) -> &[LogPos] {
-        self.log.term_starts()
+    /// Where the log starts once the entries through `to` are gone, and the first entry of every term that it has then, in order.
+    pub fn log_without(&self, to: Index) -> (LogPos, Vec<LogPos>) {
+        let (start, terms) = self.log.without(to);
+        (start, terms.into_vec())
     }
 
     /// The term of the entry at `index`. Never needs a disk. `None` outside of the log.

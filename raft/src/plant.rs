@@ -146,6 +146,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("closed-by-another-terms-leader", "a leader closes proposals that were forwarded to the leader of another term"),
     ("closed-before-it-was-handed", "a closed proposal counts as lost before the log through its end was handed out"),
     ("cut-chunk-waits", "a chunk whose place a later leader's log does not reach is waited for"),
+    ("stopped-before-truncated", "a replica that stops is started again as if log that is on its way out were there"),
     ("replaced-before-settled", "a replacement is reported done while only its leader knows that it is committed"),
     (
         "life-from-the-clock",

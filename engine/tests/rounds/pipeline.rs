@@ -1,6 +1,6 @@
 //! What is asked for and refused on the way to a save, and a joint configuration that comes with a snapshot.
 
-use crate::alone::{Alone, MILLI, outcome, voters};
+use crate::alone::{Alone, GROUP, MILLI, outcome, voters};
 use crate::guards::Led;
 use crate::list::Open;
 use crate::transfers::led;
@@ -21,6 +21,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("nothing-applied-saved", a_replica_that_has_applied_nothing_saves_nothing),
     ("two-overrides-taken", a_request_says_in_one_way_what_of_the_log_stays),
     ("save-while-saving", a_save_beside_another_is_ignored),
+    ("stopped-before-truncated", a_replica_that_stops_while_log_goes_is_started_without_it),
 ];
 
 fn a_replica_that_has_applied_nothing_saves_nothing() {
@@ -33,6 +34,29 @@ fn a_replica_that_has_applied_nothing_saves_nothing() {
     let dir = TempDir::new().unwrap();
     assert_eq!(led.snapshot(SnapshotOptions::export_to(dir.path())), refused);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// Seed 13315 of the simulator: the next life pinned an entry that its store did not have any more.
+fn a_replica_that_stops_while_log_goes_is_started_without_it() {
+    let mut trio = Trio::new(0, |_| {});
+    trio.put(0..30);
+    trio.one(1).writer_stands = true;
+    let options = SnapshotOptions::default().with_compaction_overhead(3);
+    let asked = trio.one(1).shared.enqueue_snapshot(options, Time(u64::MAX)).unwrap();
+    trio.pass(20);
+    let before = trio.start_index(1);
+    let open = asked.wait_timeout(Duration::ZERO);
+    drop(open.expect_err("its record is on its way, and so is the end of the log before it"));
+    assert!(trio.one(1).host.starter.stop(GROUP));
+    trio.pass(1);
+    trio.one(1).writer_stands = false;
+    let now = trio.clock.now();
+    trio.next_life(1, now);
+    trio.pass(300);
+    let (start, index) = (trio.start_index(1), trio.recorded(1));
+    assert!(start > before && start.0 == index.0 - 3, "{start} of {index}");
+    trio.put(30..40);
+    trio.until_values(1, 0..40);
 }
 
 fn a_request_says_in_one_way_what_of_the_log_stays() {
