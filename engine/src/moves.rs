@@ -9,10 +9,13 @@ use crate::shared::{Command, SlotRef};
 use crate::snapshot::AfterDurable;
 use crate::space::Room;
 use crate::step::{Slot, StepWorker, next_generation};
-use longboat_raft::{Time, sometimes};
+use longboat_raft::{Time, plant, sometimes};
 use longboat_rsm::RequestError;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+/// Further visits of a replica that stops. Requests go on by one entry in each, and there are few; nothing new is taken meanwhile.
+const STOP_VISITS_MAX: usize = 64;
 
 impl StepWorker {
     /// The replica stops in order: what it has accepted is sealed first, and once that is durable it may be started again.
@@ -20,6 +23,14 @@ impl StepWorker {
         // What was not proposed yet must not be proposed by the visit: nothing may come into the log after it.
         self.replica(slot).fail_queued(queued);
         self.visit(now, slot);
+        // A change of members whose turn has come with this visit is appended behind what the visit sealed. What the replica is
+        // stopped as is what batches have: else it could not be started again, for want of entries that nobody ever wrote.
+        for _ in 0..STOP_VISITS_MAX {
+            if !self.replica(slot).core.has_unsealed() || plant::is("stopped-with-more-than-was-sealed") {
+                break;
+            }
+            self.visit(now, slot);
+        }
         let at = self.slot_ref(slot);
         let replica = self.replica(slot);
         let state = Box::new(replica.stored_state());

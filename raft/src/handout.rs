@@ -202,6 +202,11 @@ impl Core {
         }
     }
 
+    /// Whether something was accepted that is in no batch yet: the next output has it.
+    pub fn has_unsealed(&self) -> bool {
+        self.durability.is_dirty(self.log.last().index, self.ballot())
+    }
+
     /// Seals what was accepted into a batch, with the messages that wait for it.
     fn seal(&mut self, install: Option<crate::SnapshotMeta>, out: &mut Output) {
         #[cfg(feature = "plant")]

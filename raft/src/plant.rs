@@ -53,6 +53,7 @@ pub const ALL: &[(&str, &str)] = &[
     ),
     ("quiesce-before-commit-durable", "a replica falls silent before its commit index is durable"),
     ("started-before-a-tombstone", "a group's new replica starts while the data of the one before it is being removed"),
+    ("stopped-with-more-than-was-sealed", "a replica that stops counts entries as stored that no batch has"),
     (
         "word-of-the-gone-never-ages",
         "a leader is silent without a member whose host has started something since it was gone",

@@ -2,7 +2,7 @@
 //! are by `rounds`, and with each bug planted, when they must fail, by `plants`.
 
 use crate::alone::{Alone, GROUP, MILLI, outcome, voters};
-use longboat_engine::{Rare, ReplicaConfig, Start, StartError, Transferred};
+use longboat_engine::{Changed, Rare, Replacement, ReplicaConfig, Start, StartError, Transferred};
 use longboat_io::Clock;
 use longboat_raft::{
     Body, ConfigChange, EntryKind, GroupEpoch, HostId, Index, LogPos, Member, Origin, ReplicaId, RunBuilder, StoreId,
@@ -25,6 +25,7 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("other-epoch-is-heard", a_message_of_another_history_is_dropped),
     ("gone-believed-of-anybody", only_a_replicas_own_host_is_believed_that_it_has_stopped),
     ("word-of-the-gone-never-ages", a_leader_does_not_fall_silent_for_good_without_a_member_that_was_started_meanwhile),
+    ("stopped-with-more-than-was-sealed", a_replica_that_stops_as_a_change_has_its_turn_starts_again),
     ("superseded-believed-of-anybody", only_a_members_host_is_believed_that_a_history_has_ended),
     ("started-before-a-tombstone", a_group_does_not_come_back_before_the_tombstone_of_its_former_replica_is_written),
 ];
@@ -147,6 +148,23 @@ fn a_message_of_another_history_is_dropped() {
         lone.hear(2, shared.epoch, 2, 5, heartbeat());
         lone.listen(2);
         assert!(shared.leader().is_some());
+    });
+}
+
+/// Seed 2161 of the simulator: the visit in which a replica stopped appended a change behind what it had sealed.
+fn a_replica_that_stops_as_a_change_has_its_turn_starts_again() {
+    alone(|mut lone| {
+        let shared = lone.start(1, voters(1)).expect("starts");
+        lone.listen(300);
+        let deadline = lone.clock.now().plus_nanos(5000 * MILLI);
+        let member = Member { host: HostId(2), store: StoreId::ZERO };
+        let what = Replacement { old: ReplicaId(1), new: ReplicaId(2), member };
+        // Both are heard of in one round: what is to be proposed is found out in the visit in which the replica stops.
+        let _asked: Pending<Changed> = shared.request(deadline, |reply| Rare::Replace(what, reply)).expect("taken");
+        assert!(lone.host.starter.stop(GROUP));
+        lone.listen(5);
+        lone.start(1, Start::Restart).expect("all that it was stopped with is stored");
+        lone.listen(300);
     });
 }
 
