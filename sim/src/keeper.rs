@@ -46,8 +46,8 @@ pub enum Kept {
     },
     /// Entries that a pin holds.
     Read {
-        /// The first of them.
-        index: Index,
+        /// The pin, which is not let go while the read is under way.
+        pin: Arc<LogPin>,
         /// Where.
         shared: Arc<GroupShared>,
         /// When the pin's lease ends.
@@ -66,7 +66,7 @@ pub(crate) struct Held {
     shared: Arc<GroupShared>,
     until: Time,
     installed: u64,
-    pin: LogPin,
+    pin: Arc<LogPin>,
 }
 
 impl Held {
@@ -104,17 +104,18 @@ impl Clients {
                 Poll::Pending => return true,
                 Poll::Ready(Ok(pin)) => {
                     let (shared, until, installed) = (Arc::clone(shared), *until, *installed);
-                    self.held.push(Held { host, shared, until, installed, pin });
+                    self.held.push(Held { host, shared, until, installed, pin: Arc::new(pin) });
                 }
                 Poll::Ready(Err(_)) => self.outcomes.errors += 1,
             },
-            Kept::Read { index, shared, until, installed: before, pending } => match Pin::new(pending).poll(cx) {
+            Kept::Read { pin, shared, until, installed: before, pending } => match Pin::new(pending).poll(cx) {
                 Poll::Pending => return true,
                 Poll::Ready(read) => {
+                    let index = pin.index();
                     let holds = shared.host.clock.now() < *until && installed(shared) == *before;
                     let first = read.as_ref().map(|read| read.entries.first().map(|e| e.index));
                     match first {
-                        Ok(Some(first)) if first == *index => self.outcomes.pinned_reads += 1,
+                        Ok(Some(first)) if first == index => self.outcomes.pinned_reads += 1,
                         Err(RequestError::LogRange { .. }) if !holds || shared.refusal().is_some() => {}
                         Err(RequestError::LogRange { .. }) | Ok(_) => {
                             self.violate(format!(
@@ -141,12 +142,12 @@ impl Clients {
             return;
         }
         let held = &self.held[at];
-        let (host, shared, index) = (held.host, Arc::clone(&held.shared), held.pin.index());
+        let (host, shared, pin) = (held.host, Arc::clone(&held.shared), Arc::clone(&held.pin));
         let (until, installed, limits) = (held.until, held.installed, EntryLimits { entries: 3, bytes: 1 << 16 });
-        let range = index..Index(u64::MAX);
+        let range = pin.index()..Index(u64::MAX);
         if let Ok(pending) = shared.request(deadline, |reply| Rare::Log(LogRequest::Query(range, limits, reply))) {
             let group = shared.group;
-            self.ask(host, group, Asked::Kept(Kept::Read { index, shared, until, installed, pending }));
+            self.ask(host, group, Asked::Kept(Kept::Read { pin, shared, until, installed, pending }));
         }
     }
 }
