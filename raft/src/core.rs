@@ -238,8 +238,11 @@ impl Core {
         if applied > last.index && !lost_log {
             return Err(Violation::Restored("the state machine is ahead of the log"));
         }
-        // The saved commit index may be older than what a state machine was given.
-        let commit = hard_state.commit.max(start.index).max(applied).max(machine).min(last.index);
+        // The saved commit index may be older than what a state machine was given. If that is past the log's end, this log is not
+        // the one that it was given: what it has after the saved commit index may be what a later leader has overwritten.
+        let given =
+            if machine <= last.index || plant::is("lost-log-taken-for-committed") { machine } else { Index::ZERO };
+        let commit = hard_state.commit.max(start.index).max(applied).max(given).min(last.index);
         let applied = applied.max(start.index).min(last.index);
         let handout = Handout { handed: applied, applied, ..Handout::default() };
         let ballot = Ballot { term: hard_state.term, vote: hard_state.vote };

@@ -147,6 +147,8 @@ pub const ALL: &[(&str, &str)] = &[
     ("closed-by-another-terms-leader", "a leader closes proposals that were forwarded to the leader of another term"),
     ("closed-before-it-was-handed", "a closed proposal counts as lost before the log through its end was handed out"),
     ("cut-chunk-waits", "a chunk whose place a later leader's log does not reach is waited for"),
+    ("reads-wait-for-the-removed", "a read waits for the answer of a member that was removed meanwhile"),
+    ("lost-log-taken-for-committed", "entries of a log that lacks what the state machine was given count as committed"),
     ("stopped-before-truncated", "a replica that stops is started again as if log that is on its way out were there"),
     ("replaced-before-settled", "a replacement is reported done while only its leader knows that it is committed"),
     (

@@ -184,7 +184,8 @@ impl Core {
         }
     }
 
-    fn confirm_reads(&mut self) {
+    /// Answers the reads of all rounds that a majority has confirmed.
+    pub(crate) fn confirm_reads(&mut self) {
         if self.reads.rounds.is_empty() {
             return;
         }

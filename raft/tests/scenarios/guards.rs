@@ -37,6 +37,8 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("removed-told-too-early", crate::rules::a_removed_replica_may_go_when_a_majority_knows),
     ("campaign-without-snapshot", crate::rules::a_replica_without_a_snapshot_does_not_campaign),
     ("campaign-behind-the-machine", crate::rules::a_replica_behind_its_machine_does_not_campaign),
+    ("lost-log-taken-for-committed", crate::rules::a_replica_behind_its_machine_does_not_campaign),
+    ("reads-wait-for-the-removed", crate::reading::a_read_does_not_wait_for_a_member_that_is_gone),
     ("ack-after-losing-log", crate::rules::a_replica_that_lost_entries_acknowledges_nothing),
     ("vote-after-losing-log", crate::rules::a_replica_that_lost_entries_does_not_vote),
     ("lost-log-takes-old-snapshot", crate::rules::lost_entries_are_made_up_for_by_a_snapshot_that_covers_them),

@@ -74,6 +74,21 @@ fn all_reads_of_a_round_share_one_round_of_heartbeats() {
     assert_eq!(answers(&mut c, 1).len(), 100);
 }
 
+/// Seed 5448 of the simulator: the read waited for ever, and the group never fell silent.
+#[cfg_attr(not(feature = "plant"), test)]
+pub fn a_read_does_not_wait_for_a_member_that_is_gone() {
+    let mut c = Cluster::new(&[1, 2]);
+    c.elect(1);
+    c.change(1, ConfigChange::remove(id(2))).unwrap();
+    read(&mut c, 1, 7);
+    c.end_round(1);
+    c.net.retain(|m| !matches!(m.body, Body::Heartbeat { .. }));
+    assert!(answers(&mut c, 1).is_empty());
+    c.settle();
+    assert_eq!(c.core(1).membership().voters.len(), 1);
+    assert_eq!(answers(&mut c, 1), [(7, Some(1))]);
+}
+
 #[cfg_attr(not(feature = "plant"), test)]
 pub fn a_read_is_not_confirmed_by_a_round_that_began_before_it() {
     let mut c = Cluster::new(&[1, 2, 3]);

@@ -258,10 +258,15 @@ pub fn a_replica_behind_its_machine_does_not_campaign() {
     let mut c = Cluster::new(&[1, 2, 3]);
     c.elect(1);
     c.write(1, &["a", "b"]);
+    let restored = Restored { machine: Index(3), ..c.node(2).disk.restored() };
+    let (saved, last) = (restored.hard_state.commit, restored.last.index);
+    assert_eq!((last, saved < last), (Index(3), true));
+    let core = Core::new(config(2), restored, c.now).unwrap();
+    assert_eq!(core.commit(), last, "what the machine was given is committed");
     let restored = Restored { machine: Index(7), ..c.node(2).disk.restored() };
     c.node(2).core = Core::new(config(2), restored, c.now).unwrap();
     c.end_round(2);
-    assert_eq!(c.core(2).commit(), Index(3), "what the machine applied is committed");
+    assert_eq!(c.core(2).commit(), saved, "this is not the log that the machine was given");
     c.campaign(2);
     assert_eq!(c.core(2).role(), Role::Follower);
     c.write(1, &["c", "d", "e", "f"]);
