@@ -210,6 +210,13 @@ mod tests {
     }
 
     #[test]
+    fn batches_are_counted_from_1() {
+        let mut d = start();
+        let numbers = [12, 12, 14].map(|last| d.seal(Time::ZERO, Index(last), Ballot::default()).1.sequence());
+        assert_eq!(numbers, [1, 2, 3]);
+    }
+
+    #[test]
     fn an_old_batch_does_not_make_overwritten_indexes_durable() {
         let mut d = start();
         let (_, first) = d.seal(Time::ZERO, Index(12), Ballot::default());

@@ -253,3 +253,18 @@ pub struct Member {
     /// The store that the host had when it joined; zero while unknown.
     pub store: StoreId,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_about_a_transfer_travels() {
+        let all: Vec<_> = (0..=u8::MAX).filter_map(|n| Some((n, TransferAnswer::from_parts(n, 7, 9)?))).collect();
+        assert_eq!(all.len(), 10, "{all:?}");
+        for (number, answer) in all {
+            let (sent, a, b) = answer.to_parts();
+            assert_eq!((sent, TransferAnswer::from_parts(sent, a, b)), (number, Some(answer)));
+        }
+    }
+}

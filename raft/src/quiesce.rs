@@ -319,15 +319,10 @@ impl Core {
             && !self.membership.is_joint()
             && !self.helps_out
             && self.transferee.is_none()
-            && !self.preference_waits()
-            && self.membership.promotions.keys().all(|learner| self.quiet.is_absent(*learner))
             && self.reads.is_idle()
             && last.term == self.term
-            && self.commit == last.index
-            && self.handout.handed == last.index
+            // Then all is committed, durable and handed out.
             && self.handout.applied == last.index
-            && self.pending_change <= last.index
-            && self.durability.durable() == last.index
             && !self.has_plans()
     }
 

@@ -182,11 +182,6 @@ impl Core {
         self.membership.voters.contains(&to) && self.peers.iter().any(|p| p.id == to && is_able(p))
     }
 
-    /// Whether leadership is to be handed to a preferred replica that only has to wait for its time.
-    pub(crate) fn preference_waits(&self) -> bool {
-        self.config.preferred.is_some_and(|to| to != self.id && self.can_take_over(to))
-    }
-
     /// Hands leadership to the preferred replica if it can take it and nothing is under way that this would hurt. Looked at
     /// once per heartbeat.
     pub(crate) fn heed_preference(&mut self) {

@@ -195,6 +195,30 @@ fn what_left_memory_is_fetched_for_a_member_that_needs_it() {
 }
 
 #[test]
+fn each_of_two_members_is_sent_what_was_fetched_for_it() {
+    let mut c = Cluster::with(&[1, 2, 3, 4, 5], |config| config.log_cache_bytes_max = 0);
+    c.elect(1);
+    for away in [4, 5] {
+        c.isolate(away);
+        c.write(1, &["a"]);
+        c.write(1, &["b"]);
+    }
+    c.core(1).trim();
+    c.heal();
+    c.pass(HEARTBEAT);
+    let fetches = std::mem::take(&mut c.node(1).fetches);
+    assert_eq!(fetches.iter().map(|f| f.lo).collect::<Vec<_>>(), [Index(2), Index(4)]);
+    // The second one is done first.
+    for fetch in fetches.iter().rev() {
+        let found: Vec<Run> = c.node(1).disk.runs.iter().filter(|r| r.first() >= fetch.lo).cloned().collect();
+        c.core(1).fetched(fetch.ticket, Ok(found));
+        c.settle();
+    }
+    assert_eq!((c.node(4).payloads().len(), c.node(5).payloads().len()), (4, 4));
+    assert!(c.node(1).fetches.is_empty(), "read again");
+}
+
+#[test]
 fn what_was_compacted_while_it_was_fetched_needs_a_snapshot() {
     let mut c = evicted();
     c.pass(HEARTBEAT);

@@ -183,6 +183,21 @@ fn a_transfer_that_somebody_else_wins_is_not_done() {
     assert_eq!(transfers(&mut c, 1), [TransferOutcome::LostLeadership]);
 }
 
+/// Within its term, nobody else can have come to lead: whoever asked need not wait for an election to hear that.
+#[test]
+fn a_transfer_ends_when_its_leader_misses_its_majority() {
+    let mut c = Cluster::with(&[1, 2, 3], |config| config.check_quorum = true);
+    c.elect(1);
+    c.isolate(1);
+    // Whoever answered before that counts once more.
+    c.pass(ELECTION);
+    let now = c.now;
+    c.core(1).transfer_leader(now, id(3)).unwrap();
+    c.pass(ELECTION);
+    assert_eq!((c.core(1).role(), c.core(1).term()), (Role::Follower, Term(1)));
+    assert_eq!(transfers(&mut c, 1), [TransferOutcome::LostLeadership]);
+}
+
 #[test]
 fn a_preferred_witness_or_learner_is_never_handed_leadership() {
     let mut c = with_witness(|config| config.preferred = Some(id(3)));
