@@ -462,5 +462,20 @@ mod tests {
         assert!(Log::restored(pos(1, 5), pos(2, 7), &[pos(1, 6), pos(2, 7)], vec![run(2, 6, 2)]).is_err());
         assert!(Log::restored(pos(1, 5), pos(2, 7), &[pos(1, 6), pos(2, 7)], vec![run(1, 6, 1)]).is_err());
         assert!(Log::restored(pos(1, 5), pos(2, 7), &[pos(1, 6), pos(2, 7)], vec![run(2, 7, 1)]).is_ok());
+        assert!(Log::restored(pos(1, 5), pos(2, 8), &[pos(1, 6), pos(2, 7)], vec![run(1, 6, 1), run(2, 8, 1)]).is_err());
+        assert!(Log::restored(pos(1, 5), pos(1, 7), &[pos(1, 6)], vec![run(1, 4, 4)]).is_ok(), "one that reaches back");
+    }
+
+    #[test]
+    fn term_boundaries_that_can_not_be_are_refused() {
+        let pos = |t, i| LogPos::new(Term(t), Index(i));
+        let of = |start, last, terms: &[LogPos]| Log::restored(start, last, terms, vec![]);
+        assert!(of(pos(1, 5), pos(3, 9), &[pos(1, 6), pos(2, 7), pos(3, 9)]).is_ok());
+        assert!(of(pos(1, 5), pos(2, 9), &[pos(1, 6), pos(2, 7), pos(2, 8)]).is_err(), "a term that begins twice");
+        assert!(of(pos(1, 5), pos(2, 9), &[pos(1, 6), pos(2, 6)]).is_err(), "two terms at one index");
+        assert!(of(pos(2, 5), pos(2, 9), &[pos(1, 6), pos(2, 7)]).is_err(), "a term before the start's");
+        assert!(of(pos(0, 0), pos(1, 2), &[pos(0, 1), pos(1, 2)]).is_err(), "an entry of no term");
+        assert!(of(pos(1, 5), pos(2, 7), &[pos(1, 6), pos(2, 8)]).is_err(), "a term that begins behind the end");
+        assert!(of(pos(2, 5), pos(1, 5), &[]).is_err(), "an end of an earlier term");
     }
 }

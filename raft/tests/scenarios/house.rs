@@ -79,6 +79,19 @@ fn a_witness_takes_no_payload_and_a_full_replica_no_bare_snapshot() {
 }
 
 #[test]
+fn a_snapshot_makes_no_witness_of_a_full_replica_and_none_of_a_witness() {
+    let mut c = with_witness(|_| {});
+    let mut membership = voters(&[1, 2, 3]);
+    membership.witnesses.insert(id(2));
+    let meta = Box::new(SnapshotMeta { pos: pos(1, 5), membership });
+    c.give(message(1, 2, 1, Body::Snapshot(meta.clone())));
+    c.give(message(1, 3, 1, Body::WitnessSnapshot(meta)));
+    for n in [2, 3] {
+        assert_eq!((c.core(n).dropped(), c.core(n).last()), (1, LogPos::ZERO), "{n}");
+    }
+}
+
+#[test]
 fn a_witness_serves_no_reads_and_takes_no_proposals() {
     let mut c = with_witness(|_| {});
     c.elect(1);
@@ -325,6 +338,25 @@ fn a_replica_without_a_snapshot_asks_and_goes_on_from_the_leaders() {
     c.pass(2 * HEARTBEAT);
     assert_eq!(c.node(2).payloads(), ["c"]);
     c.elect(2);
+}
+
+/// Else a crash could leave its state machine ahead of its log.
+#[test]
+fn a_replica_without_a_snapshot_takes_none_ahead_of_its_disk() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    c.write(1, &["a"]);
+    let disk = Disk { guard: Guard::NeedsSnapshot, ..c.node(2).disk.clone() };
+    c.add(config(2), disk);
+    c.node(2).slow_disk = true;
+    c.give(append(1, 2, 1, pos(1, 2), 3, &[run(1, 3, &["b"])]));
+    let meta = SnapshotMeta { pos: pos(1, 3), membership: voters(&[1, 2, 3]) };
+    let snapshot = message(1, 2, 1, Body::Snapshot(Box::new(meta.clone())));
+    c.give(snapshot.clone());
+    assert_eq!((c.core(2).dropped(), c.node(2).recovers.len()), (1, 0));
+    c.complete_all(2);
+    c.give(snapshot);
+    assert_eq!((c.core(2).dropped(), &c.node(2).recovers[..]), (1, &[meta][..]));
 }
 
 #[test]
