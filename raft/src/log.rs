@@ -462,7 +462,9 @@ mod tests {
         assert!(Log::restored(pos(1, 5), pos(2, 7), &[pos(1, 6), pos(2, 7)], vec![run(2, 6, 2)]).is_err());
         assert!(Log::restored(pos(1, 5), pos(2, 7), &[pos(1, 6), pos(2, 7)], vec![run(1, 6, 1)]).is_err());
         assert!(Log::restored(pos(1, 5), pos(2, 7), &[pos(1, 6), pos(2, 7)], vec![run(2, 7, 1)]).is_ok());
-        assert!(Log::restored(pos(1, 5), pos(2, 8), &[pos(1, 6), pos(2, 7)], vec![run(1, 6, 1), run(2, 8, 1)]).is_err());
+        assert!(
+            Log::restored(pos(1, 5), pos(2, 8), &[pos(1, 6), pos(2, 7)], vec![run(1, 6, 1), run(2, 8, 1)]).is_err()
+        );
         assert!(Log::restored(pos(1, 5), pos(1, 7), &[pos(1, 6)], vec![run(1, 4, 4)]).is_ok(), "one that reaches back");
     }
 

@@ -41,6 +41,14 @@ mod tests {
         assert_eq!(rng.jittered(0), 0);
     }
 
+    /// The numbers that the authors' program prints for this seed.
+    #[test]
+    fn it_is_the_generator_that_it_is_named_for() {
+        let mut rng = Rng::new(1_234_567);
+        let drawn = [(); 3].map(|()| rng.next());
+        assert_eq!(drawn, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+    }
+
     #[test]
     fn equal_seeds_draw_equal_numbers() {
         let (mut a, mut b) = (Rng::new(1), Rng::new(1));

@@ -227,8 +227,10 @@ fn a_leader_that_half_of_the_group_answers_stays_with_check_quorum() {
     let mut c = Cluster::with(&[1, 2, 3], |config| config.check_quorum = true);
     c.elect(1);
     c.isolate(3);
-    c.pass(10 * ELECTION);
+    c.pass(10 * ELECTION - HEARTBEAT);
     assert_eq!(c.core(1).role(), Role::Leader);
+    let answers = [2, 3].map(|n| c.core(1).progress(id(n)).unwrap().is_active());
+    assert_eq!(answers, [true, false], "of 2 and 3");
 }
 
 #[cfg_attr(not(feature = "plant"), test)]

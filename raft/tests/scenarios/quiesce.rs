@@ -222,6 +222,41 @@ fn a_follower_that_campaigns_while_its_disk_hangs_does_not_fall_silent() {
 }
 
 #[test]
+fn a_follower_that_campaigns_without_asking_does_not_fall_silent_either() {
+    let mut c = Cluster::with(&[1, 2, 3], |config| config.quiesce_after_nanos = IDLE);
+    c.elect(1);
+    until_asked(&mut c);
+    c.node(2).slow_disk = true;
+    let asked = question(&c, 2);
+    c.give(asked);
+    c.campaign(2);
+    c.complete_all(2);
+    assert_eq!((c.core(2).role(), c.core(2).is_quiet()), (Role::Candidate, false));
+}
+
+#[test]
+fn a_leader_that_is_deposed_while_it_asks_waits_for_its_successor() {
+    let mut c = idle_group(&[1, 2, 3]);
+    until_asked(&mut c);
+    c.net.clear();
+    c.give(message(2, 1, 7, Body::HeartbeatResponse { read_round: 0, overloaded: false }));
+    assert_eq!((c.core(1).role(), c.core(1).is_falling_quiet()), (Role::Follower, false));
+    assert!(c.core(1).deadline() >= c.now.plus_nanos(ELECTION));
+}
+
+#[test]
+fn questions_are_counted_anew_in_a_new_term() {
+    let mut c = idle_group(&[1, 2, 3]);
+    let (last, commit) = (c.core(2).last(), c.core(2).commit());
+    let asks = |from, term, round| message(from, 2, term, Body::Quiesce { round, last, commit });
+    c.give(asks(1, 1, 5));
+    c.give(asks(1, 1, 4));
+    c.give(asks(3, 2, 1));
+    let answers: Vec<Body> = c.net.drain(..).map(|m| m.body).collect();
+    assert_eq!(answers, [5, 1].map(|round| Body::QuiesceResponse { round, agreed: true }));
+}
+
+#[test]
 fn a_follower_that_differs_refuses_and_is_helped() {
     let mut c = idle_group(&[1, 2, 3]);
     until_asked(&mut c);

@@ -3,6 +3,7 @@
 use crate::cluster::*;
 use crate::silence::*;
 use longboat_raft::*;
+use std::sync::Arc;
 
 fn asks(from: u64, to: u64, term: u64, pre: bool) -> Message {
     message(from, to, term, Body::RequestVote { pre, transfer: true, last: LogPos::ZERO })
@@ -204,6 +205,60 @@ fn a_core_that_has_nothing_to_say_says_so() {
     }
     c.propose(1, &["b"]).unwrap();
     assert!(c.core(1).has_output());
+}
+
+/// The slower of two followers answers when the faster one's answer has committed, and told, all that there is.
+#[test]
+fn an_acknowledgement_after_which_nothing_is_due_asks_for_no_visit() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    c.propose(1, &["a"]).unwrap();
+    c.end_round(1);
+    for (n, commits) in [(2, true), (3, false)] {
+        let now = c.now;
+        c.core(1).step(now, message(n, 1, 1, Body::AppendAccepted { matched: Index(2) })).unwrap();
+        assert_eq!(c.core(1).has_output(), commits, "{n}");
+        c.end_round(1);
+    }
+}
+
+/// It could do nothing with it: it takes no more of the index than what it has of the leader's log.
+#[test]
+fn a_commit_index_is_told_to_nobody_who_was_not_sent_more() {
+    let mut c = Cluster::with(&[1, 2, 3, 4, 5], |config| config.round_bytes_max = 1);
+    c.elect(1);
+    c.propose(1, &["a"]).unwrap();
+    let round = |c: &mut Cluster| {
+        let (now, mut out) = (c.now, Output::default());
+        c.core(1).take_output(now, &mut out);
+        out.token.into_iter().for_each(|token| c.core(1).persisted(token).unwrap());
+        out.early
+    };
+    // One member in each round.
+    let sent: Vec<u64> = [round(&mut c), round(&mut c)].iter().flatten().map(|m| m.to.0).collect();
+    assert_eq!(sent.len(), 2);
+    for n in &sent {
+        let now = c.now;
+        c.core(1).step(now, message(*n, 1, 1, Body::AppendAccepted { matched: Index(2) })).unwrap();
+    }
+    assert_eq!(c.core(1).commit(), Index(2));
+    let told = round(&mut c).into_iter().filter(|m| matches!(m.body, Body::Commit { .. })).map(|m| m.to.0);
+    assert!(told.eq([2, 3, 4, 5].into_iter().filter(|n| sent.contains(n))));
+}
+
+/// Groups of one host with equal settings have them in memory once.
+#[test]
+fn what_is_equal_is_shared_and_nothing_else() {
+    let mut c = Cluster::with(&[1, 2, 3], |_| {});
+    let other =
+        Cluster::with(&[1, 2, 3, 4], |config| config.heartbeat_interval_nanos += 1).nodes.remove(&1).unwrap().core;
+    let (of_2, config_of_2) = (c.core(2).shared_membership().clone(), c.core(2).shared_config().clone());
+    let core = c.core(1);
+    core.share(other.shared_membership(), other.shared_config());
+    assert_ne!((core.shared_membership(), core.shared_config()), (other.shared_membership(), other.shared_config()));
+    assert_eq!((core.membership(), core.shared_config()), (&*of_2, &config_of_2));
+    core.share(&of_2, &config_of_2);
+    assert!(Arc::ptr_eq(core.shared_membership(), &of_2) && Arc::ptr_eq(core.shared_config(), &config_of_2));
 }
 
 /// A heartbeat's answer says that the member is there, and not that it has what was sent: that counts as under way.
