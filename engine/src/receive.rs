@@ -127,6 +127,10 @@ impl StepWorker {
         if let Body::Snapshot(meta) = &message.body {
             replica.seldom.delivered = Some(meta.pos.index);
         }
+        if matches!(message.body, Body::Forward(_) | Body::CloseForwards { .. } | Body::ReadIndex { .. }) {
+            self.early.is_asked(now, from);
+        }
+        let replica = self.replica(slot);
         match message.body {
             // Only members have a say in who leads.
             Body::Transfer { to, question } if replica.core.membership().contains(message.from) => {

@@ -96,7 +96,7 @@ pub struct StepWorker {
     active: Vec<u32>,
     /// Given from visit to visit; large, so that it is not to be moved.
     out: Option<Box<Output>>,
-    early: Outbox,
+    pub(crate) early: Outbox,
     /// Forwarded runs that did not leave.
     unsent: Vec<(GroupId, RefusedForward)>,
     pub(crate) open: Open,
@@ -494,16 +494,18 @@ impl StepWorker {
     }
 
     /// Hands over what the round gathered.
-    fn flush(&mut self) {
+    fn flush(&mut self, now: Time) {
+        // A host that closes has no later round for what might wait.
+        let now = if self.host.closing.load(Ordering::Relaxed) { Time(u64::MAX) } else { now };
         // What takes long to write and long to send is done by two threads at once. Of little the sockets come first: the way
         // over them and back is the longer one.
         let writes_much = self.open.bytes >= WRITE_FIRST_BYTES;
         if !writes_much {
-            self.unsent.extend(self.early.send(&*self.transport));
+            self.unsent.extend(self.early.send(now, &*self.transport));
         }
         self.seal_batch();
         if writes_much {
-            self.unsent.extend(self.early.send(&*self.transport));
+            self.unsent.extend(self.early.send(now, &*self.transport));
         }
         self.end_unsent();
         self.send_gone();
@@ -580,7 +582,7 @@ impl Worker for StepWorker {
                 self.fail();
             }
             self.refuse_commands();
-            self.flush();
+            self.flush(now);
             return Work::idle();
         }
         self.take_commands(now);
@@ -594,20 +596,16 @@ impl Worker for StepWorker {
         self.visit_active(now);
         self.do_late();
         self.settle_memory(now);
-        self.flush();
+        self.flush(now);
         if self.host.shed.is_new(&mut self.shed_heard) {
             self.shed();
         }
         Work {
             did: busy,
             again: more || !self.active.is_empty() || self.missed_durable(),
-            next: earlier(self.wheel.next(), self.waking.next()),
+            next: [self.wheel.next(), self.waking.next(), self.early.due()].into_iter().flatten().min(),
         }
     }
-}
-
-fn earlier(a: Option<Time>, b: Option<Time>) -> Option<Time> {
-    a.into_iter().chain(b).min()
 }
 
 impl std::fmt::Debug for StepWorker {
