@@ -2,8 +2,6 @@
 //!
 //! Must not know: who uses memory, and when it is worth giving some back.
 
-use std::mem::MaybeUninit;
-
 /// The bytes of a huge page, and what the place of one is a multiple of, on the machines that this runs on.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// The bytes of a page.
@@ -14,11 +12,11 @@ const PAGE_BYTES: usize = 4 << 10;
 /// read or write directly: they do that by pieces that lie together, and a megabyte of small pages is 256 pieces.
 ///
 /// A hint: nothing tells whether it was heeded, and memory that was not touched stays without any.
-pub fn prefer_huge_pages(memory: &[MaybeUninit<u8>]) {
+pub fn prefer_huge_pages<T>(memory: &[T]) {
     #[cfg(target_os = "linux")]
-    if !memory.is_empty() {
+    if size_of_val(memory) > 0 {
         let start = memory.as_ptr() as usize / PAGE_BYTES * PAGE_BYTES;
-        let end = (memory.as_ptr() as usize + memory.len()).next_multiple_of(PAGE_BYTES);
+        let end = (memory.as_ptr() as usize + size_of_val(memory)).next_multiple_of(PAGE_BYTES);
         // SAFETY: each page of the range has some of `memory` in it, so all are mapped. The call changes no byte of them, nor
         // who may use them, but only how large the pages are with which the kernel provides what is touched later.
         unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
@@ -57,7 +55,8 @@ mod tests {
         let mut bytes: Vec<u8> = Vec::with_capacity(3 * HUGE_PAGE_BYTES);
         prefer_huge_pages(bytes.spare_capacity_mut());
         prefer_huge_pages(&bytes.spare_capacity_mut()[5..6]);
-        prefer_huge_pages(&[]);
+        prefer_huge_pages::<u8>(&[]);
+        prefer_huge_pages(&[(), ()]);
         // Few bytes: the test beside this one counts pages.
         bytes.extend((0..50_000).map(|i| i as u8));
         assert!(bytes.iter().enumerate().all(|(i, b)| *b == i as u8));

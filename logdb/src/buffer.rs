@@ -13,20 +13,31 @@ const LARGE_BYTES: usize = 128 << 10;
 /// Bytes of one write, used again for the next.
 #[derive(Debug, Default)]
 pub(crate) struct WriteBuffer {
+    /// All that was ever asked for: what is asked for again is not cleared before.
     bytes: Vec<u8>,
     /// What is skipped at the front, so that the rest is aligned.
     skipped: usize,
+    /// Bytes of the write.
+    len: usize,
 }
 
 impl WriteBuffer {
-    /// Empties the buffer and gives it room for `len` bytes. They are appended to
-    /// what this returns, and must not be more: else they move.
-    pub(crate) fn start(&mut self, len: usize) -> &mut Vec<u8> {
+    /// The `len` bytes of the next write, with whatever was in them before: the caller fills in all of them.
+    pub(crate) fn start(&mut self, len: usize) -> &mut [u8] {
         if self.bytes.capacity() < self.skipped + len || self.bytes.capacity() == 0 {
             self.make_room(len);
         }
-        self.bytes.resize(self.skipped, 0);
-        &mut self.bytes
+        if self.bytes.len() < self.skipped + len {
+            self.bytes.resize(self.skipped + len, 0);
+        }
+        self.len = len;
+        &mut self.bytes[self.skipped..self.skipped + len]
+    }
+
+    /// Only the first `len` bytes are to be written.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        assert!(len <= self.len, "{len} of {} bytes", self.len);
+        self.len = len;
     }
 
     /// Takes other memory. Nothing of the old bytes is worth copying.
@@ -49,7 +60,7 @@ impl WriteBuffer {
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes[self.skipped..]
+        &self.bytes[self.skipped..self.skipped + self.len]
     }
 }
 
@@ -58,16 +69,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_appended_is_aligned_however_often_the_buffer_is_used() {
+    fn what_is_written_is_aligned_however_often_the_buffer_is_used() {
         let mut buffer = WriteBuffer::default();
         for len in [1, 5000, 100, 1 << 20, 4096, LARGE_BYTES, 0, 5 << 20, 2 << 20, 6 << 20] {
             let out = buffer.start(len);
-            let place = out.as_ptr();
-            out.extend((0..len).map(|i| i as u8));
-            assert_eq!(out.as_ptr(), place, "{len} bytes had room");
+            out.iter_mut().enumerate().for_each(|(i, b)| *b = i as u8);
             assert_eq!(buffer.bytes().as_ptr() as usize % BLOCK as usize, 0);
             assert_eq!(buffer.bytes().len(), len);
             assert!(buffer.bytes().iter().enumerate().all(|(i, b)| *b == i as u8));
+            buffer.truncate(len / 2);
+            assert!(buffer.bytes().iter().enumerate().all(|(i, b)| *b == i as u8));
+            assert_eq!(buffer.bytes().len(), len / 2);
         }
     }
 }

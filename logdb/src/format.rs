@@ -186,11 +186,8 @@ pub(crate) struct DirectoryItem {
 }
 
 impl DirectoryItem {
-    /// Writes it to bytes of just its length, without a copy on the way: there is one for every frame.
-    pub(crate) fn put(&self, out: &mut [u8]) {
-        let (group, place) = out.split_at_mut(8);
-        group.copy_from_slice(&self.group.0.to_le_bytes());
-        place.copy_from_slice(&(u64::from(self.offset) | u64::from(self.length) << 32).to_le_bytes());
+    pub(crate) fn encode(&self) -> FooterItem {
+        footer_item(self.group.0, self.offset, self.length)
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Self {
@@ -267,6 +264,10 @@ impl FooterHeader {
     }
 }
 
+/// An item of a footer, or of a directory.
+pub(crate) type FooterItem = [u8; FOOTER_ITEM_BYTES];
+const _: () = assert!(FOOTER_ITEM_BYTES == DIRECTORY_ITEM_BYTES);
+
 /// A group in a footer: its items in the footer's list of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FooterGroup {
@@ -276,7 +277,7 @@ pub(crate) struct FooterGroup {
 }
 
 impl FooterGroup {
-    pub(crate) fn encode(&self) -> [u8; FOOTER_ITEM_BYTES] {
+    pub(crate) fn encode(&self) -> FooterItem {
         footer_item(self.group.0, self.at, self.count)
     }
 
@@ -297,7 +298,7 @@ pub(crate) struct FrameAt {
 }
 
 impl FrameAt {
-    pub(crate) fn encode(&self) -> [u8; FOOTER_ITEM_BYTES] {
+    pub(crate) fn encode(&self) -> FooterItem {
         footer_item(self.first.0, self.offset, self.length)
     }
 
@@ -316,7 +317,7 @@ pub(crate) struct FooterOpening {
 }
 
 impl FooterOpening {
-    pub(crate) fn encode(&self) -> [u8; FOOTER_ITEM_BYTES] {
+    pub(crate) fn encode(&self) -> FooterItem {
         footer_item(self.opening, self.offset, 0)
     }
 
@@ -335,12 +336,8 @@ fn checked(bytes: &[u8], magic: [u8; 4], seed: u32, len: usize) -> Option<&[u8]>
     (sum == crc(seed, &bytes[8..len])).then_some(&bytes[8..len])
 }
 
-fn footer_item(a: u64, b: u32, c: u32) -> [u8; 16] {
-    let mut out = [0; 16];
-    out[..8].copy_from_slice(&a.to_le_bytes());
-    out[8..12].copy_from_slice(&b.to_le_bytes());
-    out[12..].copy_from_slice(&c.to_le_bytes());
-    out
+fn footer_item(a: u64, b: u32, c: u32) -> FooterItem {
+    (u128::from(a) | u128::from(b) << 64 | u128::from(c) << 96).to_le_bytes()
 }
 
 fn take_footer_item(mut bytes: &[u8]) -> (u64, u32, u32) {

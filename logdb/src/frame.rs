@@ -79,56 +79,64 @@ pub(crate) fn front_len(update: &Update) -> usize {
     len
 }
 
-/// Appends the frame of this update. The only copy that is made of a payload on its way to the disk.
-pub(crate) fn encode(update: &Update, seed: u32, out: &mut Vec<u8>) {
-    let at = out.len();
+/// Writes the frame of this update to bytes of just its length. The only copy that is made of a payload on its way to the disk.
+pub(crate) fn encode(update: &Update, seed: u32, out: &mut [u8]) {
     let flags = [(update.cut_tail.is_some(), CUT), (update.compact_to.is_some(), COMPACT)];
     let flags = flags.iter().map(|(set, flag)| if *set { *flag } else { 0 }).sum::<u32>();
     let HardState { term, vote, commit } = update.hard_state;
     let start = u64::from(seed) | u64::from(flags) << 32;
     // Word by word where they stay: the sum reads words, and would wait for what was copied here in larger pieces.
-    out.resize(at + FRAME_HEADER_BYTES, 0);
     let fields = [start, update.group.0, term.0, vote.0, commit.0, update.runs.len() as u64];
-    for (place, field) in out[at..].as_chunks_mut::<8>().0.iter_mut().zip(fields) {
+    for (place, field) in out.as_chunks_mut::<8>().0.iter_mut().zip(fields) {
         *place = field.to_le_bytes();
     }
+    let mut at = FRAME_HEADER_BYTES;
     if flags != 0 || update.record.is_some() {
-        encode_rare(update, at, out);
+        at = encode_rare(update, out);
     }
     // All up to the first run and the header of that lie together: one sum, for most frames.
-    let (mut sum, mut from) = (0, at);
+    let (mut sum, mut from) = (0, 0);
     for run in &update.runs {
-        let end = out.len() + RUN_HEADER_BYTES;
         let [bytes, apart] = run.parts();
-        out.extend_from_slice(bytes);
-        sum = crc(sum, &out[from..end]);
+        out[at..at + bytes.len()].copy_from_slice(bytes);
+        sum = crc(sum, &out[from..at + RUN_HEADER_BYTES]);
+        at += bytes.len();
         if !apart.is_empty() {
-            out.extend_from_slice(apart);
+            out[at..at + apart.len()].copy_from_slice(apart);
+            at += apart.len();
         }
-        from = out.len();
+        from = at;
     }
+    assert_eq!(at, out.len(), "a frame is as long as it was said to be");
     if update.runs.is_empty() {
-        sum = crc(0, &out[at..]);
+        sum = crc(0, out);
     }
-    out[at..at + 4].copy_from_slice(&sum.to_le_bytes());
+    out[..4].copy_from_slice(&sum.to_le_bytes());
 }
 
-/// Appends what few frames have to the one that starts at `at`.
-fn encode_rare(update: &Update, at: usize, out: &mut Vec<u8>) {
+/// Writes what few frames have. Where the first run begins.
+fn encode_rare(update: &Update, out: &mut [u8]) -> usize {
+    let mut at = FRAME_HEADER_BYTES;
+    let mut put = |bytes: &[u8]| {
+        out[at..at + bytes.len()].copy_from_slice(bytes);
+        at += bytes.len();
+    };
     if let Some(from) = update.cut_tail {
-        out.extend_from_slice(&from.0.to_le_bytes());
+        put(&from.0.to_le_bytes());
     }
     if let Some(to) = update.compact_to {
-        out.extend_from_slice(&to.term.0.to_le_bytes());
-        out.extend_from_slice(&to.index.0.to_le_bytes());
+        put(&to.term.0.to_le_bytes());
+        put(&to.index.0.to_le_bytes());
     }
     if let Some(record) = &update.record {
-        let from = out.len();
-        put_record(out, record);
-        let len = out.len() - from;
-        out[at + 44..at + 48].copy_from_slice(&(len as u32).to_le_bytes());
-        out.resize(from + len.next_multiple_of(8), 0);
+        let mut bytes = Vec::new();
+        put_record(&mut bytes, record);
+        let len = bytes.len();
+        bytes.resize(len.next_multiple_of(8), 0);
+        put(&bytes);
+        out[44..48].copy_from_slice(&(len as u32).to_le_bytes());
     }
+    at
 }
 
 impl Frame {
@@ -267,12 +275,17 @@ mod tests {
         }
     }
 
+    /// Over bytes that say something else before.
+    fn encoded(update: &Update, seed: u32) -> Vec<u8> {
+        let mut bytes = vec![0xaa; front_len(update) + runs_len(update)];
+        encode(update, seed, &mut bytes);
+        bytes
+    }
+
     #[test]
     fn a_frame_reads_back_as_it_was_written() {
         for update in [update(), Update { group: GroupId(1), ..Update::default() }] {
-            let mut bytes = Vec::new();
-            encode(&update, 99, &mut bytes);
-            assert_eq!(bytes.len(), front_len(&update) + runs_len(&update));
+            let bytes = encoded(&update, 99);
             let frame = Frame::decode(&bytes, 99).expect("valid");
             assert_eq!(frame.group, update.group);
             assert_eq!(frame.hard_state, update.hard_state);
@@ -285,8 +298,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_is_noticed_by_the_frame_or_by_its_runs() {
-        let mut bytes = Vec::new();
-        encode(&update(), 99, &mut bytes);
+        let bytes = encoded(&update(), 99);
         for bit in 0..bytes.len() * 8 {
             let mut bad = bytes.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
@@ -297,8 +309,7 @@ mod tests {
 
     #[test]
     fn a_frame_of_another_use_is_refused() {
-        let mut bytes = Vec::new();
-        encode(&update(), 99, &mut bytes);
+        let bytes = encoded(&update(), 99);
         assert_eq!(Frame::decode(&bytes, 98), Err(FrameFault::Damaged("frame: checksum mismatch")));
     }
 }

@@ -6,7 +6,7 @@
 use crate::codec::Rows;
 use crate::effect::Tallies;
 use crate::fold::is_overtaken;
-use crate::format::{FOOTER_ITEM_BYTES, FooterGroup, FooterOpening, FrameAt};
+use crate::format::{FOOTER_ITEM_BYTES, FooterGroup, FooterItem, FooterOpening, FrameAt};
 use crate::frame::Frame;
 use crate::segment::Segment;
 use crate::{GroupState, ReadError, Record, Update};
@@ -181,28 +181,16 @@ pub(crate) struct LogIndex {
     dead_rows: Vec<u32>,
 }
 
-/// The body of a footer, and where each group's items are in it.
+/// What a footer's body was made of, and where each group's items are in it.
 #[derive(Debug, Default)]
 pub(crate) struct FooterBody {
     pub(crate) groups: Vec<(u32, FooterGroup)>,
-    pub(crate) frames: Vec<FrameAt>,
-    /// What each group's frames come to, in the order of the groups.
-    pub(crate) tallies: Vec<u8>,
-}
-
-impl FooterBody {
-    pub(crate) fn encode(&self, openings: &[FooterOpening], out: &mut Vec<u8>) {
-        for (_, group) in &self.groups {
-            out.extend_from_slice(&group.encode());
-        }
-        for frame in &self.frames {
-            out.extend_from_slice(&frame.encode());
-        }
-        out.extend_from_slice(&self.tallies);
-        for opening in openings {
-            out.extend_from_slice(&opening.encode());
-        }
-    }
+    /// How many frames it lists.
+    pub(crate) frames: usize,
+    /// How many bytes say what each group's frames come to, in the order of the groups.
+    pub(crate) tally_bytes: usize,
+    /// Bytes of all of it.
+    pub(crate) length: usize,
 }
 
 /// Where the first of some entries are.
@@ -256,7 +244,7 @@ impl LogIndex {
         self.touched.clear();
     }
 
-    /// Bytes of the lists that a footer would have now.
+    /// Bytes of the lists that a footer would have now, at most.
     pub(crate) fn footer_bytes(&self) -> usize {
         (self.frames.len() + self.touched.len()) * FOOTER_ITEM_BYTES
     }
@@ -275,7 +263,7 @@ impl LogIndex {
     ///
     /// # Errors
     /// See [`LogIndex::apply`].
-    pub(crate) fn append(&mut self, frame: Append) -> Result<(), String> {
+    pub(crate) fn append(&mut self, frame: &Append) -> Result<(), String> {
         let g = self.touch(frame.slot);
         if g.removed {
             // Only a bootstrap brings a group back, no snapshot that was on its way.
@@ -285,8 +273,8 @@ impl LogIndex {
         if frame.entries == 0 { Ok(()) } else { self.add(frame) }
     }
 
-    fn add(&mut self, frame: Append) -> Result<(), String> {
-        let Append { slot, offset, length, entries, first, .. } = frame;
+    fn add(&mut self, frame: &Append) -> Result<(), String> {
+        let &Append { slot, offset, length, entries, first, .. } = frame;
         let g = &mut self.groups[slot as usize];
         if first != g.last.next() {
             return Err(format!("group {}: entries from {first} do not follow {}", g.id, g.last));
@@ -317,7 +305,7 @@ impl LogIndex {
             cut(g, from);
         }
         let (first, entries) = effect.appended.unwrap_or_default();
-        self.append(Append { slot, offset, length, entries, first, commit: effect.commit })?;
+        self.append(&Append { slot, offset, length, entries, first, commit: effect.commit })?;
         let g = &mut self.groups[slot as usize];
         if let Some(to) = effect.compact_to.filter(|_| !g.removed) {
             if to > g.last {
@@ -350,9 +338,12 @@ impl LogIndex {
         frames
     }
 
-    /// The footer of the segment that is being written. Goes once over the frames in their order, so that a segment of
-    /// very many small ones is soon done.
-    pub(crate) fn footer(&self, tallies: &Tallies) -> FooterBody {
+    /// Writes the body of the footer of the segment that is being written to bytes that have room for it: those of
+    /// [`LogIndex::footer_bytes`], of the tallies, and of the openings.
+    ///
+    /// Goes once over the frames in their order, and lists them where they stay, so that a segment of very many small ones is
+    /// soon done and needs no memory besides.
+    pub(crate) fn footer(&self, tallies: &Tallies, openings: &[FooterOpening], out: &mut [u8]) -> FooterBody {
         let mut slots = self.touched.clone();
         slots.sort_unstable_by_key(|&s| self.groups[s as usize].id);
         // Per slot the number of its frames, then where the next one of them goes.
@@ -366,39 +357,47 @@ impl LogIndex {
             starts.push(end);
             end += std::mem::replace(&mut next[slot as usize], end);
         }
-        let mut placed = vec![FrameAt { first: Index::ZERO, offset: 0, length: 0 }; self.frames.len()];
+        let items = out.as_chunks_mut::<FOOTER_ITEM_BYTES>().0;
+        let (listed, placed) = items[..slots.len() + self.frames.len()].split_at_mut(slots.len());
         let first_of = |slot: u32| starts[slots.partition_point(|&s| self.groups[s as usize].id < self.id(slot))];
         let mut overwritten = false;
         for frame in &self.frames {
             let mut to = next[frame.slot as usize];
+            let covers = |placed: &FooterItem| FrameAt::decode(placed).first >= frame.at.first;
             // It has overwritten all of the frames that start at or after its own first entry. Seldom: then the first place
-            // of the group is looked for.
-            if to > 0 && placed[to as usize - 1].first >= frame.at.first {
+            // of the group is looked for. What lies before a group's first frame is none of it, and maybe not written yet.
+            if to > 0 && covers(&placed[to as usize - 1]) {
                 let start = first_of(frame.slot);
-                overwritten = true;
-                while to > start && placed[to as usize - 1].first >= frame.at.first {
+                while to > start && covers(&placed[to as usize - 1]) {
                     to -= 1;
+                    overwritten = true;
                 }
             }
-            placed[to as usize] = frame.at;
+            placed[to as usize] = frame.at.encode();
             next[frame.slot as usize] = to + 1;
         }
-        let mut body = FooterBody { groups: Vec::with_capacity(slots.len()), ..FooterBody::default() };
+        let mut groups = Vec::with_capacity(slots.len());
         let mut at = 0;
-        for (&slot, start) in slots.iter().zip(starts) {
+        for ((&slot, start), listed) in slots.iter().zip(starts).zip(listed) {
             let (from, to) = (start as usize, next[slot as usize] as usize);
             if overwritten {
                 // What is listed moves up to where what is not would be.
                 placed.copy_within(from..to, at as usize);
             }
-            let (group, count) = (self.id(slot), (to - from) as u32);
-            body.groups.push((slot, FooterGroup { group, at, count }));
-            at += count;
+            let footer = FooterGroup { group: self.id(slot), at, count: (to - from) as u32 };
+            *listed = footer.encode();
+            groups.push((slot, footer));
+            at += footer.count;
         }
-        placed.truncate(at as usize);
-        body.frames = placed;
-        body.tallies = tallies.encode(body.groups.iter().map(|(slot, _)| *slot));
-        body
+        let (frames, mut length) = (at as usize, (groups.len() + at as usize) * FOOTER_ITEM_BYTES);
+        let mut put = |bytes: &[u8]| {
+            out[length..length + bytes.len()].copy_from_slice(bytes);
+            length += bytes.len();
+        };
+        let tallies = tallies.encode(slots.into_iter());
+        put(&tallies);
+        openings.iter().for_each(|opening| put(&opening.encode()));
+        FooterBody { groups, frames, tally_bytes: tallies.len(), length }
     }
 
     fn id(&self, slot: u32) -> GroupId {
@@ -575,14 +574,15 @@ mod tests {
     }
 
     fn seal(index: &mut LogIndex, tallies: &Tallies) {
-        let body = index.footer(tallies);
+        let mut out = vec![0; index.footer_bytes() + tallies.bytes()];
+        let body = index.footer(tallies, &[], &mut out);
         index.sealed(&body);
     }
 
     fn append(index: &mut LogIndex, tallies: &mut Tallies, first: u64, entries: u32) {
         let (first, commit) = (Index(first), Index(first - 1));
         tallies.add(0, crate::effect::Effect::default());
-        index.append(Append { slot: 0, offset: 4096, length: 64, entries, first, commit }).expect("it follows");
+        index.append(&Append { slot: 0, offset: 4096, length: 64, entries, first, commit }).expect("it follows");
     }
 
     fn change(index: &mut LogIndex, change: Change) {

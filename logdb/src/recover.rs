@@ -12,8 +12,8 @@ use crate::codec::Rows;
 use crate::effect::{Effect, Tallies};
 use crate::fold::Folded;
 use crate::format::{
-    BLOCK, DIRECTORY_ITEM_BYTES, DirectoryItem, FOOTER_HEADER_BYTES, FooterHeader, HeaderFault, RECORD_HEADER_BYTES,
-    RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader, body_seed, crc, padded,
+    BLOCK, DIRECTORY_ITEM_BYTES, DirectoryItem, FOOTER_HEADER_BYTES, FOOTER_ITEM_BYTES, FooterHeader, HeaderFault,
+    RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES, SegmentHeader, body_seed, crc, padded,
 };
 use crate::frame::{self, Frame, FrameFault};
 use crate::identity::{LOCK, LOST_AND_FOUND};
@@ -356,9 +356,11 @@ impl Replay {
             return Err(damaged("its length is not that of its list"));
         }
         let bytes = window.bytes(self.position, footer.length)?.ok_or_else(|| damaged("it reaches beyond its file"))?;
-        let body = self.index.footer(&self.tallies);
-        let mut expected = Vec::new();
-        body.encode(&segment.openings(), &mut expected);
+        let openings = segment.openings();
+        let room = self.index.footer_bytes() + self.tallies.bytes() + openings.len() * FOOTER_ITEM_BYTES;
+        let mut expected = vec![0; room];
+        let body = self.index.footer(&self.tallies, &openings, &mut expected);
+        expected.truncate(body.length);
         let seed = body_seed(segment.seed, footer.opening);
         if footer.body_crc != crc(seed, &bytes[FOOTER_HEADER_BYTES..]) {
             sometimes!("reopened-at-a-torn-footer");

@@ -73,9 +73,8 @@ pub(crate) struct Place {
 #[derive(Debug, Default)]
 struct Gathered {
     batches: Vec<Vec<Update>>,
-    /// The slot of every update, in order.
-    slots: Vec<u32>,
-    /// Every update once it is encoded: what the index is to be told when it is durable.
+    /// Every update, in order: what the index is to be told when it is durable. Where in the segment it is, it says once it is
+    /// encoded.
     frames: Vec<Append>,
     /// What the frames at these places do besides, ascending.
     changes: Vec<(u32, Change)>,
@@ -232,8 +231,8 @@ impl Writer {
         self.buffer = WriteBuffer::default();
         self.queue.shrink_to_fit();
         let g = &mut self.gathered;
-        assert!(g.frames.is_empty() && g.slots.is_empty() && g.batches.is_empty(), "nothing is under way");
-        (g.frames, g.slots, g.batches) = (Vec::new(), Vec::new(), Vec::new());
+        assert!(g.frames.is_empty() && g.batches.is_empty(), "nothing is under way");
+        (g.frames, g.batches) = (Vec::new(), Vec::new());
         (g.changes, self.spares) = (Vec::new(), Vec::new());
     }
 
@@ -292,10 +291,10 @@ impl Writer {
             self.start_footer();
             return Ok(true);
         }
-        if self.gathered.slots.is_empty() && !self.gathered.seal && !self.gather() {
+        if self.gathered.frames.is_empty() && !self.gathered.seal && !self.gather() {
             return Ok(false);
         }
-        let record = RECORD_HEADER_BYTES + self.gathered.slots.len() * DIRECTORY_ITEM_BYTES + self.gathered.bytes;
+        let record = RECORD_HEADER_BYTES + self.gathered.frames.len() * DIRECTORY_ITEM_BYTES + self.gathered.bytes;
         let record = padded(record as u64);
         // The openings of before that have records here, and this one.
         let openings = (self.active.segment.openings().len() + 1) * FOOTER_ITEM_BYTES;
@@ -321,14 +320,24 @@ impl Writer {
             let mut taken = 0;
             for update in &batch.updates {
                 let front = frame::front_len(update);
-                let bytes = front + frame::runs_len(update) + DIRECTORY_ITEM_BYTES;
-                if !g.slots.is_empty() && g.bytes + bytes > self.shared.record_bytes_max {
+                let length = front + frame::runs_len(update);
+                if !g.frames.is_empty() && g.bytes + length + DIRECTORY_ITEM_BYTES > self.shared.record_bytes_max {
                     break;
                 }
                 let slot = self.seats.slot(&mut index, update.group);
                 check_update(&mut self.seats.seats[slot as usize].tail, update);
-                g.slots.push(slot);
-                g.bytes += bytes - DIRECTORY_ITEM_BYTES;
+                if !Change::is_plain(update) {
+                    g.changes.push((g.frames.len() as u32, Change::from(update)));
+                }
+                g.frames.push(Append {
+                    slot,
+                    offset: 0,
+                    length: length as u32,
+                    entries: index::entries(update),
+                    first: update.runs.first().map_or(Index::ZERO, Run::first),
+                    commit: update.hard_state.commit,
+                });
+                g.bytes += length;
                 // A group, a frame, and what it does: no more than the frame says before its runs, and their terms.
                 g.footer_bytes += 2 * FOOTER_ITEM_BYTES + front + update.runs.len() * SPAN_BYTES;
                 taken += 1;
@@ -344,7 +353,7 @@ impl Writer {
             g.batches.push(batch.updates);
         }
         drop(index);
-        if self.gathered.slots.is_empty() {
+        if self.gathered.frames.is_empty() {
             self.durable = self.durable.max(self.gathered.through);
             self.gathered.batches.clear();
             self.gathered.seal = std::mem::take(&mut self.seal_wanted);
@@ -358,57 +367,43 @@ impl Writer {
         self.active.segment.open_from(self.active.position, self.opening);
         let header_seed = self.active.segment.seed;
         let seed = body_seed(header_seed, self.opening);
-        let directory_bytes = self.gathered.slots.len() * DIRECTORY_ITEM_BYTES;
+        let Gathered { batches, frames, .. } = &mut self.gathered;
+        let front = RECORD_HEADER_BYTES + frames.len() * DIRECTORY_ITEM_BYTES;
         let out = self.buffer.start(length_padded as usize);
-        let start = out.len();
-        out.resize(start + RECORD_HEADER_BYTES + directory_bytes, 0);
-        let mut at = start + RECORD_HEADER_BYTES;
-        let Gathered { batches, slots, frames, changes, .. } = &mut self.gathered;
-        let mut slots = slots.drain(..);
-        for batch in batches {
-            for update in batch.iter_mut() {
-                let slot = slots.next().expect("each update that was gathered has a slot");
-                let from = out.len();
-                frame::encode(update, seed, out);
-                let (offset, length) = ((from - start) as u32, (out.len() - from) as u32);
-                let item = DirectoryItem { group: update.group, offset, length };
-                item.put(&mut out[at..at + DIRECTORY_ITEM_BYTES]);
-                at += DIRECTORY_ITEM_BYTES;
-                self.tallies.add_update(slot, update);
-                if !Change::is_plain(update) {
-                    changes.push((frames.len() as u32, Change::from(&*update)));
-                }
-                frames.push(Append {
-                    slot,
-                    offset: self.active.position as u32 + offset,
-                    length,
-                    entries: index::entries(update),
-                    first: update.runs.first().map_or(Index::ZERO, Run::first),
-                    commit: update.hard_state.commit,
-                });
-                // It need not outlive the sync, and nobody waits for what frees it after that; nor is it so near again.
-                update.runs.clear();
-            }
+        let (header, mut rest) = out.split_at_mut(front);
+        let directory = header[RECORD_HEADER_BYTES..].as_chunks_mut::<DIRECTORY_ITEM_BYTES>().0;
+        let mut places = frames.iter_mut().zip(directory);
+        let mut offset = front as u32;
+        for update in batches.iter_mut().flatten() {
+            let (frame, item) = places.next().expect("each update that was gathered has a place");
+            let length = frame.length;
+            let (bytes, after) = rest.split_at_mut(length as usize);
+            frame::encode(update, seed, bytes);
+            *item = DirectoryItem { group: update.group, offset, length }.encode();
+            frame.offset = self.active.position as u32 + offset;
+            self.tallies.add_update(frame.slot, update);
+            // It need not outlive the sync, and nobody waits for what frees it after that; nor is it so near again.
+            update.runs.clear();
+            (rest, offset) = (after, offset + length);
         }
-        drop(slots);
+        // Up to the next block: what was there is of an earlier write.
+        rest.fill(0);
         for mut batch in self.gathered.batches.drain(..) {
             if self.spares.len() < SPARES_MAX && batch.capacity() <= SPARE_UPDATES_MAX {
                 batch.clear();
                 self.spares.push(batch);
             }
         }
-        let directory = &out[start + RECORD_HEADER_BYTES..][..directory_bytes];
         let header = RecordHeader {
             seq: self.last_seq + 1,
-            length: (out.len() - start) as u64,
+            length: u64::from(offset),
             durable_through: self.last_seq,
             oldest_needed: self.shared.settled.load(Ordering::Acquire) + 1,
             frames: self.gathered.frames.len() as u32,
-            directory_crc: crc(seed, directory),
+            directory_crc: crc(seed, &out[RECORD_HEADER_BYTES..front]),
             opening: self.opening,
         };
-        out[start..start + RECORD_HEADER_BYTES].copy_from_slice(&header.encode(header_seed));
-        out.resize(start + length_padded as usize, 0);
+        out[..RECORD_HEADER_BYTES].copy_from_slice(&header.encode(header_seed));
         self.active.file.submit_write_sync(self.active.position, &[self.buffer.bytes()]);
         self.io = Some(Io::Record);
     }
@@ -416,7 +411,7 @@ impl Writer {
     fn record_durable(&mut self) {
         let mut index = self.shared.index.write();
         let mut changes = self.gathered.changes.drain(..).peekable();
-        for (n, frame) in self.gathered.frames.drain(..).enumerate() {
+        for (n, frame) in self.gathered.frames.iter().enumerate() {
             let done = match changes.next_if(|(at, _)| *at == n as u32) {
                 Some((_, change)) => index.apply(frame.slot, &change, frame.offset, frame.length),
                 None => index.append(frame),
@@ -426,6 +421,7 @@ impl Writer {
         }
         drop(changes);
         drop(index);
+        self.gathered.frames.clear();
         let bytes = self.buffer.bytes().len() as u64;
         self.shared.note_record(bytes);
         self.last_seq += 1;
@@ -453,7 +449,9 @@ impl Writer {
             ..self.active.header
         };
         let mut next = open_active(&self.shared, file, header)?;
-        header.encode(self.buffer.start(BLOCK as usize));
+        let mut block = Vec::with_capacity(BLOCK as usize);
+        header.encode(&mut block);
+        self.buffer.start(BLOCK as usize).copy_from_slice(&block);
         next.file.submit_write_sync(0, &[self.buffer.bytes()]);
         self.written.bytes += BLOCK;
         self.next = Some(next);
@@ -464,32 +462,33 @@ impl Writer {
     fn start_footer(&mut self) {
         let next = self.next.as_ref().expect("its header was just written");
         let header_seed = self.active.segment.seed;
-        let body = self.shared.index.read().footer(&self.tallies);
         let openings = self.active.segment.openings();
-        let items = body.groups.len() + body.frames.len() + openings.len();
-        let length = FOOTER_HEADER_BYTES + items * FOOTER_ITEM_BYTES + body.tallies.len();
-        let end = self.active.position + padded(length as u64);
+        let index = self.shared.index.read();
+        let room = index.footer_bytes() + self.tallies.bytes() + openings.len() * FOOTER_ITEM_BYTES;
+        let out = self.buffer.start(padded((FOOTER_HEADER_BYTES + room) as u64) as usize);
+        let body = index.footer(&self.tallies, &openings, &mut out[FOOTER_HEADER_BYTES..]);
+        drop(index);
+        let length = FOOTER_HEADER_BYTES + body.length;
+        let length_padded = padded(length as u64);
+        let end = self.active.position + length_padded;
         assert!(end <= self.active.segment.file.capacity, "a footer of {length} bytes does not fit");
-        let out = self.buffer.start(padded(length as u64) as usize);
-        let start = out.len();
-        out.resize(start + FOOTER_HEADER_BYTES, 0);
-        body.encode(&openings, out);
         let footer = FooterHeader {
             last_seq: self.last_seq,
             length: length as u64,
             next_use_id: next.header.use_id,
             groups: body.groups.len() as u32,
-            frames: body.frames.len() as u32,
-            body_crc: crc(body_seed(header_seed, self.opening), &out[start + FOOTER_HEADER_BYTES..]),
+            frames: body.frames as u32,
+            body_crc: crc(body_seed(header_seed, self.opening), &out[FOOTER_HEADER_BYTES..length]),
             opening: self.opening,
             openings: openings.len() as u32,
-            tally_bytes: body.tallies.len() as u32,
+            tally_bytes: body.tally_bytes as u32,
         };
-        out[start..start + FOOTER_HEADER_BYTES].copy_from_slice(&footer.encode(header_seed));
-        out.resize(start + padded(footer.length) as usize, 0);
+        out[..FOOTER_HEADER_BYTES].copy_from_slice(&footer.encode(header_seed));
+        out[length..length_padded as usize].fill(0);
+        self.buffer.truncate(length_padded as usize);
         let sealed = Sealed { offset: self.active.position, footer };
         self.active.file.submit_write_sync(self.active.position, &[self.buffer.bytes()]);
-        self.written.bytes += padded(footer.length);
+        self.written.bytes += length_padded;
         self.footer = Some((body, sealed));
         self.io = Some(Io::Footer);
     }

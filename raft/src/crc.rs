@@ -30,6 +30,29 @@ pub(crate) fn crc32c_through(first: &[u8], then: [&[u8]; 2]) -> (u32, u32) {
     (sum, crc32c(crc32c(sum, then[0]), then[1]))
 }
 
+/// The CRC-32C of a few bytes, and that continued over words, each as its bytes in little-endian order.
+///
+/// Words that were just computed are summed without being read back from where they will be.
+#[inline]
+pub(crate) fn crc32c_words(first: &[u8], then: &[u64; 8]) -> (u32, u32) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("sse4.2") {
+        // SAFETY: the processor has the instructions that the function is compiled for; it asks for nothing else.
+        return unsafe { short_words(first, then) };
+    }
+    let sum = crc32c(0, first);
+    (sum, then.iter().fold(sum, |sum, word| crc32c(sum, &word.to_le_bytes())))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "sse4.2")]
+fn short_words(first: &[u8], then: &[u64; 8]) -> (u32, u32) {
+    use std::arch::x86_64::_mm_crc32_u64;
+    let sum = short(0, first);
+    let state = then.iter().fold(u64::from(!sum), |state, word| _mm_crc32_u64(state, *word));
+    (sum, !(state as u32))
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "sse4.2")]
 fn short_through(first: &[u8], then: [&[u8]; 2]) -> (u32, u32) {
@@ -93,6 +116,10 @@ mod tests {
             let through = crc32c_through(front, [back, &bytes[..len / 5]]);
             assert_eq!(through.0, by_bits(0, front));
             assert_eq!(through.1, by_bits(by_bits(0, part), &bytes[..len / 5]), "{len} bytes in three parts");
+            let words: [u8; 64] = *bytes[len..].first_chunk().expect("so many are left");
+            let numbers = std::array::from_fn(|i| u64::from_le_bytes(words.as_chunks::<8>().0[i]));
+            let sums = (by_bits(0, part), by_bits(by_bits(0, part), &words));
+            assert_eq!(crc32c_words(part, &numbers), sums, "{len} bytes and words");
         }
     }
 }

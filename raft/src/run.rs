@@ -153,26 +153,31 @@ pub struct Run {
 
 impl Run {
     /// The term of every entry.
+    #[inline]
     pub fn term(&self) -> Term {
         self.memory.place().term
     }
 
     /// The index of the first entry.
+    #[inline]
     pub fn first(&self) -> Index {
         self.memory.place().index
     }
 
     /// The index of the last entry.
+    #[inline]
     pub fn last(&self) -> Index {
         Index(self.first().0 + u64::from(self.memory.count()) - 1)
     }
 
     /// The number of entries, at least 1.
+    #[inline]
     pub fn count(&self) -> usize {
         self.memory.count() as usize
     }
 
     /// Whether one of the entries is a membership change. Known without looking at them again.
+    #[inline]
     pub fn has_config(&self) -> bool {
         self.memory.has_config()
     }
@@ -243,6 +248,7 @@ impl Run {
     }
 
     /// The run as it is encoded, in one or two parts: the second is empty, or the payload area that has memory of its own.
+    #[inline]
     pub fn parts(&self) -> [&[u8]; 2] {
         self.memory.parts()
     }
@@ -253,6 +259,7 @@ impl Run {
     }
 
     /// Bytes of this run on the wire and in the journal.
+    #[inline]
     pub fn encoded_len(&self) -> usize {
         let [bytes, apart] = self.parts();
         bytes.len() + apart.len()
@@ -506,10 +513,12 @@ fn head_crc(head: &[u8]) -> u32 {
     crc32c(crc, &head[RUN_HEADER_BYTES..])
 }
 
+#[inline]
 fn le32(b: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(b[at..at + 4].try_into().expect("four bytes"))
 }
 
+#[inline]
 fn le64(b: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(b[at..at + 8].try_into().expect("eight bytes"))
 }

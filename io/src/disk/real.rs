@@ -7,6 +7,7 @@
 //! in step: it drops what it has of a range that is written directly.
 
 use super::{Disk, DiskFile, DiskLock};
+use crate::heap::{HUGE_PAGE_BYTES, prefer_huge_pages};
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
@@ -17,16 +18,29 @@ use std::path::{Path, PathBuf};
 const LOCK_FILE: &str = "LOCK";
 /// What a direct write starts, ends and lies in memory at a multiple of, in bytes: no disk has larger sectors.
 const DIRECT_ALIGNMENT: usize = 4096;
-/// Bytes of one write of zeros: large enough that its cost is the disk's, and the zeros themselves stay in a cache.
+/// Bytes of one write of zeros: large enough that its cost is the disk's.
 const ZEROS_BYTES: usize = 1 << 20;
 /// Slices that one `pwritev` takes: the smallest limit of the systems that this runs on.
 const SLICES_MAX: usize = 1024;
 
-/// Zeros that a direct write takes.
-#[repr(align(4096))]
-struct Zeros([u8; ZEROS_BYTES]);
-const _: () = assert!(align_of::<Zeros>() == DIRECT_ALIGNMENT);
-static ZEROS: Zeros = Zeros([0; ZEROS_BYTES]);
+/// Zeros that a direct write takes, out of one huge page: in one piece for the disk. Nobody ever writes there, so the kernel
+/// need not find memory for it.
+#[derive(Debug)]
+struct Zeros(Vec<u8>);
+const _: () = assert!(ZEROS_BYTES <= HUGE_PAGE_BYTES);
+
+impl Zeros {
+    fn new() -> Self {
+        let memory = vec![0; 2 * HUGE_PAGE_BYTES];
+        prefer_huge_pages(&memory);
+        Self(memory)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        let at = self.0.as_ptr().align_offset(HUGE_PAGE_BYTES);
+        &self.0[at..at + ZEROS_BYTES]
+    }
+}
 
 /// The machine's file system.
 #[derive(Clone, Copy, Debug, Default)]
@@ -105,6 +119,8 @@ struct RealFile {
     direct: Direct,
     /// What the last submitted write came to, until it is asked for.
     outcome: Option<io::Result<()>>,
+    /// From the first zeros on that were asked for: there are more to come.
+    zeros: Option<Zeros>,
 }
 
 #[derive(Debug)]
@@ -117,7 +133,7 @@ enum Direct {
 
 impl RealFile {
     fn new(file: File, path: &Path) -> Self {
-        Self { file, path: path.to_path_buf(), direct: Direct::Untried, outcome: None }
+        Self { file, path: path.to_path_buf(), direct: Direct::Untried, outcome: None, zeros: None }
     }
 
     /// Writes whole blocks past the page cache; `None` if that can't be done here.
@@ -199,8 +215,9 @@ impl DiskFile for RealFile {
 
     fn write_zeros(&mut self, offset: u64, len: u64) -> io::Result<()> {
         let (mut at, end) = (offset, offset + len);
+        let zeros = self.zeros.take().unwrap_or_else(Zeros::new);
         while at < end {
-            let bytes = &ZEROS.0[..(end - at).min(ZEROS_BYTES as u64) as usize];
+            let bytes = &zeros.bytes()[..(end - at).min(ZEROS_BYTES as u64) as usize];
             match self.write_direct(at, bytes) {
                 Some(written) => written?,
                 None => {
@@ -210,6 +227,7 @@ impl DiskFile for RealFile {
             }
             at += bytes.len() as u64;
         }
+        self.zeros = Some(zeros);
         Ok(())
     }
 

@@ -8,8 +8,8 @@ use super::memory::{Memory, SMALL_BYTES};
 use super::{
     DESCRIPTOR_BYTES, EntryKind, Origin, RUN_ENTRIES_MAX, RUN_HEADER_BYTES, RUN_PAYLOAD_BYTES_MAX, RUN_VERSION,
 };
-use super::{Run, SUMMED_BYTES, le32};
-use crate::crc::crc32c_through;
+use super::{Run, SUMMED_BYTES, le32, le64};
+use crate::crc::{crc32c_through, crc32c_words};
 use crate::ids::{Index, LogPos, Term};
 use crate::payload::PayloadCodec;
 use crate::session::{FLAG_SESSION, SESSION_BYTES, SessionCall};
@@ -130,16 +130,19 @@ pub struct RunBuilder {
 
 impl RunBuilder {
     /// An empty chunk.
+    #[inline]
     pub fn new() -> Self {
         Self::default()
     }
 
     /// The number of entries so far.
+    #[inline]
     pub fn count(&self) -> usize {
         self.descriptors.len() / DESCRIPTOR_BYTES
     }
 
     /// Whether there is no entry yet.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.descriptors.is_empty()
     }
@@ -232,10 +235,16 @@ impl RunBuilder {
             }
         };
         assert!(self.payload_bytes() <= RUN_PAYLOAD_BYTES_MAX, "chunk of {} payload bytes", self.payload_bytes());
-        let flags = call.map_or(0, |call| call.flags());
         if let Some(call) = call {
             self.sessions.put_slice(&call.encode());
         }
+        self.describe(kind, (call.map_or(0, |call| call.flags()), codec), sequence, len);
+        Ok(len)
+    }
+
+    /// Adds the descriptor of an entry whose payload is there already, so long.
+    #[inline]
+    fn describe(&mut self, kind: EntryKind, (flags, codec): (u8, PayloadCodec), sequence: u64, len: usize) {
         // Put together as one number: to copy what was written byte by byte would wait for all the bytes.
         let front = u64::from(kind as u8) | u64::from(flags) << 8 | u64::from(codec as u8) << 16 | (len as u64) << 32;
         let d = (u128::from(front) | u128::from(sequence) << 64).to_le_bytes();
@@ -243,7 +252,6 @@ impl RunBuilder {
             self.descriptors.reserve(FIRST_ENTRIES * DESCRIPTOR_BYTES);
         }
         self.descriptors.extend_from_slice(&d);
-        Ok(len)
     }
 
     /// The payload of a first entry. Nothing of it is kept if `write` panics.
@@ -270,8 +278,17 @@ impl RunBuilder {
 
     /// Adds an entry with a copy of `payload`.
     pub fn push(&mut self, kind: EntryKind, sequence: u64, payload: &[u8]) {
-        if self.is_empty() && payload.len() > FIRST_PAYLOAD_BYTES {
-            self.payloads = Payloads::Many(BytesMut::with_capacity(payload.len()));
+        if self.is_empty() {
+            if let Payloads::Few { len, bytes } = &mut self.payloads
+                && let Some(few) = bytes.get_mut(..payload.len())
+            {
+                few.copy_from_slice(payload);
+                *len = payload.len() as u8;
+                return self.describe(kind, (0, PayloadCodec::Plain), sequence, payload.len());
+            }
+            if payload.len() > FIRST_PAYLOAD_BYTES {
+                self.payloads = Payloads::Many(BytesMut::with_capacity(payload.len()));
+            }
         }
         let pushed = self.push_with(kind, sequence, RUN_PAYLOAD_BYTES_MAX, |out| out.put_slice(payload));
         assert!(pushed.is_ok(), "payload of {} bytes", payload.len());
@@ -349,7 +366,8 @@ fn fill_together(bytes: &mut [u8], parts: [&[u8]; 3], first: LogPos, origin: Ori
     (at, has_config)
 }
 
-/// The run of one small entry, written where it stays: the copies of this have fixed lengths.
+/// The run of one small entry. It is put together out of numbers at fixed places: what is copied in larger pieces than it was
+/// written, or read so, has to wait until it has left the processor's own buffers.
 fn one(
     descriptor: &[u8; DESCRIPTOR_BYTES],
     payload: &[u8; FEW_BYTES],
@@ -358,14 +376,23 @@ fn one(
     origin: Origin,
 ) -> Run {
     const HEAD_BYTES: usize = RUN_HEADER_BYTES + DESCRIPTOR_BYTES;
+    const WHOLE_BYTES: usize = DESCRIPTOR_BYTES;
     let has_config = descriptor[0] == EntryKind::Config as u8;
-    let mut run = Run { memory: Memory::of_small([0; SMALL_BYTES], HEAD_BYTES + len, has_config) };
-    let bytes = run.memory.small_array().expect("just made so");
-    let head = &mut bytes[..HEAD_BYTES];
-    head[RUN_HEADER_BYTES..].copy_from_slice(descriptor);
-    fill_in(head, 0, first, origin, &payload[..len]);
-    bytes[HEAD_BYTES..].copy_from_slice(payload);
-    run
+    let LogPos { term, index } = first;
+    let start = u64::from(RUN_VERSION) | 1 << 32;
+    let (front, sequence) = (le64(descriptor, 0), le64(descriptor, 8));
+    let head = [start, term.0, index.0, origin.replica.0, origin.start, len as u64, front, sequence];
+    let (payload_sum, head_sum) = crc32c_words(&payload[..len], &head);
+    let [start, term, index, replica, origin, lengths, ..] = head;
+    let sums = u64::from(payload_sum) | u64::from(head_sum) << 32;
+    let mut bytes = [0; SMALL_BYTES];
+    let words = [start, term, index, replica, origin, lengths, sums, front, sequence];
+    for (place, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+        *place = word.to_le_bytes();
+    }
+    bytes[HEAD_BYTES..HEAD_BYTES + WHOLE_BYTES].copy_from_slice(&payload[..WHOLE_BYTES]);
+    bytes[HEAD_BYTES + WHOLE_BYTES..].copy_from_slice(&payload[WHOLE_BYTES..]);
+    Run { memory: Memory::of_small(bytes, HEAD_BYTES + len, has_config) }
 }
 
 /// A small run: no allocation.

@@ -21,27 +21,31 @@ pub(super) enum Memory {
     Shared(Shared),
 }
 
+/// The bytes come first: a word of them is a word in memory.
 #[derive(Clone)]
+#[repr(C)]
 pub(super) struct Small {
-    has_config: bool,
-    len: u8,
     bytes: [u8; SMALL_BYTES],
+    len: u8,
+    has_config: bool,
 }
 
-/// What it begins with has values that are none of its own: there it is told from a small one, which has all the rest.
+/// What it ends with has values that are none of its own: there it is told from a small one, which has all that is before.
 #[derive(Clone)]
 #[repr(C)]
 pub(super) struct Shared {
-    has_config: bool,
-    count: u32,
-    head_len: u32,
     term: Term,
     first: Index,
     /// The head, and behind it the payload area if that is not apart: one count of owners for both.
     bytes: Bytes,
     /// The payload area if that has memory of its own; else nothing.
     apart: Bytes,
+    count: u32,
+    head_len: u32,
+    unused: [u8; 7],
+    has_config: bool,
 }
+const _: () = assert!(size_of::<Memory>() == 96 && size_of::<Small>() == 95);
 
 impl Memory {
     /// A whole run, if it is a small one.
@@ -63,22 +67,14 @@ impl Memory {
     pub(super) fn shared(head_len: usize, has_config: bool, bytes: Bytes, apart: Bytes) -> Self {
         let place = place(&bytes);
         let (term, first, count) = (place.term, place.index, le32(&bytes, 4));
-        Self::Shared(Shared { term, first, count, head_len: head_len as u32, has_config, bytes, apart })
+        let (head_len, unused) = (head_len as u32, [0; 7]);
+        Self::Shared(Shared { term, first, bytes, apart, count, head_len, unused, has_config })
     }
 
     /// The bytes of a small run.
     pub(super) fn small_mut(&mut self) -> Option<&mut [u8]> {
         match self {
             Self::Small(small) => Some(&mut small.bytes[..usize::from(small.len)]),
-            Self::Shared(_) => None,
-        }
-    }
-
-    /// All that a small run has room for.
-    #[inline]
-    pub(super) fn small_array(&mut self) -> Option<&mut [u8; SMALL_BYTES]> {
-        match self {
-            Self::Small(small) => Some(&mut small.bytes),
             Self::Shared(_) => None,
         }
     }
