@@ -88,6 +88,15 @@ fn a_first_payload_is_written_whatever_its_writer_does_besides() {
     }
 }
 
+#[test]
+fn a_chunk_of_one_entry_takes_no_allocation_for_it_and_one_of_two_has_room_for_more() {
+    let mut b = RunBuilder::new();
+    b.push(EntryKind::Command, 1, b"x");
+    assert!(!b.descriptors.spilled());
+    b.push(EntryKind::Command, 2, b"x");
+    assert!(b.descriptors.capacity() >= 16 * DESCRIPTOR_BYTES);
+}
+
 /// What is expected is a hint: nothing of it is seen in the run.
 #[test]
 fn a_chunk_that_expects_more_does_not_move_while_that_comes() {
