@@ -104,6 +104,23 @@ fn lost_appends_are_noticed_by_the_next_heartbeat() {
     assert_eq!(state(&mut c, 3), ProgressState::Replicate);
 }
 
+/// Only the timer's heartbeats are far enough apart to take what was not answered by then for lost.
+#[test]
+fn a_probe_is_not_repeated_for_an_answer_that_confirms_a_read() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    c.core(1).report_unreachable(id(3));
+    let probes = |c: &Cluster| c.flying(|m| appends(m) && m.to == id(3));
+    c.propose(1, &["a"]).unwrap();
+    c.end_round(1);
+    assert_eq!(probes(&c), 1);
+    let now = c.now;
+    c.core(1).read_index(now, 7);
+    c.end_round(1);
+    c.give(message(3, 1, 1, Body::HeartbeatResponse { read_round: 1, overloaded: false }));
+    assert_eq!((c.node(1).reads.len(), probes(&c)), (1, 1), "the first one is still on its way");
+}
+
 #[test]
 fn a_full_window_whose_appends_were_all_lost_opens_again() {
     let mut c = Cluster::with(&[1, 2, 3], |config| config.inflight_appends_max = 2);

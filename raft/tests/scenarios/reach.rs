@@ -331,3 +331,33 @@ fn whatever_number_a_group_is_spread_by_its_voters_take_turns() {
         assert_eq!(turns, [0, 1, 2], "by {spread}");
     }
 }
+
+/// Turns are half an election timeout apart, chance takes half of the way to the next, and who comes after the fourth comes
+/// with it.
+#[test]
+fn turns_to_start_early_are_apart_and_their_beginnings_spread() {
+    let apart = ELECTION / 2;
+    let ids = [1, 2, 3, 4, 5, 6];
+    let mut waits = std::collections::BTreeSet::new();
+    for spread in [0, 4, u64::MAX - 3] {
+        let mut c = Cluster::with(&ids, |config| (config.pre_vote, config.check_quorum) = (true, true));
+        for n in ids {
+            c.core(n).start_early(spread);
+            let wait = c.core(n).deadline().nanos_since(c.now);
+            let turn = ((u128::from(n - 1) + u128::from(spread)) % 6).min(3) as u64;
+            assert!((turn * apart..turn * apart + apart / 2).contains(&wait), "{n} at turn {turn} waits {wait}");
+            waits.insert(wait % apart);
+        }
+    }
+    assert_eq!(waits.len(), ids.len(), "{waits:?}");
+}
+
+#[test]
+fn nobody_starts_early_who_could_disturb_a_leader() {
+    for (pre_vote, check_quorum) in [(true, false), (false, true), (false, false)] {
+        let mut c = Cluster::with(&[1, 2, 3], |c| (c.pre_vote, c.check_quorum) = (pre_vote, check_quorum));
+        let before = c.core(1).deadline();
+        c.core(1).start_early(0);
+        assert_eq!(c.core(1).deadline(), before, "{pre_vote} {check_quorum}");
+    }
+}
