@@ -66,6 +66,9 @@ pub struct EngineConfig {
     pub suspect_after_nanos: u64,
     /// How long a call of a state machine may last before its worker's other groups go on without it, in nanoseconds.
     pub apply_stall_nanos: u64,
+    /// How long a state machine may be in one place while it is saved, recovered or sent, before others of the snapshot pool go on
+    /// without it, in nanoseconds.
+    pub snapshot_stall_nanos: u64,
 }
 
 /// Settings of one replica.

@@ -100,6 +100,13 @@ pub enum ReplicaEvent {
     },
     /// Its state machine, which was stalled, goes on.
     MachineReturned,
+    /// Its state machine hangs in a save, a recovery, or while it is sent to a follower. It keeps its thread.
+    SnapshotStalled {
+        /// Others are saved and recovered on a spare thread; else all spares are taken, and there is one thread less for them.
+        others_go_on: bool,
+    },
+    /// Its state machine, which hung in a snapshot, goes on.
+    SnapshotReturned,
     /// A snapshot was damaged and is set aside; an older one and the log were used in its place.
     SnapshotDamaged {
         /// The index that it stood for.

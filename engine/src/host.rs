@@ -129,6 +129,7 @@ impl<L: LogDb> Host<L> {
             events: EventQueue::default(),
             transfers: Transfers::default(),
             stalls: Stalls::default(),
+            pool_calls: crate::snapshot::PoolCalls::default(),
             shed: Default::default(),
         });
         let reader = log.log.reader();

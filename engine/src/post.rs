@@ -8,6 +8,7 @@
 use crate::apply::ApplyWorker;
 use crate::notify::Notifier;
 use crate::shared::HostShared;
+use crate::snapshot::SnapshotIo;
 use crate::stalls::{StallWatch, Stalled};
 use crate::worker::{Work, Worker};
 use crossbeam_channel::bounded;
@@ -156,12 +157,14 @@ impl Guard {
         shared: &Arc<HostShared>,
         posts: Vec<Arc<Post>>,
         template: ApplyWorker,
+        snapshots: Arc<SnapshotIo>,
     ) -> std::io::Result<Self> {
         let (mut watch, shared) = (StallWatch::new(shared), Arc::clone(shared));
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         // A call is noticed at most half as much later as it must last.
-        let every = Duration::from_nanos(shared.config.apply_stall_nanos / 2).max(Duration::from_millis(1));
+        let stall_nanos = shared.config.apply_stall_nanos.min(shared.config.snapshot_stall_nanos);
+        let every = Duration::from_nanos(stall_nanos / 2).max(Duration::from_millis(1));
         let thread = spawn(name, move || {
             while !stopped.load(Ordering::SeqCst) {
                 for (at, stalled) in watch.look(shared.clock.now()) {
@@ -171,6 +174,7 @@ impl Guard {
                         shared.stalls.not_replaced(&shared, &stalled);
                     }
                 }
+                snapshots.look_for_stalls(shared.clock.now());
                 std::thread::park_timeout(every);
             }
         })?;

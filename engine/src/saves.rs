@@ -106,7 +106,7 @@ impl StepWorker {
     /// A snapshot request has its turn. It waits for a save that is under way if it, or that one, is an export: what the one
     /// makes is not what the other asks for.
     pub(crate) fn queue_snapshot(&mut self, slot: u32, mut request: SnapshotRequest) {
-        let admission = Arc::clone(&self.snapshots.admission);
+        let (admission, is_stuck) = (Arc::clone(&self.snapshots.admission), self.snapshots.spawner.is_stuck());
         let at = self.slot_ref(slot);
         let replica = self.replica(slot);
         // The state machine does not stand at what was handed out: the request's turn comes when the install is durable.
@@ -117,9 +117,13 @@ impl StepWorker {
             return request.complete(Err(RequestError::StateLost));
         }
         let freed = replica.sending.log_bytes() - replica.log_bytes_saved;
+        let stuck = is_stuck && !plant::is("save-queued-behind-those-that-hang");
+        if stuck && request.is_users() {
+            return request.complete(Err(RequestError::SnapshotRefused(SnapshotRefusal::PoolStalled)));
+        }
         request.admitted = match request.is_users() {
             true => Some(admission.begin()),
-            false => admission.ask(&replica.shared, freed),
+            false => admission.ask(&replica.shared, freed, stuck),
         };
         if request.admitted.is_none() {
             tracing::debug!(group = %replica.config.group, replica = %replica.config.replica, freed, "snapshot waits for its turn");

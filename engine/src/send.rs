@@ -10,11 +10,11 @@ use crate::apply::MachineJob;
 use crate::config::{SNAPSHOT_CHUNK_BYTES, SNAPSHOT_WINDOW_BYTES};
 use crate::replica::Replica;
 use crate::shared::{Command, GroupShared, reason};
-use crate::snapshot::SnapshotIo;
+use crate::snapshot::{Place, SnapshotIo};
 use crate::transfers::{Direction, Pace, TransferInfo, Underway};
 use ahash::AHashMap;
 use bytes::Bytes;
-use longboat_io::{Job, JobState};
+use longboat_io::{Job, JobState, Progress};
 use longboat_raft::{GroupId, HostId, ReplicaId, SnapshotMeta, Term, Time, plant, sometimes};
 use longboat_rsm::snapshot::{Chunk as Piece, LiveSnapshot, OutgoingSnapshot, SnapshotError};
 use longboat_transport::wire::{Chunk, ChunkOutcome, ChunkStatus};
@@ -122,6 +122,23 @@ impl Sends {
     }
 }
 
+/// One of the host's places for transfers. Left once: when the transfer ends, or before, when the state machine hangs whose view it
+/// sends.
+pub(crate) struct SendPlace {
+    io: Arc<SnapshotIo>,
+    left: AtomicBool,
+}
+
+impl SendPlace {
+    /// The place is somebody else's.
+    pub(crate) fn leave(&self) {
+        if !self.left.swap(true, Ordering::SeqCst) {
+            self.io.sends.running.fetch_sub(1, Ordering::Relaxed);
+            self.io.sends.next_in_line(self.io.host.config.snapshot_sends_max);
+        }
+    }
+}
+
 /// The right to send one snapshot to one follower. However it ends, also by being dropped, the leader's core is told.
 pub struct SendTicket {
     io: Arc<SnapshotIo>,
@@ -134,6 +151,7 @@ pub struct SendTicket {
     pub(crate) meta: SnapshotMeta,
     /// Bytes of the file; `None` for what is made as it is sent.
     bytes: Option<u64>,
+    place: Arc<SendPlace>,
     ended: bool,
 }
 
@@ -151,7 +169,8 @@ impl SendTicket {
         io.sends.running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok()?;
         let (shared, term) = (Arc::clone(&replica.shared), replica.core.term());
         let number = io.sends.next_ticket.fetch_add(1, Ordering::Relaxed);
-        Some(Self { io: Arc::clone(io), shared, number, to, host, term, meta, bytes, ended: false })
+        let place = Arc::new(SendPlace { io: Arc::clone(io), left: AtomicBool::new(false) });
+        Some(Self { io: Arc::clone(io), shared, number, to, host, term, meta, bytes, place, ended: false })
     }
 
     /// The transfer ended, or why it failed.
@@ -159,8 +178,7 @@ impl SendTicket {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        self.io.sends.running.fetch_sub(1, Ordering::Relaxed);
-        self.io.sends.next_in_line(self.io.host.config.snapshot_sends_max);
+        self.place.leave();
         let (group, replica, index) = (self.shared.group, self.shared.replica, self.meta.pos.index);
         let ok = outcome.is_ok();
         match outcome {
@@ -186,8 +204,9 @@ impl SendTicket {
 
     /// Begins to send what is made as it is sent, until `stop` is set.
     pub(crate) fn send_live(self, live: LiveSnapshot, stop: Arc<AtomicBool>) {
-        let io = Arc::clone(&self.io);
-        io.spawner.spawn(Box::new(SendJob::new(self, Source::Live(Box::new(live)), Some(stop))));
+        let (io, shared, place) = (Arc::clone(&self.io), Arc::clone(&self.shared), Arc::clone(&self.place));
+        let job = SendJob::new(self, Source::Live(Box::new(live)), Some(stop));
+        io.spawn_watched(&shared, Place::Send(place), job);
     }
 }
 
@@ -261,6 +280,8 @@ struct SendJob {
     resend_at: Time,
     no_room: Option<NoRoom>,
     underway: Underway,
+    /// Of the state machine whose view it sends.
+    progress: Option<Arc<Progress>>,
 }
 
 impl Drop for SendJob {
@@ -295,6 +316,10 @@ impl SendJob {
         let (direction, now) = (Direction::Sending, io.host.clock.now());
         let info = TransferInfo { group, direction, peer: to, host: ticket.host, index, bytes: 0, total: ticket.bytes };
         let underway = Underway::begin(&ticket.shared, info);
+        let progress = match &source {
+            Source::Live(live) => Some(Arc::clone(live.progress())),
+            Source::File(_) => None,
+        };
         Self {
             ticket,
             stream_id,
@@ -312,6 +337,7 @@ impl SendJob {
             resend_at: now.plus_nanos(RESEND_NANOS),
             no_room: None,
             underway,
+            progress,
         }
     }
 
@@ -482,5 +508,9 @@ impl Job for SendJob {
                 self.end(Err(Failed::Unreadable))
             }
         }
+    }
+
+    fn progress(&self) -> Option<&Arc<Progress>> {
+        self.progress.as_ref()
     }
 }

@@ -14,6 +14,7 @@ use crate::ready::ReadyFlags;
 pub use crate::ready::SlotRef;
 use crate::replica::Replica;
 use crate::request::{Rare, Reply};
+use crate::snapshot::PoolCalls;
 use crate::snapshot::SnapshotCounters;
 use crate::space::DiskSpace;
 use crate::stalls::Stalls;
@@ -471,6 +472,8 @@ pub struct HostShared {
     pub transfers: Transfers,
     /// State machines that hang.
     pub stalls: Stalls,
+    /// What the snapshot pool does with state machines.
+    pub pool_calls: PoolCalls,
     /// Asks the workers to let go of buffers.
     pub shed: ShedCall,
 }

@@ -7,10 +7,13 @@
 //! Invariant: files that a durable record names are never removed before another record replaced it.
 
 mod admission;
+mod calls;
 mod recovery;
 mod request;
 
 pub use admission::Admission;
+pub(crate) use calls::Place;
+pub use calls::PoolCalls;
 pub use recovery::Recovery;
 pub use request::{
     NotSaved, SaveOutcome, SaveTask, SnapshotOptions, SnapshotOutcome, SnapshotRequest, SnapshotTimeout,
@@ -189,6 +192,7 @@ impl SnapshotIo {
         let (group_shared, io) = (Arc::clone(shared), Arc::clone(self));
         let (stop, export_to) = (Arc::clone(task.request.stop()), task.request.export_to().map(Path::to_owned));
         let index = task.meta.pos.index;
+        let place = task.request.admitted.as_ref().map_or(Place::Nothing, |admitted| Place::Save(admitted.turn()));
         let on_done = move |result: Result<SavedSnapshot, SnapshotError>| {
             // Storage that can't be synced is not to be trusted with more.
             if let Err(error @ (SnapshotError::Machine(_) | SnapshotError::Panicked(_))) = &result
@@ -200,7 +204,7 @@ impl SnapshotIo {
             io.host.apply[group_shared.apply_worker].job_done(Arc::clone(&group_shared), job);
             io.host.workers[group_shared.worker()].command(Command::SnapshotSaved(group_shared, Box::new(outcome)));
         };
-        self.spawner.spawn(Box::new(SaveJob::new(longboat_rsm::snapshot::SaveTask {
+        let job = SaveJob::new(longboat_rsm::snapshot::SaveTask {
             prepared,
             header,
             replica: shared.replica,
@@ -208,7 +212,8 @@ impl SnapshotIo {
             export_to,
             stop,
             on_done: Box::new(on_done),
-        })));
+        });
+        self.spawn_watched(shared, place, job);
     }
 
     /// A save did not begin: its request ends, and the last request's index is put back.

@@ -1,6 +1,6 @@
 //! State machines that hang: who is in a call that lasts too long, and when that is noticed.
 //!
-//! A watch looks at the apply workers' lanes now and then. A call that it finds for the length of `apply_stall` is *stalled*: its
+//! What hangs in the snapshot pool is in `snapshot/calls.rs`. A watch looks at the apply workers' lanes now and then. A call that it finds for the length of `apply_stall` is *stalled*: its
 //! worker is given a spare, if the host has one left, and the group keeps the thread (`apply/lane.rs`). Without a spare left the
 //! worker's other groups wait, too, until a call somewhere returns.
 //!
@@ -39,6 +39,8 @@ pub struct StalledMachine {
     pub since: Time,
     /// Its worker's other groups go on, on a spare thread. Else all spares are taken, and they wait.
     pub others_go_on: bool,
+    /// It hangs in a save, a recovery, or while it is sent: others that save or recover go on or wait, and nobody else is concerned.
+    pub in_snapshot: bool,
 }
 
 /// The state machines of a host that hang, those that began first first. A replica that was stopped while its state machine hung,
@@ -63,7 +65,7 @@ impl Stalls {
         }
         match known {
             Some(known) => known.others_go_on = others_go_on,
-            None => all.push((who, StalledMachine { group, replica, since, others_go_on })),
+            None => all.push((who, StalledMachine { group, replica, since, others_go_on, in_snapshot: false })),
         }
         drop(all);
         tracing::warn!(%group, %replica, others_go_on, "a call of the state machine lasts too long");

@@ -124,7 +124,7 @@ impl Threads {
             Post::new(name(role), &shared, notifier, transport, &stop, crew, applies)
         };
         let boxed = |step| vec![Box::new(step) as Box<dyn Worker>];
-        let template = ApplyWorker::new(0, Arc::clone(&shared), snapshots);
+        let template = ApplyWorker::new(0, Arc::clone(&shared), Arc::clone(&snapshots));
         let mut posts: Vec<(Arc<Post>, Vec<ApplyWorker>)> = Vec::new();
         match layout {
             ThreadLayout::Compact => {
@@ -148,7 +148,7 @@ impl Threads {
             post.start(applies)?;
             started.push(post);
         }
-        let guard = Guard::start(name("watch"), &shared, started.clone(), template)?;
+        let guard = Guard::start(name("watch"), &shared, started.clone(), template, snapshots)?;
         let inbox = Arc::clone(&closed);
         let writer = writer_shell(name("log"), Arc::clone(&shared), &notifiers.writer, &stop_writer, writer, inbox)?;
         let (guard, writer) = (Some(guard), Some(writer));

@@ -9,6 +9,8 @@ mod forwards;
 mod guards;
 #[path = "rounds/hosts.rs"]
 mod hosts;
+#[path = "rounds/hung_saves.rs"]
+mod hung_saves;
 #[path = "rounds/list.rs"]
 mod list;
 #[path = "rounds/memory.rs"]
@@ -42,6 +44,7 @@ fn main() {
         all()
             .chain(pipeline::GUARDS)
             .chain(stalls::GUARDS)
+            .chain(hung_saves::GUARDS)
             .chain(strays::GUARDS)
             .chain(forwards::GUARDS)
             .chain(replace::GUARDS)

@@ -7,11 +7,15 @@ pub mod clock;
 pub mod disk;
 pub mod heap;
 pub mod job;
+mod job_pool;
+mod line;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod sync;
 pub mod throttle;
 
 pub use clock::{Clock, MonotonicClock};
 pub use disk::{Disk, DiskFile, DiskLock, RealDisk, SharedDisk};
-pub use job::{Job, JobState, RayonSpawner, Spawner};
+pub use job::{Job, JobState, Progress, Replaced, Spawner};
+pub use job_pool::{RayonSpawner, SPARES_MAX, STEP_BYTES};
 pub use throttle::Throttle;

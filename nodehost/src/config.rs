@@ -108,6 +108,9 @@ pub struct NodeHostConfig {
     /// How long a call of a state machine may last before it is said to be stalled, and its worker's other groups go on without
     /// it: on a spare thread, of which the host has four. In milliseconds.
     pub apply_stall_ms: u64,
+    /// How long a state machine may be in one place while it is saved, recovered or sent, neither writing nor reading, before it is said
+    /// to be stalled, and others are saved and recovered on a spare thread, of which the host has four. In milliseconds.
+    pub snapshot_stall_ms: u64,
 }
 
 impl Default for NodeHostConfig {
@@ -140,6 +143,7 @@ impl Default for NodeHostConfig {
             snapshot_receive_bytes_per_s: SNAPSHOT_BYTES_PER_S,
             suspect_after_ms: 0,
             apply_stall_ms: 1000,
+            snapshot_stall_ms: 5000,
         }
     }
 }
@@ -185,6 +189,7 @@ impl NodeHostConfig {
         within("snapshot_sends_max", self.snapshot_sends_max as u64, 1, 1024)?;
         within("snapshot_receives_max", self.snapshot_receives_max as u64, 1, 1024)?;
         within("apply_stall_ms", self.apply_stall_ms, 10, 600_000)?;
+        within("snapshot_stall_ms", self.snapshot_stall_ms, 10, 600_000)?;
         within("suspect_after_ms", self.suspect_after_ms, 0, 600_000)
     }
 
@@ -220,6 +225,7 @@ impl NodeHostConfig {
             incarnation,
             suspect_after_nanos: self.suspect_after_ms * 1_000_000,
             apply_stall_nanos: self.apply_stall_ms * 1_000_000,
+            snapshot_stall_nanos: self.snapshot_stall_ms * 1_000_000,
         }
     }
 }

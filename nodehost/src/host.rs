@@ -59,6 +59,8 @@ pub struct StalledMachine {
     pub lasts: Duration,
     /// The groups that share its worker go on, on a spare thread. Else all spares are taken, and they wait.
     pub others_go_on: bool,
+    /// It hangs in a save, a recovery, or while it is sent to a follower: `others_go_on` is then about what others save and recover.
+    pub in_snapshot: bool,
 }
 
 /// Figures of a host.
@@ -91,7 +93,8 @@ pub struct HostInfo {
     pub violations: u64,
     /// Replicas stopped because their state machine failed.
     pub machine_failures: u64,
-    /// State machines that are in a call for longer than [`NodeHostConfig::apply_stall_ms`], those that began first first.
+    /// State machines that are in a call for longer than [`NodeHostConfig::apply_stall_ms`], then those that hang in a snapshot for
+    /// longer than [`NodeHostConfig::snapshot_stall_ms`]; of each those that began first first.
     pub stalled: Vec<StalledMachine>,
     /// Bytes of log that its replicas hold in memory.
     pub log_memory_bytes: u64,
@@ -411,8 +414,9 @@ impl NodeHost {
             replica: s.replica,
             lasts: Duration::from_nanos(now.nanos_since(s.since)),
             others_go_on: s.others_go_on,
+            in_snapshot: s.in_snapshot,
         };
-        shared.stalls.list().into_iter().map(public).collect()
+        shared.stalls.list().into_iter().chain(shared.pool_calls.list()).map(public).collect()
     }
 
     /// Closes the host: refuses new requests, lets those under way end until `deadline`, ends the rest, seals the log,
@@ -484,6 +488,8 @@ impl Inner {
             std::thread::sleep(Duration::from_millis(1));
         }
         let closed = closed.and_then(|()| self.jobs_ended());
+        // Those that wait for a thread would hold the store for as long as one hangs there.
+        self.spawner.drop_waiting();
         self.shared.let_go();
         self.shared.forget_commands();
         self.shared.events.close();

@@ -201,6 +201,20 @@ pub const ALL: &[(&str, &str)] = &[
     ("overlap-puts-back-a-failure", "the index of a failed save is put back as that of the last request"),
     ("packed-though-longer", "a payload is compressed although that makes it longer"),
     ("unpacked-without-bound", "memory is taken for whatever a compressed payload says that it stands for"),
+    (
+        "hanging-step-keeps-its-slot",
+        "a snapshot job that hangs holds up those behind it though there are spare threads",
+    ),
+    (
+        "replaced-step-frees-a-slot-twice",
+        "a snapshot job that hung frees a thread's place when it was replaced and when it returns",
+    ),
+    ("hanging-save-keeps-its-place", "a save that hangs counts among those that a host makes at once"),
+    ("slow-save-taken-for-a-hanging-one", "a save that writes now and then is taken for one that hangs"),
+    (
+        "save-queued-behind-those-that-hang",
+        "a save is begun although hanging ones hold all threads, and its group waits behind it",
+    ),
     ("hanging-group-not-busy", "a group whose call hangs is given more to do by the worker's next thread"),
     ("replaced-runner-goes-on", "a thread whose call hung goes on with the worker that another thread has taken over"),
     ("stream-while-streaming", "a second view of a state machine is sent while one is"),

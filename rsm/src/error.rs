@@ -105,6 +105,10 @@ pub enum SnapshotRefusal {
     /// The replica has applied nothing: it has no state, and no place in the log.
     #[error("the replica has not applied anything yet")]
     NothingApplied,
+    /// The threads that make snapshots are all held by state machines that hang, and so are those in their place. The host's figures
+    /// name them; restart the host if they do not return.
+    #[error("all threads for snapshots are held by state machines that hang")]
+    PoolStalled,
     /// The log was to go through an index that the snapshot does not reach.
     #[error("the log can't go through index {asked}: the snapshot is of index {index}")]
     CompactionIndex {

@@ -357,6 +357,7 @@ impl Swarm {
             incarnation,
             suspect_after_nanos: 0,
             apply_stall_nanos: 1_000_000_000,
+            snapshot_stall_nanos: 5_000_000_000,
         }
     }
 

@@ -5,13 +5,13 @@
 //!
 //! Invariant: a state machine is used only when it stands where the replica says it does.
 
-use super::{SnapshotIo, SnapshotRequest, machine_failed};
+use super::{Place, SnapshotIo, SnapshotRequest, machine_failed};
 use crate::apply::{MachineJob, panic_text};
 use crate::events::ReplicaEvent;
 use crate::late::Late;
 use crate::shared::{Command, GroupShared};
 use crate::step::StepWorker;
-use longboat_io::{Job, JobState};
+use longboat_io::{Job, JobState, Progress};
 use longboat_logdb::LogReader;
 use longboat_raft::{Index, Run, SnapshotMeta, plant, sometimes};
 use longboat_rsm::MachineError;
@@ -61,7 +61,7 @@ impl SnapshotIo {
             }
             io.host.apply[shared.apply_worker].job_done(shared, MachineJob::Alone);
         };
-        self.spawner.spawn(Box::new(RecoverJob::new(RecoverTask {
+        let job = RecoverJob::new(RecoverTask {
             machine: Arc::clone(&shared.machine),
             group: shared.group,
             replica: shared.replica,
@@ -70,7 +70,8 @@ impl SnapshotIo {
             store: self.store.clone(),
             stop: shared.new_recovery(),
             on_done: Box::new(on_done),
-        })));
+        });
+        self.spawn_watched(shared, Place::Nothing, job);
     }
 
     /// An older snapshot was used: what the log has after it, through where the newest one stood, is applied.
@@ -78,14 +79,10 @@ impl SnapshotIo {
         sometimes!("older-snapshot-used");
         tracing::warn!(group = %shared.group, replica = %shared.replica, %index, %used, "an older snapshot was used, the log brings its state up to date");
         let reader = Arc::clone(&self.reader);
-        self.spawner.spawn(Box::new(CatchUpJob {
-            io: Arc::clone(self),
-            shared,
-            reader,
-            used,
-            next: used.next(),
-            index,
-        }));
+        let next = used.next();
+        let (io, progress) = (Arc::clone(self), Arc::default());
+        let job = CatchUpJob { io, shared: Arc::clone(&shared), reader, used, next, index, progress };
+        self.spawn_watched(&shared, Place::Nothing, job);
     }
 }
 
@@ -111,6 +108,7 @@ struct CatchUpJob {
     used: Index,
     next: Index,
     index: Index,
+    progress: Arc<Progress>,
 }
 
 /// Why the log can't bring a state up to date.
@@ -132,6 +130,7 @@ impl CatchUpJob {
     }
 
     fn apply(&self, run: &Run) -> Result<(), Stuck> {
+        let _inside = self.progress.inside();
         let mut machine = self.shared.machine.lock();
         let applied: Result<Result<(), MachineError>, _> =
             std::panic::catch_unwind(AssertUnwindSafe(|| machine.apply_run(run, None)));
@@ -171,6 +170,10 @@ impl Job for CatchUpJob {
                 self.done()
             }
         }
+    }
+
+    fn progress(&self) -> Option<&Arc<Progress>> {
+        Some(&self.progress)
     }
 }
 

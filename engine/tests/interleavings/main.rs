@@ -14,6 +14,7 @@ mod batches;
 mod groups;
 #[path = "../../../rsm/tests/interleavings/locks.rs"]
 mod locks;
+mod turns;
 mod wakes;
 
 // What the sources name from their crate.
@@ -51,6 +52,8 @@ mod sync {
 
 #[path = "../../src/client_queue.rs"]
 mod client_queue;
+#[path = "../../../io/src/line.rs"]
+mod line;
 #[path = "../../src/notify.rs"]
 mod notify;
 #[path = "../../src/ready.rs"]
@@ -70,7 +73,7 @@ const DEPTH: usize = 3;
 type Case = (&'static str, fn(), &'static [&'static str]);
 
 fn cases() -> impl Iterator<Item = &'static Case> {
-    wakes::CASES.iter().chain(groups::CASES).chain(batches::CASES).chain(applies::CASES)
+    wakes::CASES.iter().chain(groups::CASES).chain(batches::CASES).chain(applies::CASES).chain(turns::CASES)
 }
 
 fn main() {

@@ -6,7 +6,7 @@ use longboat_engine::{
     StartError, StartSpec, Worker,
 };
 use longboat_io::sim::SimDisk;
-use longboat_io::{Clock, Job, JobState, RealDisk, SharedDisk, Spawner};
+use longboat_io::{Clock, Job, JobState, Progress, RealDisk, Replaced, SharedDisk, Spawner};
 use longboat_logdb::{GroupState, KeyValue, SharedLog, SharedLogConfig};
 use longboat_raft::{GroupId, HostId, Member, Membership, ReplicaId, StoreId, Time};
 use longboat_rsm::machine::WitnessMachine;
@@ -16,7 +16,7 @@ use longboat_transport::Transport;
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 pub const GROUP: GroupId = GroupId(1);
@@ -34,8 +34,9 @@ impl Clock for TestClock {
     }
 }
 
+/// Jobs, stepped by hand; and what a pool of threads would say of those that hang.
 #[derive(Default)]
-pub struct Jobs(Mutex<Vec<Box<dyn Job>>>);
+pub struct Jobs(Mutex<Vec<Box<dyn Job>>>, Mutex<Option<Replaced>>, AtomicBool);
 
 impl Jobs {
     /// Each job takes a step.
@@ -46,6 +47,16 @@ impl Jobs {
     /// Each job but the oldest takes a step.
     pub fn step_all_but_the_oldest(&self) {
         self.step_from(1);
+    }
+
+    /// From now on this becomes of steps that hang.
+    pub fn replaces(&self, replaced: Replaced) {
+        *self.1.lock() = Some(replaced);
+    }
+
+    /// All threads are held by steps that hang, or not.
+    pub fn is_stuck(&self, stuck: bool) {
+        self.2.store(stuck, Ordering::Relaxed);
     }
 
     /// Jobs that are not done.
@@ -73,6 +84,14 @@ impl Jobs {
 impl Spawner for Jobs {
     fn spawn(&self, job: Box<dyn Job>) {
         self.0.lock().push(job);
+    }
+
+    fn replace(&self, _: &Arc<Progress>) -> Replaced {
+        self.1.lock().unwrap_or(Replaced::Ended)
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.2.load(Ordering::Relaxed)
     }
 }
 
@@ -177,6 +196,7 @@ impl Alone {
             incarnation: 1,
             suspect_after_nanos: 0,
             apply_stall_nanos: 1000 * MILLI,
+            snapshot_stall_nanos: 5000 * MILLI,
         }
     }
 
@@ -246,6 +266,11 @@ impl Alone {
         };
         disk.set_now(at);
         true
+    }
+
+    /// Its jobs, for who steps them within a call that is made with the host at hand.
+    pub fn jobs(&self) -> Arc<Jobs> {
+        Arc::clone(&self.jobs)
     }
 
     /// One step of each job.

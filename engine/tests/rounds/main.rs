@@ -8,6 +8,7 @@ mod drain;
 mod forwards;
 mod guards;
 mod hosts;
+mod hung_saves;
 mod interleavings;
 mod life;
 mod list;
@@ -42,6 +43,7 @@ fn every_guard_holds() {
     for (name, scenario) in all
         .chain(pipeline::GUARDS)
         .chain(stalls::GUARDS)
+        .chain(hung_saves::GUARDS)
         .chain(strays::GUARDS)
         .chain(forwards::GUARDS)
         .chain(replace::GUARDS)
@@ -50,6 +52,12 @@ fn every_guard_holds() {
         eprintln!("the scenario for {name}");
         scenario();
     }
+}
+
+#[test]
+fn state_machines_that_hang_in_snapshots_hold_up_no_others() {
+    hung_saves::a_save_that_goes_on_may_hang_again();
+    hung_saves::a_recovery_that_hangs_is_told_and_goes_on();
 }
 
 #[test]

@@ -22,7 +22,7 @@ struct Told(Mutex<Vec<(GroupId, ReplicaEvent)>>);
 impl SystemEventListener for Told {
     fn event(&self, event: &HostEvent) {
         if let HostEvent::Replica { group, what, .. } = event
-            && matches!(what, ReplicaEvent::MachineStalled { .. } | ReplicaEvent::MachineReturned)
+            && !matches!(what, ReplicaEvent::LeaderChanged { .. })
         {
             self.0.lock().unwrap().push((*group, what.clone()));
         }
@@ -171,5 +171,78 @@ fn a_host_closes_without_a_state_machine_that_hangs_and_names_its_group() {
         }
         hall.trap(7).hangs(At::Nowhere);
         drop(saving);
+    }
+}
+
+/// Four hang on the pool's own threads, and spares take their places; with four more there is none left. Others are saved, and their
+/// log goes, until then; beyond it they are refused, and are not behind those that hang.
+#[test]
+fn others_are_saved_while_state_machines_hang_in_their_saves() {
+    let told = Arc::<Told>::default();
+    let hall = Hall::<Counter>::open_with(Threads::Compact, told.listeners());
+    hall.add_one(1..=GROUPS);
+    let ask = |group| {
+        let options = SnapshotOptions::default().with_compaction_overhead(0);
+        hall.group(group).request_snapshot(options, PATIENCE).unwrap()
+    };
+    let mut hanging = Vec::new();
+    for group in 1..=8 {
+        hall.trap(group).hangs(At::Save);
+        hanging.push(ask(group));
+        hall.trap(group).caught();
+        let others_go_on = group <= 4;
+        until("event", || told.has(group, &ReplicaEvent::SnapshotStalled { others_go_on }).then_some(()));
+        if group == 4 {
+            let saving: Vec<_> = (10..60).map(ask).collect();
+            assert!(saving.into_iter().all(|s| matches!(s.wait(), Ok(SnapshotOutcome::Saved { .. }))));
+            assert!((10..60).all(|g| hall.group(g).info().entries_truncated > 0), "their log has gone");
+        }
+    }
+    let hang: Vec<_> = (1..=8).map(|g| (g, g <= 4)).collect();
+    until("all of them", || {
+        let mut stalled = stalled(&hall);
+        stalled.sort_unstable();
+        (stalled == hang).then_some(())
+    });
+    assert!(hall.host.info().stalled.iter().all(|s| s.in_snapshot));
+    let refused = ask(70).wait();
+    assert_eq!(refused, Err(RequestError::SnapshotRefused(SnapshotRefusal::PoolStalled)));
+    assert!(
+        hall.add_one(others()).into_iter().all(|count| count == 2),
+        "whoever saves nothing has nothing to do with it"
+    );
+
+    hall.trap(1).hangs(At::Nowhere);
+    assert!(matches!(hanging.remove(0).wait(), Ok(SnapshotOutcome::Saved { .. })));
+    // The spare that was freed is given to one of the others, and its thread is the pool's again.
+    until("a save", || matches!(ask(70).wait(), Ok(SnapshotOutcome::Saved { .. })).then_some(()));
+    for group in 2..=8 {
+        hall.trap(group).hangs(At::Nowhere);
+    }
+    assert!(hanging.into_iter().all(|s| matches!(s.wait(), Ok(SnapshotOutcome::Saved { .. }))));
+    until("end of all stalls", || stalled(&hall).is_empty().then_some(()));
+    until("event", || (1..=8).all(|g| told.has(g, &ReplicaEvent::SnapshotReturned)).then_some(()));
+    hall.close();
+}
+
+/// Whoever waits for a thread does not hold the closed host's store.
+#[test]
+fn a_host_closes_beside_saves_that_hang_on_all_threads() {
+    let hall = Hall::<Counter>::open(Threads::Compact);
+    hall.add_one(1..=GROUPS);
+    let mut asked = Vec::new();
+    for group in 1..=8 {
+        hall.trap(group).hangs(At::Save);
+        asked.push(hall.group(group).request_snapshot(SnapshotOptions::default(), PATIENCE).unwrap());
+        hall.trap(group).caught();
+    }
+    let error = hall.host.close(Duration::from_millis(300)).expect_err("they hang");
+    assert!(matches!(error, CloseError::Machine { replica: ReplicaId(1), .. }), "{error}");
+    for group in 1..=8 {
+        hall.trap(group).hangs(At::Nowhere);
+    }
+    for asked in asked {
+        let ended = asked.wait().expect_err("the host has closed");
+        assert!(matches!(ended, RequestError::Stopped | RequestError::SnapshotAborted), "{ended}");
     }
 }

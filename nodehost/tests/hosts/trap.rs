@@ -259,6 +259,7 @@ impl<M: Trapped> Hall<M> {
             threads,
             apply_workers: 1,
             apply_stall_ms: 50,
+            snapshot_stall_ms: 50,
             journal_segment_bytes: 4 << 20,
             journal_bytes_max: 64 << 20,
             payload_bytes_max: 1 << 20,

@@ -11,11 +11,12 @@ use super::store::SnapshotStore;
 use super::writer::SnapshotWriter;
 use crate::files::SnapshotFiles;
 use crate::machine::{DynMachine, MachineError, SavePart, SaveView};
-use longboat_io::{Job, JobState};
+use longboat_io::{Job, JobState, Progress};
 use longboat_raft::{Index, ReplicaId, SnapshotMeta, plant};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -142,6 +143,7 @@ pub struct SaveJob {
     store: SnapshotStore,
     export_to: Option<PathBuf>,
     stop: Arc<AtomicBool>,
+    progress: Arc<Progress>,
     stage: Stage,
     /// Last, so that a dropped job has removed its files when it says so.
     outcome: Outcome<SavedSnapshot>,
@@ -153,7 +155,8 @@ impl SaveJob {
         let SaveTask { prepared, mut header, replica, store, export_to, stop, on_done } = task;
         prepared.fill_in(&mut header);
         let outcome = Outcome::new(on_done);
-        Self { prepared, replica, header, store, export_to, stop, stage: Stage::Begin, outcome }
+        let progress = Arc::default();
+        Self { prepared, replica, header, store, export_to, stop, progress, stage: Stage::Begin, outcome }
     }
 
     fn begin(&self) -> Result<SnapshotWriter, SnapshotError> {
@@ -170,14 +173,16 @@ impl SaveJob {
     fn write(&mut self, writer: &mut SnapshotWriter) -> Result<SavePart, SnapshotError> {
         let (mut part, mut files) = (SavePart::Done, SnapshotFiles::default());
         let index = self.header.meta.pos.index;
-        let saved = run_user_code(|| match &mut self.prepared.source {
+        let progress = &*self.progress;
+        let mut watched = Watched { inner: &mut *writer, progress };
+        let saved = run_user_code(progress, || match &mut self.prepared.source {
             Source::Locked(machine) => {
                 let machine = machine.lock();
-                machine.save(writer)?;
+                machine.save(&mut watched)?;
                 machine.save_files(&mut files)
             }
             Source::View(view) => {
-                part = view.write_part(writer)?;
+                part = view.write_part(&mut watched)?;
                 if part == SavePart::Done { view.files(&mut files) } else { Ok(()) }
             }
             Source::Durable(machine) => make_durable(&mut **machine.lock(), index),
@@ -254,6 +259,10 @@ impl Job for SaveJob {
             }
         }
     }
+
+    fn progress(&self) -> Option<&Arc<Progress>> {
+        Some(&self.progress)
+    }
 }
 
 impl fmt::Debug for SaveJob {
@@ -283,7 +292,37 @@ impl<T> Drop for Outcome<T> {
     }
 }
 
-pub(crate) fn run_user_code(code: impl FnOnce() -> Result<(), MachineError>) -> Result<(), SnapshotError> {
+/// What a state machine is given to write to or to read from: what it calls there is not its own doing, however long that takes (a
+/// disk, a limit of bytes a second), and each of these calls shows that it moves on.
+pub(crate) struct Watched<'a, T> {
+    pub(crate) inner: &'a mut T,
+    pub(crate) progress: &'a Progress,
+}
+
+impl<T: io::Write> io::Write for Watched<'_, T> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _outside = self.progress.outside();
+        self.inner.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl<T: io::Read> io::Read for Watched<'_, T> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let _outside = self.progress.outside();
+        self.inner.read(out)
+    }
+}
+
+/// Runs what is the user's: a panic is an error, and `progress` shows that this is where the thread is.
+pub(crate) fn run_user_code(
+    progress: &Progress,
+    code: impl FnOnce() -> Result<(), MachineError>,
+) -> Result<(), SnapshotError> {
+    let _inside = progress.inside();
     match catch_unwind(AssertUnwindSafe(code)) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(SnapshotError::Machine(error.to_string())),

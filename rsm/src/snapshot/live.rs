@@ -4,10 +4,11 @@
 use super::encoder::Encoder;
 use super::error::SnapshotError;
 use super::format::SnapshotHeader;
-use super::jobs::run_user_code;
+use super::jobs::{Watched, run_user_code};
 use super::transfer::{Chunk, TransferKey};
 use crate::machine::{SavePart, SaveView};
 use bytes::BytesMut;
+use longboat_io::Progress;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,6 +29,7 @@ pub struct LiveSnapshot {
     whole: bool,
     sent: bool,
     stop: Arc<AtomicBool>,
+    progress: Arc<Progress>,
 }
 
 /// What a state machine writes to: blocks in memory, until `stop` is set.
@@ -63,7 +65,13 @@ impl LiveSnapshot {
     pub fn new(view: Box<dyn SaveView>, header: SnapshotHeader, stop: Arc<AtomicBool>) -> Result<Self, SnapshotError> {
         let mut made = BytesMut::new();
         let encoder = Encoder::begin(&header, &mut made)?;
-        Ok(Self { view, encoder, header, made, offset: 0, whole: false, sent: false, stop })
+        let progress = Arc::default();
+        Ok(Self { view, encoder, header, made, offset: 0, whole: false, sent: false, stop, progress })
+    }
+
+    /// Shows whether the state machine's view moves on.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
     }
 
     /// What is being sent. Its length is not known before its end.
@@ -99,10 +107,11 @@ impl LiveSnapshot {
         if self.stop.load(Ordering::Relaxed) {
             return Err(SnapshotError::Stopped);
         }
-        let Self { view, encoder, made, stop, .. } = self;
+        let Self { view, encoder, made, stop, progress, .. } = self;
         let mut part = SavePart::Done;
-        let written = run_user_code(|| {
-            part = view.write_part(&mut Blocks { encoder, made, stop })?;
+        let mut blocks = Blocks { encoder, made, stop };
+        let written = run_user_code(progress, || {
+            part = view.write_part(&mut Watched { inner: &mut blocks, progress })?;
             Ok(())
         });
         if self.stop.load(Ordering::Relaxed) {

@@ -5,12 +5,12 @@
 
 use super::error::SnapshotError;
 use super::format::Content;
-use super::jobs::{Outcome, Report, SharedMachine, run_user_code};
+use super::jobs::{Outcome, Report, SharedMachine, Watched, run_user_code};
 use super::reader::SnapshotReader;
 use super::store::SnapshotStore;
 use crate::files::{RecoveredFile, RecoveredFiles};
 use crate::machine::{DynMachine, MachineError};
-use longboat_io::{Job, JobState};
+use longboat_io::{Job, JobState, Progress};
 use longboat_raft::{GroupId, Index, ReplicaId, SnapshotMeta, plant};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -48,6 +48,7 @@ pub struct RecoverJob {
     older: Vec<Index>,
     store: SnapshotStore,
     stop: Arc<AtomicBool>,
+    progress: Arc<Progress>,
 }
 
 /// The files of a snapshot on their way to the state machine: removed when dropped.
@@ -96,7 +97,8 @@ impl RecoverJob {
     /// A job that has done nothing yet.
     pub fn new(task: RecoverTask) -> Self {
         let RecoverTask { machine, group, replica, index, older, store, stop, on_done } = task;
-        Self { outcome: Outcome::new(on_done), machine, group, replica, index, older, store, stop }
+        let (outcome, progress) = (Outcome::new(on_done), Arc::default());
+        Self { outcome, machine, group, replica, index, older, store, stop, progress }
     }
 
     /// Recovers from the newest snapshot that is whole.
@@ -123,7 +125,10 @@ impl RecoverJob {
         self.check_stop()?;
         let mut reader = self.store.open(self.group, self.replica, index)?;
         reader.stop_with(Arc::clone(&self.stop));
+        // Whoever holds it is in a call of the state machine, too.
+        let waits = self.progress.inside();
         let mut machine = self.machine.lock();
+        drop(waits);
         let last_command = reader.header().last_command;
         // Storage that has all of it already need not be replaced: what it has beyond is committed too. Not so after an import:
         // what was committed beyond the snapshot was so in a history that has ended.
@@ -134,7 +139,7 @@ impl RecoverJob {
             Content::Full | Content::Metadata => {
                 reader.drain()?;
                 let mut behind = None;
-                run_user_code(|| match machine.resume_at(index, last_command) {
+                run_user_code(&self.progress, || match machine.resume_at(index, last_command) {
                     Err(error @ MachineError::Behind { .. }) if !plant::is("behind-stops-the-replica") => {
                         behind = Some(error.to_string());
                         Ok(())
@@ -155,9 +160,10 @@ impl RecoverJob {
         index: Index,
     ) -> Result<(), SnapshotError> {
         let sessions = reader.sessions()?;
-        let recovered = run_user_code(|| {
+        let mut watched = Watched { inner: &mut *reader, progress: &self.progress };
+        let recovered = run_user_code(&self.progress, || {
             machine.restore_sessions(&sessions)?;
-            machine.recover(&mut *reader)
+            machine.recover(&mut watched)
         });
         self.check_stop()?;
         // Damage is named as such, though the state machine could only pass it on as an error of reading.
@@ -170,13 +176,13 @@ impl RecoverJob {
         let files = dir.extract(reader)?;
         reader.drain()?;
         let last_command = reader.header().last_command;
-        run_user_code(|| {
+        run_user_code(&self.progress, || {
             machine.recover_files(&files)?;
             machine.recovered_at(index, last_command);
             Ok(())
         })?;
         if self.store.is_imported(self.group, self.replica, index) {
-            run_user_code(|| machine.sync())?;
+            run_user_code(&self.progress, || machine.sync())?;
             self.store.recovered_import(self.group, self.replica, index)?;
         }
         Ok(())
@@ -192,6 +198,10 @@ impl Job for RecoverJob {
         let recovered = self.recover();
         self.outcome.report(recovered);
         JobState::Done
+    }
+
+    fn progress(&self) -> Option<&Arc<Progress>> {
+        Some(&self.progress)
     }
 }
 
