@@ -122,6 +122,20 @@ fn a_probe_is_not_repeated_for_an_answer_that_confirms_a_read() {
 }
 
 #[test]
+fn a_member_that_has_room_again_is_sent_to_as_soon_as_it_says_so() {
+    let mut c = Cluster::new(&[1, 2, 3]);
+    c.elect(1);
+    c.give(message(3, 1, 1, Body::AppendPaused { matched: Index(1) }));
+    c.propose(1, &["a"]).unwrap();
+    c.end_round(1);
+    for (overloaded, sent) in [(true, 0), (false, 1)] {
+        // No heartbeat of the timer is out: this confirms reads.
+        c.give(message(3, 1, 1, Body::HeartbeatResponse { read_round: 0, overloaded }));
+        assert_eq!(c.flying(|m| appends(m) && m.to == id(3)), sent);
+    }
+}
+
+#[test]
 fn a_full_window_whose_appends_were_all_lost_opens_again() {
     let mut c = Cluster::with(&[1, 2, 3], |config| config.inflight_appends_max = 2);
     c.elect(1);

@@ -363,6 +363,9 @@ fn a_replica_without_a_snapshot_takes_none_ahead_of_its_disk() {
 fn a_snapshot_that_would_not_help_is_not_begun() {
     let mut c = Cluster::new(&[1, 2, 3]);
     c.elect(1);
+    let before = c.core(1).dropped();
+    c.give(message(9, 1, 1, Body::SnapshotNeeded { at_least: Index(1) }));
+    assert_eq!((c.core(1).dropped() - before, c.core(1).snapshot_floor(id(9))), (1, Index(0)), "of a stranger");
     c.give(message(2, 1, 1, Body::SnapshotNeeded { at_least: Index(9) }));
     assert!(c.node(1).snapshots_wanted.is_empty());
     assert_eq!(c.core(1).snapshot_floor(id(2)), Index(9));

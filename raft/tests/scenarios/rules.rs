@@ -297,6 +297,7 @@ pub fn lost_entries_are_made_up_for_by_a_snapshot_that_covers_them() {
         |index| Body::Snapshot(Box::new(SnapshotMeta { pos: pos(1, index), membership: voters(&[1, 2, 3]) }));
     c.give(message(1, 2, 1, snapshot(4)));
     assert!(c.net.is_empty() && c.core(2).guard() != Guard::None, "an old snapshot was enough");
+    assert_eq!(c.core(2).dropped(), 1);
     c.give(message(1, 2, 1, snapshot(5)));
     assert_eq!(c.net.pop_front(), Some(message(2, 1, 1, Body::AppendAccepted { matched: Index(5) })));
     assert_eq!((c.core(2).guard(), c.core(2).start()), (Guard::None, pos(1, 5)));
