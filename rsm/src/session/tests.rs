@@ -328,6 +328,18 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..30)
 }
 
+#[test]
+fn replicas_of_equal_state_and_other_sessions_have_other_hashes() {
+    let hash_with = |sessions: usize| {
+        let mut machine = Typed::new(List::default());
+        apply(&mut machine, 1, &vec![Entry::Register(100); sessions]);
+        machine.state_hash()
+    };
+    let hashes = [1, 2, 3].map(hash_with);
+    assert_eq!(hashes, [1, 2, 3].map(hash_with));
+    assert!(hashes[0] != hashes[1] && hashes[1] != hashes[2] && hashes[0] != hashes[2], "{hashes:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
