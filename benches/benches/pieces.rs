@@ -46,7 +46,7 @@ fn runs(c: &mut Criterion) {
         group.bench_function("seal", |b| {
             b.iter_batched(
                 || chunk(entries, &payload),
-                |chunk| chunk.seal(Term(3), Index(1000), ORIGIN),
+                |mut chunk| chunk.seal(Term(3), Index(1000), ORIGIN),
                 BatchSize::SmallInput,
             );
         });

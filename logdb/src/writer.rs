@@ -382,12 +382,11 @@ impl Writer {
             *item = DirectoryItem { group: update.group, offset, length }.encode();
             frame.offset = self.active.position as u32 + offset;
             self.tallies.add_update(frame.slot, update);
-            // It need not outlive the sync, and nobody waits for what frees it after that; nor is it so near again.
-            update.runs.clear();
             (rest, offset) = (after, offset + length);
         }
         // Up to the next block: what was there is of an earlier write.
         rest.fill(0);
+        // They need not outlive the sync, and nobody waits for what frees them after that.
         for mut batch in self.gathered.batches.drain(..) {
             if self.spares.len() < SPARES_MAX && batch.capacity() <= SPARE_UPDATES_MAX {
                 batch.clear();

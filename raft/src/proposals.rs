@@ -36,7 +36,7 @@ impl Core {
 
     fn send_or_append(
         &mut self,
-        chunk: RunBuilder,
+        mut chunk: RunBuilder,
         origin: Origin,
         options: ProposeOptions,
     ) -> Result<Proposed, Refused> {

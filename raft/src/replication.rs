@@ -118,7 +118,7 @@ impl Core {
     }
 
     /// Appends to the leader's own log; returns the index of the first entry.
-    pub(crate) fn append_own(&mut self, chunk: RunBuilder, origin: Origin) -> Index {
+    pub(crate) fn append_own(&mut self, mut chunk: RunBuilder, origin: Origin) -> Index {
         let first = self.log.last().index.next();
         self.append_own_run(chunk.seal(self.term, first, origin));
         first

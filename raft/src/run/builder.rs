@@ -17,8 +17,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 use std::cell::RefCell;
 
-/// Bytes of descriptors that a chunk holds within itself: one.
-const INLINE_BYTES: usize = DESCRIPTOR_BYTES;
+/// Descriptors that a chunk holds within itself.
+const INLINE_ENTRIES: usize = 1;
 /// Entries that a chunk has room for once its descriptors have an allocation: where there are two, more are to be expected,
 /// and what a chunk did not use is gone when it is sealed.
 const FIRST_ENTRIES: usize = 16;
@@ -123,7 +123,7 @@ impl Drop for Undo<'_> {
 /// An open chunk: entries gathered before they have a place in the log. Sealing turns it into a [`Run`].
 #[derive(Debug, Default)]
 pub struct RunBuilder {
-    pub(super) descriptors: SmallVec<[u8; INLINE_BYTES]>,
+    pub(super) descriptors: SmallVec<[[u8; DESCRIPTOR_BYTES]; INLINE_ENTRIES]>,
     payloads: Payloads,
     sessions: Vec<u8>,
 }
@@ -138,7 +138,7 @@ impl RunBuilder {
     /// The number of entries so far.
     #[inline]
     pub fn count(&self) -> usize {
-        self.descriptors.len() / DESCRIPTOR_BYTES
+        self.descriptors.len()
     }
 
     /// Whether there is no entry yet.
@@ -150,13 +150,13 @@ impl RunBuilder {
     /// Bytes that the run would take.
     pub fn encoded_len(&self) -> usize {
         let header = if self.is_empty() { 0 } else { RUN_HEADER_BYTES };
-        header + self.descriptors.len() + self.sessions.len() + self.payload_bytes()
+        header + self.descriptors.len() * DESCRIPTOR_BYTES + self.sessions.len() + self.payload_bytes()
     }
 
     /// Tells that so many more entries like the last one follow. Makes room for all of them at once, as far as the chunk stays
     /// within `encoded_bytes_max`: a chunk that grows by doubling copies its payloads once more, and takes twice the memory.
     pub fn expect_more(&mut self, entries: usize, encoded_bytes_max: usize) {
-        let Some(last) = self.descriptors.last_chunk::<DESCRIPTOR_BYTES>() else { return };
+        let Some(last) = self.descriptors.last() else { return };
         let len = le32(last, 4) as usize;
         let left = encoded_bytes_max.saturating_sub(self.encoded_len());
         if left == 0 {
@@ -169,7 +169,7 @@ impl RunBuilder {
         // The last one may reach beyond the bound.
         let entries = entries.min(left / (len + DESCRIPTOR_BYTES) + 1);
         payload.reserve(entries * len);
-        self.descriptors.reserve(entries * DESCRIPTOR_BYTES);
+        self.descriptors.reserve(entries);
     }
 
     /// Adds an entry whose payload `write` appends to the buffer that it is given. Returns the payload's length.
@@ -248,10 +248,10 @@ impl RunBuilder {
         // Put together as one number: to copy what was written byte by byte would wait for all the bytes.
         let front = u64::from(kind as u8) | u64::from(flags) << 8 | u64::from(codec as u8) << 16 | (len as u64) << 32;
         let d = (u128::from(front) | u128::from(sequence) << 64).to_le_bytes();
-        if self.descriptors.len() + DESCRIPTOR_BYTES > INLINE_BYTES && !self.descriptors.spilled() {
-            self.descriptors.reserve(FIRST_ENTRIES * DESCRIPTOR_BYTES);
+        if self.descriptors.len() == INLINE_ENTRIES && !self.descriptors.spilled() {
+            self.descriptors.reserve(FIRST_ENTRIES);
         }
-        self.descriptors.extend_from_slice(&d);
+        self.descriptors.push(d);
     }
 
     /// The payload of a first entry. Nothing of it is kept if `write` panics.
@@ -298,10 +298,10 @@ impl RunBuilder {
     pub fn truncate(&mut self, count: usize, payload_bytes: usize) {
         assert!(count <= self.count() && payload_bytes <= self.payload_bytes(), "truncating to more than there is");
         if count < self.count() {
-            self.descriptors.truncate(count * DESCRIPTOR_BYTES);
+            self.descriptors.truncate(count);
             if !self.sessions.is_empty() {
-                let kept = self.descriptors.chunks_exact(DESCRIPTOR_BYTES);
-                self.sessions.truncate(kept.filter(|d| d[1] & FLAG_SESSION != 0).count() * SESSION_BYTES);
+                let kept = self.descriptors.iter().filter(|d| d[1] & FLAG_SESSION != 0);
+                self.sessions.truncate(kept.count() * SESSION_BYTES);
             }
             self.payloads.truncate(payload_bytes);
         }
@@ -321,18 +321,28 @@ impl RunBuilder {
         }
     }
 
-    /// Gives the entries their place in the log. Panics if there are none.
-    pub fn seal(self, term: Term, first: Index, origin: Origin) -> Run {
+    /// Gives the entries their place in the log, and leaves the chunk without any. Panics if there are none.
+    ///
+    /// By reference: to hand on a chunk that was just filled would wait until it has left the processor's own buffers.
+    pub fn seal(&mut self, term: Term, first: Index, origin: Origin) -> Run {
         assert!(!self.is_empty(), "sealing an empty chunk");
-        if let (Payloads::Few { len, bytes }, Some(descriptor), true) =
-            (&self.payloads, <&[u8; DESCRIPTOR_BYTES]>::try_from(&self.descriptors[..]).ok(), self.sessions.is_empty())
+        if let (Payloads::Few { len, bytes }, [descriptor], true) =
+            (&mut self.payloads, &self.descriptors[..], self.sessions.is_empty())
         {
-            return one(descriptor, bytes, usize::from(*len), LogPos::new(term, first), origin);
+            let words = [le64(descriptor, 0), le64(descriptor, 8)];
+            let len = usize::from(std::mem::take(len));
+            self.descriptors.clear();
+            return one(words, bytes, len, LogPos::new(term, first), origin);
         }
-        let parts = [&self.descriptors[..], &self.sessions[..], self.payloads.as_slice()];
+        let run = self.seal_many(LogPos::new(term, first), origin);
+        *self = Self::default();
+        run
+    }
+
+    fn seal_many(&mut self, at: LogPos, origin: Origin) -> Run {
+        let parts = [self.descriptors.as_flattened(), &self.sessions[..], self.payloads.as_slice()];
         let (session_bytes, payload_len) = (self.sessions.len(), parts[2].len());
-        let head_len = RUN_HEADER_BYTES + self.descriptors.len() + session_bytes;
-        let at = LogPos::new(term, first);
+        let head_len = RUN_HEADER_BYTES + parts[0].len() + session_bytes;
         let (has_config, bytes) = match head_len + payload_len {
             len if len <= SMALL_BYTES => return small(parts, at, origin),
             len if len <= MEDIUM_BYTES => together::<MEDIUM_BYTES>(parts, at, origin),
@@ -346,7 +356,7 @@ impl RunBuilder {
                 (has_config, Bytes::from(bytes))
             }
         };
-        let apart = match self.payloads {
+        let apart = match std::mem::take(&mut self.payloads) {
             Payloads::Many(payload) if payload_len > 0 && bytes.len() == head_len => payload.freeze(),
             _ => Bytes::new(),
         };
@@ -368,30 +378,24 @@ fn fill_together(bytes: &mut [u8], parts: [&[u8]; 3], first: LogPos, origin: Ori
 
 /// The run of one small entry. It is put together out of numbers at fixed places: what is copied in larger pieces than it was
 /// written, or read so, has to wait until it has left the processor's own buffers.
-fn one(
-    descriptor: &[u8; DESCRIPTOR_BYTES],
-    payload: &[u8; FEW_BYTES],
-    len: usize,
-    first: LogPos,
-    origin: Origin,
-) -> Run {
+fn one([front, sequence]: [u64; 2], payload: &[u8; FEW_BYTES], len: usize, first: LogPos, origin: Origin) -> Run {
     const HEAD_BYTES: usize = RUN_HEADER_BYTES + DESCRIPTOR_BYTES;
-    const WHOLE_BYTES: usize = DESCRIPTOR_BYTES;
-    let has_config = descriptor[0] == EntryKind::Config as u8;
+    const { assert!(FEW_BYTES == 21, "two words, half of one, and a byte") };
+    let has_config = front as u8 == EntryKind::Config as u8;
     let LogPos { term, index } = first;
     let start = u64::from(RUN_VERSION) | 1 << 32;
-    let (front, sequence) = (le64(descriptor, 0), le64(descriptor, 8));
     let head = [start, term.0, index.0, origin.replica.0, origin.start, len as u64, front, sequence];
     let (payload_sum, head_sum) = crc32c_words(&payload[..len], &head);
     let [start, term, index, replica, origin, lengths, ..] = head;
     let sums = u64::from(payload_sum) | u64::from(head_sum) << 32;
     let mut bytes = [0; SMALL_BYTES];
-    let words = [start, term, index, replica, origin, lengths, sums, front, sequence];
+    let words =
+        [start, term, index, replica, origin, lengths, sums, front, sequence, le64(payload, 0), le64(payload, 8)];
     for (place, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
         *place = word.to_le_bytes();
     }
-    bytes[HEAD_BYTES..HEAD_BYTES + WHOLE_BYTES].copy_from_slice(&payload[..WHOLE_BYTES]);
-    bytes[HEAD_BYTES + WHOLE_BYTES..].copy_from_slice(&payload[WHOLE_BYTES..]);
+    bytes[HEAD_BYTES + 16..HEAD_BYTES + 20].copy_from_slice(&le32(payload, 16).to_le_bytes());
+    bytes[HEAD_BYTES + 20] = payload[20];
     Run { memory: Memory::of_small(bytes, HEAD_BYTES + len, has_config) }
 }
 

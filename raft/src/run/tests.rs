@@ -81,7 +81,7 @@ fn a_first_payload_is_written_whatever_its_writer_does_besides() {
         }));
         assert!(panicked.is_err() && refused.is_empty() && refused.payload_bytes() == 0);
         refused.push(EntryKind::Command, 1, &payload);
-        for chunk in [b, other, refused] {
+        for mut chunk in [b, other, refused] {
             let run = chunk.seal(Term(1), Index(1), Origin::default());
             assert_eq!(run.entries().map(|e| e.payload).collect::<Vec<_>>(), [&payload[..]]);
         }
