@@ -42,6 +42,27 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
 }
 
+/// Whether this error of reading says that the bytes are lost on the disk, as far as this process can tell: the device could not read
+/// them, or the file system found its own description of the file damaged, or there is less of the file than was written.
+///
+/// Not so an error that says something of the process or of the moment (too many open files, no memory, an interruption, no permission):
+/// the same bytes may well be read a little later, and a good file is not to be given up for that.
+pub fn is_lost_on_disk(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return true;
+    }
+    let Some(errno) = error.raw_os_error().map(Errno::from_raw_os_error) else { return false };
+    // A failed checksum of a block is reported by some file systems and devices as a bad message or an illegal sequence.
+    let anywhere = [Errno::IO, Errno::BADMSG, Errno::ILSEQ];
+    #[cfg(target_os = "linux")]
+    // A medium error, a remote one, and a file system that needs cleaning.
+    let here = [Errno::NODATA, Errno::REMOTEIO, Errno::UCLEAN];
+    #[cfg(not(target_os = "linux"))]
+    let here = [];
+    anywhere.contains(&errno) || here.contains(&errno)
+}
+
 /// A held directory lock.
 pub trait DiskLock: Send + Sync + fmt::Debug {}
 
@@ -87,3 +108,23 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
 
 /// A disk that many own.
 pub type SharedDisk = Arc<dyn Disk>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn only_errors_of_the_disk_say_that_bytes_are_lost() {
+        for lost in [Errno::IO, Errno::BADMSG] {
+            assert!(is_lost_on_disk(&io::Error::from_raw_os_error(lost.raw_os_error())), "{lost}");
+        }
+        assert!(is_lost_on_disk(&io::ErrorKind::UnexpectedEof.into()));
+        for passing in
+            [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::ACCESS, Errno::AGAIN, Errno::NOENT]
+        {
+            assert!(!is_lost_on_disk(&io::Error::from_raw_os_error(passing.raw_os_error())), "{passing}");
+        }
+        assert!(!is_lost_on_disk(&io::Error::other("of nobody's making")));
+    }
+}

@@ -15,7 +15,7 @@ mod sync;
 pub mod throttle;
 
 pub use clock::{Clock, MonotonicClock};
-pub use disk::{Disk, DiskFile, DiskLock, RealDisk, SharedDisk};
+pub use disk::{Disk, DiskFile, DiskLock, RealDisk, SharedDisk, is_lost_on_disk};
 pub use job::{Job, JobState, Progress, Replaced, Spawner};
 pub use job_pool::{RayonSpawner, SPARES_MAX, STEP_BYTES};
 pub use throttle::Throttle;

@@ -96,7 +96,15 @@ struct State {
 struct Fault {
     op: SimOp,
     skip: u64,
-    kind: io::ErrorKind,
+    error: Injected,
+}
+
+/// An error to be made of it.
+#[derive(Clone, Copy, Debug)]
+enum Injected {
+    Kind(io::ErrorKind),
+    /// Of the operating system.
+    Code(i32),
 }
 
 impl SimDisk {
@@ -174,7 +182,12 @@ impl SimDisk {
 
     /// Fails one call of this kind with `kind`, after `skip` others went well.
     pub fn inject(&self, op: SimOp, skip: u64, kind: io::ErrorKind) {
-        self.state.lock().faults.push(Fault { op, skip, kind });
+        self.state.lock().faults.push(Fault { op, skip, error: Injected::Kind(kind) });
+    }
+
+    /// As [`SimDisk::inject`], with an error of the operating system: 5 is EIO, 24 is EMFILE.
+    pub fn inject_code(&self, op: SimOp, skip: u64, code: i32) {
+        self.state.lock().faults.push(Fault { op, skip, error: Injected::Code(code) });
     }
 
     /// Whether a fault that was injected has struck.
@@ -346,7 +359,10 @@ impl State {
             return Ok(());
         }
         self.struck += 1;
-        Err(self.faults.remove(at).kind.into())
+        Err(match self.faults.remove(at).error {
+            Injected::Kind(kind) => kind.into(),
+            Injected::Code(code) => io::Error::from_raw_os_error(code),
+        })
     }
 
     /// Counts a call that changes something. An error means that the machine stops in the middle of it.

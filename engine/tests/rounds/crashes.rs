@@ -3,9 +3,10 @@
 
 use crate::alone::{Alone, voters};
 use crate::guards::Led;
+use crate::list::List;
 use crate::log::log_goes_on_from_a_snapshot;
-use longboat_engine::{ReplicaConfig, SnapshotOptions, SnapshotOutcome, Start};
-use longboat_io::sim::{SimDisk, SimDiskConfig, StoppingDisk};
+use longboat_engine::{HostEvent, ReplicaConfig, ReplicaEvent, SnapshotOptions, SnapshotOutcome, Start};
+use longboat_io::sim::{SimDisk, SimDiskConfig, SimOp, StoppingDisk};
 use longboat_io::{RealDisk, SharedDisk};
 use longboat_raft::Index;
 use std::path::Path;
@@ -29,6 +30,35 @@ fn prepared(kept: u32) -> SimDisk {
 
 fn keeping(kept: u32) -> impl Fn(&mut ReplicaConfig) {
     move |config| config.snapshots_kept = kept
+}
+
+/// A disk that can't read the newest snapshot: an older one and the log bring the state back, and another takes its place.
+#[test]
+fn a_snapshot_that_the_disk_cannot_read_is_replaced() {
+    let disk = prepared(2);
+    let mut led = Led::on(Alone::open_simulated(&disk).unwrap(), Start::Restart, keeping(2));
+    led.put(10..20);
+    let newest = led.saved();
+    led.put(20..25);
+    disk.kill();
+    drop(led);
+    let alone = Alone::open_simulated(&disk).unwrap();
+    alone.host.shared.events.listen();
+    let events = Arc::clone(&alone.host.shared);
+    let config = ReplicaConfig { snapshots_kept: 2, ..Alone::config(1) };
+    let shared = alone.start_machine(config, Start::Restart, List::default());
+    // Its log was read as it started: what is read next is its snapshot.
+    disk.inject_code(SimOp::Read, 0, 5);
+    let mut led = Led { dir: None, alone, shared, fails: Arc::default() };
+    led.settle();
+    led.alone.pass(300);
+    led.settle();
+    assert!(disk.has_faulted());
+    assert_eq!(led.values(), (0..25).collect::<Vec<_>>());
+    events.events.close();
+    let damaged = |e: &HostEvent| matches!(e, HostEvent::Replica { what: ReplicaEvent::SnapshotDamaged { index, .. }, .. } if *index == newest);
+    assert!(std::iter::from_fn(|| events.events.next()).any(|e| damaged(&e)), "it is told");
+    assert!(led.files().last().is_some_and(|&index| index >= newest), "another has taken its place");
 }
 
 /// Dies after so many changes of the disk on the way of a second snapshot. Returns whether it came that far.

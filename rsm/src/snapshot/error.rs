@@ -1,6 +1,6 @@
 //! How making, reading and moving snapshots fails.
 
-use longboat_raft::{GroupId, Index};
+use longboat_raft::{GroupId, Index, plant};
 use std::io;
 use std::path::PathBuf;
 
@@ -11,6 +11,9 @@ pub enum SnapshotError {
     /// Reading, writing or making files failed. What was unfinished is removed; a new snapshot can be tried.
     #[error("snapshot file: {0}")]
     Io(#[from] io::Error),
+    /// The disk can't give the file back: to who needs it that is what damage is.
+    #[error("the disk can't read the snapshot: {0}")]
+    Unreadable(#[source] io::Error),
     /// The file is damaged, cut short, or not a snapshot.
     #[error("snapshot is corrupt: {0}")]
     Corrupt(String),
@@ -69,9 +72,18 @@ impl SnapshotError {
     pub fn is_unusable(&self) -> bool {
         match self {
             Self::Corrupt(_) | Self::Mismatch { .. } | Self::Behind(_) => true,
+            Self::Unreadable(_) => !plant::is("unreadable-stops-the-replica"),
             Self::Io(error) => error.kind() == io::ErrorKind::NotFound,
             _ => false,
         }
+    }
+
+    /// An error of reading a snapshot's file: of the disk, or of the moment. One of the moment stops who reads, and leaves the file as it
+    /// is.
+    pub(crate) fn reading(error: io::Error) -> Self {
+        let lost = longboat_io::is_lost_on_disk(&error);
+        let lost = lost || (plant::is("passing-error-taken-for-damage") && error.kind() != io::ErrorKind::NotFound);
+        if lost { Self::Unreadable(error) } else { Self::Io(error) }
     }
 
     pub(crate) fn corrupt(what: impl Into<String>) -> Self {

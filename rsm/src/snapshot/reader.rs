@@ -52,21 +52,21 @@ pub struct FileEntry {
 
 impl SnapshotReader {
     pub(crate) fn new(file: Box<dyn DiskFile>) -> Result<Self, SnapshotError> {
-        let file_bytes = file.len()?;
+        let file_bytes = file.len().map_err(SnapshotError::reading)?;
         if file_bytes < (PREFIX_BYTES + FOOTER_BYTES) as u64 {
             return Err(SnapshotError::corrupt(format!("file of {file_bytes} bytes")));
         }
         let mut prefix = [0; PREFIX_BYTES];
-        file.read_exact_at(&mut prefix, 0)?;
+        file.read_exact_at(&mut prefix, 0).map_err(SnapshotError::reading)?;
         let bytes = header_bytes(&prefix)?;
         if file_bytes < (bytes + FOOTER_BYTES) as u64 {
             return Err(SnapshotError::corrupt("file ends within its header"));
         }
         let mut head = vec![0; bytes];
-        file.read_exact_at(&mut head, 0)?;
+        file.read_exact_at(&mut head, 0).map_err(SnapshotError::reading)?;
         let parsed = decode_header(&head)?;
         let mut end = [0; FOOTER_BYTES];
-        file.read_exact_at(&mut end, file_bytes - FOOTER_BYTES as u64)?;
+        file.read_exact_at(&mut end, file_bytes - FOOTER_BYTES as u64).map_err(SnapshotError::reading)?;
         let footer = Footer::decode(&parsed.layout, &end)?;
         if footer.file_bytes(&parsed.layout) != Some(file_bytes) {
             return Err(SnapshotError::corrupt("the footer does not fit the length of the file"));
@@ -235,14 +235,14 @@ impl SnapshotReader {
         let room = (footer_offset - self.offset).checked_sub(BLOCK_HEADER_BYTES as u64);
         let room = room.ok_or_else(|| SnapshotError::corrupt(format!("length of block {number}")))?;
         let mut head = [0; BLOCK_HEADER_BYTES];
-        self.file.read_exact_at(&mut head, self.offset)?;
+        self.file.read_exact_at(&mut head, self.offset).map_err(SnapshotError::reading)?;
         let block = BlockHeader::decode(&self.layout, number, self.section, &head)?;
         if u64::from(block.stored) > room {
             return Err(SnapshotError::corrupt(format!("length of block {number}")));
         }
         let stored = if block.is_packed() { &mut self.packed } else { &mut self.block };
         stored.resize(block.stored as usize, 0);
-        self.file.read_exact_at(stored, self.offset + BLOCK_HEADER_BYTES as u64)?;
+        self.file.read_exact_at(stored, self.offset + BLOCK_HEADER_BYTES as u64).map_err(SnapshotError::reading)?;
         let crc = crc32c_append(block_seed(&self.layout, number, &head), stored);
         if crc != block.crc && !plant::is("block-checksum-ignored") {
             return Err(SnapshotError::corrupt(format!("checksum of block {number}")));

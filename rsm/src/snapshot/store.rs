@@ -142,7 +142,7 @@ impl SnapshotStore {
         replica: ReplicaId,
         index: Index,
     ) -> Result<Box<dyn DiskFile>, SnapshotError> {
-        Ok(self.disk.open(&self.snapshot_dir(group, replica, index).join(FILE_NAME))?)
+        self.disk.open(&self.snapshot_dir(group, replica, index).join(FILE_NAME)).map_err(SnapshotError::reading)
     }
 
     /// The indexes of the finished snapshots of a replica, ascending.

@@ -106,7 +106,7 @@ impl OutgoingSnapshot {
         let data = match &self.file {
             Source::File(file) => {
                 let mut data = vec![0; bytes];
-                file.read_exact_at(&mut data, self.offset)?;
+                file.read_exact_at(&mut data, self.offset).map_err(SnapshotError::reading)?;
                 Bytes::from(data)
             }
             Source::Bytes(all) => all.slice(self.offset as usize..self.offset as usize + bytes),

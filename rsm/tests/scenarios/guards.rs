@@ -2,10 +2,11 @@
 
 use crate::support::*;
 use longboat_io::disk::SharedDisk;
+use longboat_io::sim::{SimDisk, SimDiskConfig, SimOp};
 use longboat_io::{JobState, RealDisk};
 use longboat_raft::{Index, Origin, PayloadCodec, Run, RunBuilder, Term};
 use longboat_rsm::packed::{self, PackedBatch, UNPACKED_BYTES_MAX};
-use longboat_rsm::snapshot::{Compression, Content, SaveJob, SaveTask, SnapshotError, verify_export};
+use longboat_rsm::snapshot::{Compression, Content, SaveJob, SaveTask, SnapshotError, SnapshotStore, verify_export};
 use longboat_rsm::{Completion, Concurrent, Lookups, MachineError, OnDisk, Pending, Reads, RequestError};
 use parking_lot::Mutex;
 use std::future::Future;
@@ -31,6 +32,8 @@ pub const GUARDS: &[(&str, fn())] = &[
     ("block-checksum-ignored", a_damaged_block_is_not_recovered),
     ("damage-taken-for-a-version", a_damaged_header_is_damage_and_a_later_version_is_none),
     ("broken-not-set-aside", a_damaged_snapshot_is_set_aside),
+    ("unreadable-stops-the-replica", a_snapshot_that_the_disk_can_not_read_gives_way_to_an_older_one),
+    ("passing-error-taken-for-damage", an_error_of_the_moment_costs_no_snapshot),
     ("export-directory-made", an_export_does_not_make_the_users_directory),
     ("export-metadata-not-compared", an_export_is_refused_with_the_metadata_of_another),
     ("packed-though-longer", a_payload_that_does_not_shrink_stays_as_it_is),
@@ -304,6 +307,75 @@ fn a_damaged_snapshot_is_set_aside() {
     assert_eq!(used.pos.index, Index(2));
     assert_eq!(listed::<List>(&**machine.lock()), Ok(vec![9]));
     assert_eq!(store(&dir).list(GROUP, REPLICA).unwrap(), [Index(2)], "nothing finds the damaged one again");
+}
+
+/// A simulated disk with snapshots at 2 and 3, and a store on it.
+fn two_simulated() -> (SimDisk, SnapshotStore) {
+    let disk = SimDisk::new(1, SimDiskConfig::default());
+    disk.process().create_dir_all(std::path::Path::new("/data")).unwrap();
+    let store = SnapshotStore::new(disk.process(), "/data/snapshots".into());
+    for index in [2, 3] {
+        let prepared = prepared(&shared(List((0..1000 * index).collect())), Content::Full);
+        let (sender, saved) = std::sync::mpsc::channel();
+        let mut job = SaveJob::new(SaveTask {
+            prepared,
+            header: header(index, Content::Full),
+            replica: REPLICA,
+            store: store.clone(),
+            export_to: None,
+            stop: Arc::default(),
+            on_done: Box::new(move |outcome| sender.send(outcome).unwrap()),
+        });
+        while longboat_io::Job::step(&mut job, 1 << 20) != JobState::Done {
+            disk.next_completion().into_iter().for_each(|at| disk.set_now(at));
+        }
+        saved.recv().unwrap().unwrap();
+    }
+    (disk, store)
+}
+
+const EIO: i32 = 5;
+const EMFILE: i32 = 24;
+const EINTR: i32 = 4;
+const ENOMEM: i32 = 12;
+
+/// Whichever of its reads fails.
+fn a_snapshot_that_the_disk_can_not_read_gives_way_to_an_older_one() {
+    for skip in 0.. {
+        let (disk, store) = two_simulated();
+        disk.inject_code(SimOp::Read, skip, EIO);
+        let machine = shared(List::default());
+        let used = recover_from(&store, &machine, 3, &[2]).unwrap().pos.index;
+        if !disk.has_faulted() {
+            assert!(used == Index(3) && skip > 3, "a snapshot is read in {skip} reads");
+            break;
+        }
+        assert_eq!((used, listed::<List>(&**machine.lock()).unwrap().len()), (Index(2), 2000), "read {skip}");
+        assert_eq!(store.list(GROUP, REPLICA).unwrap(), [Index(2)], "the other is set aside");
+    }
+    // With none that is older its replica asks its leader.
+    let (disk, store) = two_simulated();
+    disk.inject_code(SimOp::Read, 0, EIO);
+    let lost = recover_from(&store, &shared(List::default()), 3, &[]).expect_err("there is no other");
+    assert!(lost.is_unusable() && matches!(lost, SnapshotError::Unreadable(_)), "{lost}");
+}
+
+fn an_error_of_the_moment_costs_no_snapshot() {
+    for code in [EMFILE, EINTR, ENOMEM] {
+        for skip in 0..4 {
+            let (disk, store) = two_simulated();
+            disk.inject_code(SimOp::Read, skip, code);
+            let machine = shared(List::default());
+            let failed = recover_from(&store, &machine, 3, &[2]).expect_err("a read failed");
+            assert!(!failed.is_unusable(), "{failed}");
+            assert_eq!(store.list(GROUP, REPLICA).unwrap(), [Index(2), Index(3)], "both are there");
+            assert_eq!(
+                recover_from(&store, &machine, 3, &[2]).unwrap().pos.index,
+                Index(3),
+                "the next time it is read"
+            );
+        }
+    }
 }
 
 fn an_export_does_not_make_the_users_directory() {

@@ -167,6 +167,16 @@ fn of_snapshots() -> Vec<Row> {
             "No case of its own: snapshots are read when a replica starts or one is sent, and both wake the group.",
         ),
         anywhere(
+            "EIO on reading a snapshot",
+            "The file is set aside, as a damaged one is; an error of the moment (too many open files, no memory) stops its \
+             replica and leaves the file.",
+            "a_snapshot_that_the_disk_cannot_read_is_replaced",
+        )
+        .not(
+            SILENT,
+            "No case of its own: snapshots are read when a replica starts or one is sent, and both wake the group.",
+        ),
+        anywhere(
             "partial snapshot",
             "What no record names is removed at the start.",
             "snapshots_that_no_record_names_go_at_the_start",
