@@ -42,7 +42,7 @@ impl SharedLog {
         let ids = config.seed.map_or(Ids::Random, Ids::Seeded);
         let dir = &config.data_dir;
         disk.create_dir_all(dir)?;
-        let mut locks = vec![lock(&disk, dir)?];
+        let mut locks = Vec::from_iter(lock(&disk, dir)?);
         let (store, kv) = match identity::read(&disk, dir, config.host_id)? {
             Some(store) => {
                 lock_journal(&disk, &config, &mut locks)?;
@@ -159,11 +159,13 @@ impl LogDb for SharedLog {
     }
 }
 
-fn lock(disk: &SharedDisk, dir: &Path) -> Result<Box<dyn DiskLock>, OpenError> {
-    disk.lock_dir(dir).map_err(|e| match e.kind() {
-        io::ErrorKind::WouldBlock => OpenError::Locked(dir.to_path_buf()),
-        _ => OpenError::Io(e),
-    })
+fn lock(disk: &SharedDisk, dir: &Path) -> Result<Option<Box<dyn DiskLock>>, OpenError> {
+    match disk.lock_dir(dir) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(OpenError::Io(e)),
+        Err(_) if plant::is("directory-taken-while-in-use") => Ok(None),
+        Err(_) => Err(OpenError::Locked(dir.to_path_buf())),
+    }
 }
 
 /// A journal's directory that is set apart is in nobody's data directory, so it needs a lock of its own.
@@ -174,7 +176,7 @@ fn lock_journal(
 ) -> Result<(), OpenError> {
     let journal = config.journal_dir();
     if journal != config.data_dir.join(JOURNAL) {
-        locks.push(lock(disk, &journal)?);
+        locks.extend(lock(disk, &journal)?);
     }
     Ok(())
 }

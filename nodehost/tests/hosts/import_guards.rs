@@ -12,6 +12,7 @@ pub(crate) const GUARDS: &[(&str, fn())] = &[
     ("import-removed-id", an_id_that_was_removed_is_not_imported),
     ("import-moved-id", a_replica_keeps_its_host),
     ("import-epoch-not-raised", an_import_goes_on_in_a_later_epoch),
+    ("directory-taken-while-in-use", a_directory_in_use_is_not_imported_into),
     ("damaged-import-left-out", a_damaged_export_keeps_all_others_out),
 ];
 
@@ -168,5 +169,16 @@ fn a_damaged_export_keeps_all_others_out() {
     // As nothing was changed, nothing of it is imported.
     let again = import_snapshots(&config(left.dir.path()), [left.import(1, Left::members())]).expect("imported");
     assert!(!again[0].was_done);
+    left.goes_on();
+}
+
+fn a_directory_in_use_is_not_imported_into() {
+    let left = Left::new();
+    let host = NodeHost::open(config(left.dir.path())).expect("opens");
+    let error = left.refused(vec![left.import(1, Left::members())]);
+    assert!(matches!(error, ImportError::Log(_)) && error.to_string().contains("is in use by another host"), "{error}");
+    let error = NodeHost::open(config(left.dir.path())).expect_err("it is open");
+    assert!(error.to_string().contains("is in use by another host"), "{error}");
+    host.close(PATIENCE).expect("closes");
     left.goes_on();
 }
