@@ -7,11 +7,14 @@ use crate::{Bootstrap, GroupState, Record, SnapshotRecord};
 use bytes::{Buf, BufMut, TryGetError};
 use longboat_raft::{
     GroupEpoch, GroupId, HardState, HostId, Index, LogPos, Member, Membership, ReplicaId, SnapshotMeta, StoreId, Term,
+    plant,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The version byte at the front of a group's row.
 const ROW_VERSION: u8 = 1;
+/// That of a quarantined group's: a build that knows nothing of quarantine must not take such a replica for one with an empty log.
+const ROW_VERSION_QUARANTINED: u8 = 2;
 
 /// Bytes that passed their checksum and still make no sense: written by something else than this code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,6 +66,11 @@ pub(crate) fn put_record(out: &mut Vec<u8>, record: &Record) {
             out.put_u8(3);
             out.put_u64_le(replica.0);
         }
+        Record::Quarantined { replica, record } => {
+            out.put_u8(4);
+            out.put_u64_le(replica.0);
+            out.put_u64_le(*record);
+        }
     }
 }
 
@@ -71,6 +79,7 @@ pub(crate) fn take_record(input: &mut &[u8]) -> Decoded<Record> {
         1 => Record::Bootstrap(take_bootstrap(input)?),
         2 => Record::Snapshot(take_snapshot(input)?),
         3 => Record::Removed { replica: ReplicaId(input.try_get_u64_le()?) },
+        4 => Record::Quarantined { replica: ReplicaId(input.try_get_u64_le()?), record: input.try_get_u64_le()? },
         _ => return Err(Malformed("record: its kind is not known")),
     };
     Ok(record)
@@ -78,7 +87,8 @@ pub(crate) fn take_record(input: &mut &[u8]) -> Decoded<Record> {
 
 pub(crate) fn group_row(state: &GroupState, rows: Rows) -> Vec<u8> {
     let mut out = Vec::with_capacity(160);
-    out.put_u8(ROW_VERSION);
+    let quarantined = state.quarantined.filter(|_| !plant::is("quarantine-lost-on-recycle"));
+    out.put_u8(if quarantined.is_some() { ROW_VERSION_QUARANTINED } else { ROW_VERSION });
     out.put_u8(u8::from(state.removed) | u8::from(state.snapshot.is_some()) << 1);
     put_bootstrap(&mut out, &state.bootstrap);
     out.put_u64_le(state.hard_state.term.0);
@@ -95,12 +105,16 @@ pub(crate) fn group_row(state: &GroupState, rows: Rows) -> Vec<u8> {
     if let Some(s) = &state.snapshot {
         put_snapshot(&mut out, s);
     }
+    if let Some(record) = quarantined {
+        out.put_u64_le(record);
+    }
     out
 }
 
 pub(crate) fn take_group_row(group: GroupId, mut input: &[u8]) -> Decoded<(GroupState, Rows)> {
     let input = &mut input;
-    if input.try_get_u8()? != ROW_VERSION {
+    let version = input.try_get_u8()?;
+    if version != ROW_VERSION && version != ROW_VERSION_QUARANTINED {
         return Err(Malformed("group row: its version is not known"));
     }
     let flags = input.try_get_u8()?;
@@ -115,7 +129,8 @@ pub(crate) fn take_group_row(group: GroupId, mut input: &[u8]) -> Decoded<(Group
     let terms = (0..take_count(input, 16)?).map(|_| take_pos(input)).collect::<Decoded<Vec<_>>>()?;
     let snapshot = if flags & 2 != 0 { Some(take_snapshot(input)?) } else { None };
     let removed = flags & 1 != 0;
-    Ok((GroupState { group, bootstrap, hard_state, snapshot, start, last, terms, removed }, rows))
+    let quarantined = if version == ROW_VERSION_QUARANTINED { Some(input.try_get_u64_le()?) } else { None };
+    Ok((GroupState { group, bootstrap, hard_state, snapshot, start, last, terms, removed, quarantined }, rows))
 }
 
 fn put_pos(out: &mut Vec<u8>, pos: LogPos) {
@@ -267,6 +282,7 @@ mod tests {
             last: pos(8, 99),
             terms: vec![pos(4, 51), pos(8, 60)],
             removed: false,
+            quarantined: None,
         }
     }
 
@@ -277,15 +293,18 @@ mod tests {
         let gone = GroupState { group: GroupId(6), removed: true, ..GroupState::default() };
         let bytes = group_row(&gone, Rows::default());
         assert_eq!(take_group_row(GroupId(6), &bytes), Ok((gone, Rows::default())));
+        let quarantined = GroupState { group: GroupId(7), quarantined: Some(1 << 40), ..GroupState::default() };
+        let bytes = group_row(&quarantined, Rows::default());
+        assert_eq!(take_group_row(GroupId(7), &bytes), Ok((quarantined, Rows::default())));
     }
 
     #[test]
     fn every_record_reads_back_as_it_was_written() {
         let s = state();
         let snapshot = s.snapshot.clone().expect("made with one");
-        for record in
-            [Record::Bootstrap(s.bootstrap), Record::Snapshot(snapshot), Record::Removed { replica: ReplicaId(4) }]
-        {
+        let quarantined = Record::Quarantined { replica: ReplicaId(5), record: 6 };
+        let removed = Record::Removed { replica: ReplicaId(4) };
+        for record in [Record::Bootstrap(s.bootstrap), Record::Snapshot(snapshot), removed, quarantined] {
             let mut bytes = Vec::new();
             put_record(&mut bytes, &record);
             assert_eq!(take_record(&mut &bytes[..]), Ok(record));

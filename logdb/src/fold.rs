@@ -4,8 +4,8 @@
 
 use crate::codec::Rows;
 use crate::effect::{Effect, TermSpan};
-use crate::{GroupState, Record};
-use longboat_raft::{GroupId, HardState, Index, LogPos, ReplicaId};
+use crate::{Bootstrap, GroupState, Record};
+use longboat_raft::{GroupId, HardState, Index, LogPos, Membership, ReplicaId};
 
 /// A group's state as of some sequence, with the log rows that the key-value store has of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Folded {
             self.apply_record(record);
         }
         let state = &mut self.state;
-        if state.removed {
+        if state.is_void() {
             return Ok(());
         }
         state.hard_state = effect.hard_state;
@@ -50,8 +50,8 @@ impl Folded {
 
     fn apply_record(&mut self, record: &Record) {
         let state = &mut self.state;
-        if state.removed && matches!(record, Record::Snapshot(_)) {
-            // Frames of a removed group mean nothing until a bootstrap.
+        if state.is_void() && matches!(record, Record::Snapshot(_)) {
+            // Frames of a group that has no replica here mean nothing until a bootstrap.
             return;
         }
         match record {
@@ -76,6 +76,13 @@ impl Folded {
                 *state = GroupState { group, removed: true, hard_state: HardState::default(), ..GroupState::default() };
                 state.bootstrap.replica = *replica;
                 state.bootstrap.gone = gone;
+                self.reset = true;
+            }
+            Record::Quarantined { replica, record } => {
+                let former = std::mem::take(&mut state.bootstrap);
+                // What it came to before the damage is not kept: half of a log, or a term of before, is worse than none.
+                *state = GroupState { group: state.group, quarantined: Some(*record), ..GroupState::default() };
+                state.bootstrap = Bootstrap { replica: *replica, membership: Membership::default(), ..former };
                 self.reset = true;
             }
         }

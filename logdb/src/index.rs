@@ -48,6 +48,7 @@ pub(crate) struct Group {
     newest: u32,
     /// The last span is of the segment that is being written.
     open: bool,
+    /// Removed or quarantined: there is no replica here.
     pub(crate) removed: bool,
     /// It is in the index's list of groups with rows that are not needed any more.
     has_dead_rows: bool,
@@ -112,17 +113,19 @@ struct Rare {
     fresh: Index,
     bootstrap: Option<ReplicaId>,
     removed: Option<ReplicaId>,
+    quarantined: Option<ReplicaId>,
 }
 
 impl Rare {
     fn of(record: Option<&Record>) -> Option<Box<Self>> {
-        let (fresh, bootstrap, removed) = match record? {
-            Record::Bootstrap(b) => (Index::ZERO, Some(b.replica), None),
-            Record::Removed { replica } => (Index::ZERO, None, Some(*replica)),
-            Record::Snapshot(s) if s.resets_log => (s.meta.pos.index, None, None),
+        let nothing = Self { fresh: Index::ZERO, bootstrap: None, removed: None, quarantined: None };
+        Some(Box::new(match record? {
+            Record::Bootstrap(b) => Self { bootstrap: Some(b.replica), ..nothing },
+            Record::Removed { replica } => Self { removed: Some(*replica), ..nothing },
+            Record::Quarantined { replica, .. } => Self { quarantined: Some(*replica), ..nothing },
+            Record::Snapshot(s) if s.resets_log => Self { fresh: s.meta.pos.index, ..nothing },
             Record::Snapshot(_) => return None,
-        };
-        Some(Box::new(Self { fresh, bootstrap, removed }))
+        }))
     }
 }
 
@@ -130,6 +133,11 @@ impl Change {
     /// Whether it does no more than an [`Append`].
     pub(crate) fn is_plain(u: &Update) -> bool {
         u.cut_tail.is_none() && u.compact_to.is_none() && u.record.is_none()
+    }
+
+    /// What a record does by itself.
+    pub(crate) fn of_record(record: Option<&Record>) -> Self {
+        Self { rare: Rare::of(record), ..Self::default() }
     }
 }
 
@@ -231,7 +239,7 @@ impl LogIndex {
         g.last = state.last.index;
         g.commit = state.hard_state.commit;
         g.settled = rows.to;
-        g.removed = state.removed;
+        g.removed = state.is_void();
         g.replica = state.bootstrap.replica;
     }
 
@@ -507,16 +515,17 @@ fn note(list: &mut Vec<u32>, slot: u32, g: &mut Group) {
 
 /// Carries out a rare record. Whether it means anything here.
 fn begin_anew(dead_rows: &mut Vec<u32>, slot: u32, g: &mut Group, rare: &Rare) -> bool {
-    let &Rare { fresh, bootstrap, removed } = rare;
+    let &Rare { fresh, bootstrap, removed, quarantined } = rare;
     if removed.is_some_and(|replica| is_overtaken(g.replica, replica)) {
         return false;
     }
-    if g.removed && bootstrap.is_none() && removed.is_none() {
+    let gone = removed.or(quarantined);
+    if g.removed && bootstrap.is_none() && gone.is_none() {
         return false;
     }
     let rows_died = g.settled > g.start;
-    (g.start, g.last, g.settled, g.removed) = (fresh, fresh, Index::ZERO, removed.is_some());
-    if let Some(replica) = bootstrap.or(removed) {
+    (g.start, g.last, g.settled, g.removed) = (fresh, fresh, Index::ZERO, gone.is_some());
+    if let Some(replica) = bootstrap.or(gone) {
         (g.commit, g.replica) = (Index::ZERO, replica);
     }
     g.spans.clear();

@@ -23,6 +23,7 @@ mod index;
 mod kv;
 mod reader;
 mod recover;
+mod rot;
 mod segment;
 mod settle;
 mod shared;
@@ -77,7 +78,19 @@ pub enum Record {
         /// The replica that is gone.
         replica: ReplicaId,
     },
+    /// A part of what the group had made durable can't be read any more: all of it goes, this fact stays. Only the store itself
+    /// makes one, while it opens.
+    Quarantined {
+        /// The replica that was here; [`REPLICA_NOT_KNOWN`] when what is damaged may have said which.
+        replica: ReplicaId,
+        /// The record of the journal with what is damaged.
+        record: u64,
+    },
 }
+
+/// Stands for the replica of a quarantined group when nobody knows any more which one it was. No removal names it, so such a
+/// group stays quarantined for as long as the directory is there: whatever id it came back under might be the one that was lost.
+pub const REPLICA_NOT_KNOWN: ReplicaId = ReplicaId(u64::MAX);
 
 /// How a replica came to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -122,6 +135,16 @@ pub struct GroupState {
     pub terms: Vec<LogPos>,
     /// The replica was removed: nothing else is known.
     pub removed: bool,
+    /// A frame of the group, in this record of the journal, was damaged after it had been durable. Nothing is known but which
+    /// replica was here: it may have voted and acknowledged what nobody remembers, and must never run again.
+    pub quarantined: Option<u64>,
+}
+
+impl GroupState {
+    /// Whether there is no replica here: frames mean nothing until one is begun anew.
+    pub(crate) fn is_void(&self) -> bool {
+        self.removed || self.quarantined.is_some()
+    }
 }
 
 /// What polling came to.

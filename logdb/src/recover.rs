@@ -2,7 +2,8 @@
 //!
 //! The rules that tell a torn tail from damage:
 //! - a record is written only after the one before it is durable, so any record, footer or later segment vouches for
-//!   all records before it: if one of those can't be read, durable data was damaged and the host is refused;
+//!   all records before it: if one of those can't be read, durable data was damaged. Where its header and directory are right, the
+//!   groups whose frames are damaged are quarantined ([`crate::rot`]); else the host is refused;
 //! - a bad record that nothing vouches for is the one write that was under way at the crash: it is dropped;
 //! - the last valid record is written again with the same bytes and synced before anything else happens, because after
 //!   a kill or a failed sync the page cache may show what the disk does not hold.
@@ -17,13 +18,14 @@ use crate::format::{
 };
 use crate::frame::{self, Frame, FrameFault};
 use crate::identity::{LOCK, LOST_AND_FOUND};
-use crate::index::LogIndex;
+use crate::index::{Change, LogIndex};
 use crate::kv::{ArchivedRow, Settled};
+use crate::rot::{self, Rot};
 use crate::segment::{Sealed, Segment, SegmentFile, Window};
 use crate::shared::Files;
-use crate::{GroupState, OpenError};
+use crate::{GroupState, OpenError, Update};
 use longboat_io::SharedDisk;
-use longboat_raft::{GroupId, HostId, StoreId, sometimes};
+use longboat_raft::{GroupId, HostId, StoreId, plant, sometimes};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -76,6 +78,8 @@ pub(crate) struct Replayed {
     pub(crate) prepared: Vec<PathBuf>,
     /// Files that the journal has no use for.
     pub(crate) surplus: Vec<PathBuf>,
+    /// What must be durable before the store is anybody's: which groups are quarantined since this opening.
+    pub(crate) marks: Vec<Update>,
 }
 
 /// Blocks that may be in the page cache only.
@@ -225,6 +229,7 @@ pub(crate) fn replay(
     replay.check_later(&header, unused.values())?;
     replay.check_settled(settled.seq)?;
     replay.index.check().map_err(OpenError::Corrupt)?;
+    replay.rot.check_footers()?;
     let later = unused.values().filter(|c| c.header.use_number > header.use_number);
     let prepared = later.map(|c| c.file.path.clone()).collect();
     let mut files = Files { next_number: found.next_number, bytes, ..Files::default() };
@@ -233,7 +238,8 @@ pub(crate) fn replay(
         files.bytes += file.capacity;
         files.free.push(Arc::new(file));
     }
-    let Replay { index, groups, position, last_seq, last_written, tallies, torn_footer, .. } = replay;
+    let Replay { index, groups, position, last_seq, last_written, tallies, torn_footer, rot, .. } = replay;
+    let marks = rot.marks(groups.iter().map(|g| &g.state));
     Ok(Replayed {
         index,
         groups,
@@ -247,6 +253,7 @@ pub(crate) fn replay(
         torn_footer,
         prepared,
         surplus,
+        marks,
     })
 }
 
@@ -272,12 +279,16 @@ struct Replay {
     tallies: Tallies,
     /// The header of a footer is at `position`, but not all of its list.
     torn_footer: bool,
+    rot: Rot,
 }
 
-/// A record that passed every check.
+/// A record whose header and directory passed every check.
 struct Record {
     header: RecordHeader,
-    frames: Vec<(DirectoryItem, Frame)>,
+    /// Where every frame is, and the frame, or nothing where that is damaged.
+    frames: Vec<(DirectoryItem, Option<Frame>)>,
+    /// What is wrong with the first one that is damaged.
+    damage: Option<&'static str>,
 }
 
 impl Replay {
@@ -288,7 +299,17 @@ impl Replay {
         }
         let (last_written, tallies, torn_footer) = (Vec::new(), Tallies::default(), false);
         let groups = groups.into_values().collect();
-        Self { index, groups, last_seq: settled, oldest_needed: 0, position: BLOCK, last_written, tallies, torn_footer }
+        Self {
+            index,
+            groups,
+            last_seq: settled,
+            oldest_needed: 0,
+            position: BLOCK,
+            last_written,
+            tallies,
+            torn_footer,
+            rot: Rot::default(),
+        }
     }
 
     /// Replays one segment. Returns the use in which the journal goes on, if this one is sealed.
@@ -309,6 +330,12 @@ impl Replay {
             match read_record(&mut window, self.position, segment.seed, self.last_seq + 1)? {
                 Ok(record) => {
                     let length = padded(record.header.length);
+                    if let Some(why) = record.damage
+                        && !vouched(&mut window, self.position + length, segment.seed)?
+                    {
+                        self.end_torn(why);
+                        return Ok(None);
+                    }
                     segment.open_from(self.position, record.header.opening);
                     sometimes!(segment.openings().len() > 1, "segment-of-two-openings-replayed");
                     self.record(&segment, record)?;
@@ -326,15 +353,31 @@ impl Replay {
     fn record(&mut self, segment: &Segment, record: Record) -> Result<(), OpenError> {
         let seq = record.header.seq;
         let damaged = |why: String| OpenError::Corrupt(format!("record {seq}: {why}"));
-        for (item, frame) in &record.frames {
-            let slot = self.index.slot_or_insert(item.group);
+        for (at, (item, frame)) in record.frames.iter().enumerate() {
+            let group = match frame {
+                Some(_) => item.group,
+                None => rot::owner(&record.frames, at),
+            };
+            let slot = self.index.slot_or_insert(group);
             if slot as usize == self.groups.len() {
-                self.groups.push(Folded::new(item.group));
+                self.groups.push(Folded::new(group));
             }
-            let effect = Effect::from(frame);
-            self.groups[slot as usize].apply(&effect).map_err(damaged)?;
+            let folded = &mut self.groups[slot as usize];
+            let (effect, change) = match frame {
+                Some(frame) => (Effect::from(frame), Change::from(frame)),
+                None if plant::is("rotten-frame-passed-over") => continue,
+                None => {
+                    let effect = self.rot.meet(&folded.state, seq);
+                    let change = Change::of_record(effect.record.as_deref());
+                    (effect, change)
+                }
+            };
+            if frame.is_some() {
+                self.rot.pass(group, &effect);
+            }
+            folded.apply(&effect).map_err(damaged)?;
             let offset = u32::try_from(self.position).expect("segments are below 4 GiB") + item.offset;
-            self.index.apply(slot, &frame.into(), offset, item.length).map_err(damaged)?;
+            self.index.apply(slot, &change, offset, item.length).map_err(damaged)?;
             self.tallies.add(slot, effect);
         }
         debug_assert!(segment.first_seq <= seq);
@@ -359,7 +402,7 @@ impl Replay {
         let openings = segment.openings();
         let room = self.index.footer_bytes() + self.tallies.bytes() + openings.len() * FOOTER_ITEM_BYTES;
         let mut expected = vec![0; room];
-        let body = self.index.footer(&self.tallies, &openings, &mut expected);
+        let mut body = self.index.footer(&self.tallies, &openings, &mut expected);
         expected.truncate(body.length);
         let seed = body_seed(segment.seed, footer.opening);
         if footer.body_crc != crc(seed, &bytes[FOOTER_HEADER_BYTES..]) {
@@ -367,8 +410,10 @@ impl Replay {
             self.torn_footer = true;
             return Ok(None);
         }
-        if bytes[FOOTER_HEADER_BYTES..] != expected {
-            return Err(damaged("it does not list what the records hold"));
+        let found = &bytes[FOOTER_HEADER_BYTES..];
+        if found != expected {
+            let other = self.rot.other_footer(&self.index, (&footer, found), (&body, &expected));
+            body = other.map_err(|why| damaged(&why))?;
         }
         segment.sealed.set(Sealed { offset: self.position, footer }).expect("a segment is replayed once");
         self.index.sealed(&body);
@@ -379,18 +424,18 @@ impl Replay {
 
     /// A record could not be read: makes sure that nothing vouches for it.
     fn check_torn(&self, window: &mut Window<'_>, seed: u32, why: &str) -> Result<(), OpenError> {
-        let mut at = self.position + BLOCK;
-        while let Some(front) = window.bytes(at, RECORD_HEADER_BYTES as u64)? {
-            let record = RecordHeader::decode(front, seed).is_some();
-            if record || FooterHeader::decode(front, seed).is_some() {
-                let seq = self.last_seq + 1;
-                return Err(OpenError::Corrupt(format!("record {seq}: {why}, though later ones were written")));
-            }
-            at += BLOCK;
+        if vouched(window, self.position + BLOCK, seed)? {
+            let seq = self.last_seq + 1;
+            return Err(OpenError::Corrupt(format!("record {seq}: {why}, though later ones were written")));
         }
+        self.end_torn(why);
+        Ok(())
+    }
+
+    /// The journal ends before what is at the current position.
+    fn end_torn(&self, why: &str) {
         sometimes!(why != "no header", "reopened-at-a-torn-record");
         tracing::debug!(after = self.last_seq, why, "journal ends here");
-        Ok(())
     }
 
     /// Later segments may have been prepared, but nothing can have been written to them.
@@ -422,7 +467,19 @@ impl Replay {
     }
 }
 
-/// Reads and checks a whole record. The inner error says what is wrong with it.
+/// Whether any block of the segment from this place on begins a record or a footer of its use: it was written when all before it
+/// was durable.
+fn vouched(window: &mut Window<'_>, mut at: u64, seed: u32) -> Result<bool, OpenError> {
+    while let Some(front) = window.bytes(at, RECORD_HEADER_BYTES as u64)? {
+        if RecordHeader::decode(front, seed).is_some() || FooterHeader::decode(front, seed).is_some() {
+            return Ok(true);
+        }
+        at += BLOCK;
+    }
+    Ok(false)
+}
+
+/// Reads and checks a whole record. The inner error says why there is no telling what is in it.
 fn read_record(
     window: &mut Window<'_>,
     position: u64,
@@ -442,31 +499,28 @@ fn read_record(
         return Ok(Err("directory checksum mismatch"));
     }
     let mut frames = Vec::with_capacity(header.frames as usize);
+    let mut damage = None;
     for item in directory.chunks_exact(DIRECTORY_ITEM_BYTES).map(DirectoryItem::decode) {
         let end = u64::from(item.offset) + u64::from(item.length);
         if end > header.length {
             return Err(corrupt("a frame reaches beyond it"));
         }
         let bytes = &bytes[item.offset as usize..end as usize];
-        let frame = match Frame::decode(bytes, seed) {
-            Ok(frame) if frame.group == item.group => frame,
+        let frame = Frame::decode(bytes, seed).and_then(|frame| {
+            frame::check_runs(&frame, bytes)?;
+            Ok(frame)
+        });
+        match frame {
+            Ok(frame) if frame.group == item.group => frames.push((item, Some(frame))),
             Ok(_) => return Err(corrupt("a frame of another group")),
-            Err(fault) => return refusal(seq, fault).map(Err),
-        };
-        if let Err(fault) = frame::check_runs(&frame, bytes) {
-            return refusal(seq, fault).map(Err);
+            Err(FrameFault::NotUnderstood(why)) => return Err(OpenError::Format(format!("record {seq}: {why}"))),
+            Err(FrameFault::Damaged(why)) => {
+                damage = damage.or(Some(why));
+                frames.push((item, None));
+            }
         }
-        frames.push((item, frame));
     }
-    Ok(Ok(Record { header, frames }))
-}
-
-/// What a frame that was not taken makes of its record: torn perhaps, or written by somebody who knows more.
-fn refusal(seq: u64, fault: FrameFault) -> Result<&'static str, OpenError> {
-    match fault {
-        FrameFault::Damaged(why) => Ok(why),
-        FrameFault::NotUnderstood(why) => Err(OpenError::Format(format!("record {seq}: {why}"))),
-    }
+    Ok(Ok(Record { header, frames, damage }))
 }
 
 /// What recovery tells the engine, sorted by group.

@@ -36,7 +36,7 @@ impl SharedLog {
     /// Opens a host's store, or makes it in an empty directory.
     ///
     /// # Errors
-    /// [`OpenError`] says whether the directory is taken, foreign, damaged or can't be used. Nothing was changed then.
+    /// [`OpenError`] says whether the directory is taken, foreign, damaged or can't be used. What it holds was not changed then.
     pub fn open(disk: SharedDisk, config: SharedLogConfig) -> Result<Opened<Self>, OpenError> {
         config.validate()?;
         let ids = config.seed.map_or(Ids::Random, Ids::Seeded);
@@ -303,6 +303,7 @@ fn recover_store(
         torn_footer,
         prepared,
         surplus,
+        marks,
     } = replayed;
     if !plant::is("reopen-without-rewrite") {
         write_again(&disk, &last_written)?;
@@ -333,9 +334,14 @@ fn recover_store(
     }
     let opening = opening(ids, &active, last_seq)?;
     let place = Place { active, opening, last_seq, tallies };
-    let writer = Writer::new(Arc::clone(&shared), ids, place, use_number_max);
+    let mut writer = Writer::new(Arc::clone(&shared), ids, place, use_number_max);
+    if !marks.is_empty() {
+        // Before anybody can ask for anything: were a damaged segment settled first, nothing would tell of it any more.
+        writer.write_first(marks)?;
+    }
+    let place = writer.last_seq;
     let log = SharedLog { writer, shared, failed: None };
-    Ok(Opened { log, store, place: last_seq, groups: recover::states(groups) })
+    Ok(Opened { log, store, place, groups: recover::states(groups) })
 }
 
 /// Draws the id of this opening. A seeded one comes from all that earlier openings may have left where this one writes.

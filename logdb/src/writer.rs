@@ -271,9 +271,17 @@ impl Writer {
         }
     }
 
-    /// Waits for all that was submitted. For closing, when nothing else is left to do.
+    /// Makes durable what the store has to say itself, before anybody else submits anything: it has no place among the numbers of
+    /// batches.
+    pub(crate) fn write_first(&mut self, updates: Vec<Update>) -> io::Result<()> {
+        assert_eq!(self.submitted, Seq(0), "nothing was submitted");
+        self.queue.push_back(Batch { seq: Seq(0), updates });
+        self.drain()
+    }
+
+    /// Waits for all that was submitted. For opening and closing, when nothing else is left to do.
     pub(crate) fn drain(&mut self) -> io::Result<()> {
-        while self.in_flight() {
+        while self.in_flight() || !self.queue.is_empty() || !self.gathered.frames.is_empty() {
             self.drive()?;
             if self.io.is_some() {
                 // A disk that completes later is made to complete now: a plain sync waits for what is under way.
@@ -519,6 +527,9 @@ fn check_update(tail: &mut Tail, update: &Update) {
         Some(Record::Bootstrap(b)) => *tail = Tail { replica: b.replica, ..Tail::default() },
         Some(Record::Snapshot(s)) if s.resets_log => (tail.start, tail.last) = (s.meta.pos.index, s.meta.pos.index),
         Some(Record::Removed { replica }) if is_overtaken(tail.replica, *replica) => return,
+        Some(Record::Quarantined { replica, .. }) => {
+            *tail = Tail { removed: true, replica: *replica, ..Tail::default() };
+        }
         Some(Record::Removed { replica }) => *tail = Tail { removed: true, replica: *replica, ..Tail::default() },
         Some(Record::Snapshot(_)) | None => {}
     }

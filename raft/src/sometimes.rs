@@ -91,6 +91,8 @@ pub const ALL: &[(&str, &str)] = &[
     ("group-imported", "a group goes on from an export"),
     ("import-with-a-straggler", "a member that an import left out comes back and is told so"),
     ("import-died-half-way", "an import dies, and is made again"),
+    ("group-quarantined-as-rotten", "a store opens without a group whose frame is damaged"),
+    ("quarantined-replica-not-known", "the damaged frame of a group may have begun its replica"),
     ("rotten-host-opened", "a store is opened whose journal is damaged where nothing needs it"),
     ("disk-has-little-room", "a host refuses clients' commands because its disk is nearly full"),
     ("disk-has-no-room-for-entries", "a host refuses other leaders' entries because its disk is nearly full"),

@@ -64,6 +64,11 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// A store that holds this already.
+    pub(crate) fn resumed(host: &'a mut dyn Host, groups: ModelGroups) -> Self {
+        Self { history: vec![groups], ..Self::new(host) }
+    }
+
     pub(crate) fn groups(&self) -> &ModelGroups {
         self.history.last().expect("starts with the empty store")
     }
@@ -84,7 +89,7 @@ impl<'a> Driver<'a> {
         self.history.truncate(held + 1);
         (self.base, self.durable) = (held, held);
         let reader = log.reader();
-        for state in states.iter().filter(|s| !s.removed) {
+        for state in states.iter().filter(|s| !s.removed && s.quarantined.is_none()) {
             let (first, last) = (state.start.index.0 + 1, state.last.index.0);
             let seen = unless_stopped(read(&*reader, state.group.0, first, last, 1 << 16))?;
             assert_eq!(seen, model_entries(&self.groups()[&state.group]), "group {}", state.group);

@@ -61,9 +61,10 @@ impl ModelGroup {
                 }
                 self.state.snapshot = Some(s.clone());
             }
+            Some(Record::Quarantined { .. }) => unreachable!("only the store makes one"),
             None => {}
         }
-        if self.state.removed {
+        if self.state.removed || self.state.quarantined.is_some() {
             return;
         }
         self.state.hard_state = update.hard_state;

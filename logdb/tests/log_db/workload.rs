@@ -2,7 +2,7 @@
 
 use crate::model::{ModelGroup, ModelGroups};
 use crate::support::*;
-use longboat_logdb::{Record, Update};
+use longboat_logdb::{REPLICA_NOT_KNOWN, Record, Update};
 use longboat_raft::{GroupId, HardState, Index, LogPos, ReplicaId, Run, Term};
 use proptest::prelude::*;
 
@@ -93,6 +93,13 @@ fn update(groups: &ModelGroups, id: GroupId, a: u32, b: u32) -> Update {
     let Some(g) = groups.get(&id).filter(|g| !g.state.removed) else {
         return Update { group: id, ..bootstrap(id.0, u64::from(a % 100) + 1) };
     };
+    if g.state.quarantined.is_some() {
+        // Words that come too late, and at some time the removal of what was here.
+        let removed = Record::Removed { replica: g.state.bootstrap.replica };
+        let record =
+            (a.is_multiple_of(16) && g.state.bootstrap.replica != REPLICA_NOT_KNOWN).then(|| Box::new(removed));
+        return Update { record, ..state(id.0, hard(u64::from(a % 50), 0, 0)) };
+    }
     let hs = g.state.hard_state;
     let term = hs.term.max(Term(1));
     let (start, last) = (g.state.start.index, g.last().index);
