@@ -88,6 +88,13 @@ pub enum ReplicaEvent {
         /// The contradiction.
         reason: String,
     },
+    /// The host has opened, and this replica is quarantined: a part of what it had made durable was damaged on the disk, so it
+    /// may have voted and acknowledged what nobody remembers. Put another in its place, under a new id. The id told is zero
+    /// when the damage may have taken which replica it was.
+    Rotten {
+        /// The record of the journal that is damaged.
+        record: u64,
+    },
     /// It was stopped because its state machine failed.
     MachineFailed {
         /// What the state machine said.

@@ -69,7 +69,7 @@ pub use shared::{GroupShared, HostShared};
 pub use snapshot::{SnapshotOptions, SnapshotOutcome, SnapshotRequest};
 pub use stalls::{StallWatch, StalledMachine};
 pub use start::{Start, StartError, StartSpec, Starter};
-pub use stored::StoredReplica;
+pub use stored::{QuarantinedReplica, StoredReplica};
 pub use stores::{PeerFile, PeerStores, STORE_NOT_KNOWN};
 pub use threads::{CloseError, ThreadLayout, Threads};
 pub use worker::{Work, Worker};

@@ -581,6 +581,7 @@ impl Replica {
             last: self.core.last(),
             terms,
             removed: false,
+            quarantined: None,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::replica::Replica;
 use crate::request::Reply;
 use crate::shared::{Command, GroupParts, GroupShared, HostShared};
 use crate::snapshot::{SnapshotIo, machine_failed};
-use crate::stored::is_blank;
+use crate::stored::{QuarantinedReplica, is_blank};
 use ahash::{AHashMap, AHashSet};
 use longboat_logdb::{Bootstrap, GroupState, LogReader, ReadError, Record, SnapshotRecord, Update};
 use longboat_raft::{
@@ -133,6 +133,28 @@ pub enum StartError {
         "group {0} was stopped because of a contradiction in its state; see the host's log, restart the host or replace the replica"
     )]
     Quarantined(GroupId),
+    /// A part of what it had made durable was damaged on the disk: it may have voted and acknowledged what nobody remembers.
+    #[error(
+        "replica {replica} of group {group} is quarantined: record {record} of the journal is damaged; remove its data and put another in its place, under a new id"
+    )]
+    Rotten {
+        /// The group.
+        group: GroupId,
+        /// The replica that was here.
+        replica: ReplicaId,
+        /// The record of the journal.
+        record: u64,
+    },
+    /// As before, and the damage may have taken which replica it was: the group can't come back to this data directory.
+    #[error(
+        "group {group} is quarantined: record {record} of the journal is damaged, and which replica was here is not known; put another in its place, on another host"
+    )]
+    RottenUnknown {
+        /// The group.
+        group: GroupId,
+        /// The record of the journal.
+        record: u64,
+    },
     /// Its configuration is out of limits.
     #[error("configuration: {0}")]
     Config(String),
@@ -359,6 +381,11 @@ impl Starter {
         if state.as_ref().is_some_and(|s| s.bootstrap.gone.contains(&id)) {
             return Err(StartError::Removed { group, replica: id });
         }
+        if let Some(rotten) = state.as_ref().and_then(QuarantinedReplica::of)
+            && !plant::is("quarantined-replica-started")
+        {
+            return Err(rotten.refusal());
+        }
         let (state, new) = match state {
             // Of a start from a snapshot that a crash has cut short, nothing but its first record may be here.
             Some(state) if !(state.removed || matches!(start, Start::Snapshot(_)) && is_blank(&state)) => {
@@ -510,7 +537,8 @@ impl Starter {
     /// Removes all that the store has of a replica that is stopped, or is stopping.
     ///
     /// # Errors
-    /// [`RequestError::StillRunning`] when it runs, [`RequestError::NotHere`] when there is nothing of it.
+    /// [`RequestError::StillRunning`] when it runs, [`RequestError::NotHere`] when there is nothing of it,
+    /// [`RequestError::ReplicaNotKnown`] when it is quarantined and nobody knows under which id.
     pub fn remove_data(&self, group: GroupId) -> Result<Pending<()>, RequestError> {
         let running = self.host.group(group);
         if running.as_ref().is_some_and(|s| !s.stopping.load(Ordering::SeqCst)) {
@@ -527,6 +555,10 @@ impl Starter {
         // Between the two looks it may have stopped: what it is stopped as is found by the worker.
         if running.is_none() && states.get(&group).is_none_or(|s| s.removed) {
             return Err(RequestError::NotHere(group));
+        }
+        let rotten = states.get(&group).and_then(QuarantinedReplica::of);
+        if rotten.is_some_and(|rotten| rotten.replica.is_none()) && !plant::is("unknown-replica-removed") {
+            return Err(RequestError::ReplicaNotKnown(group));
         }
         drop(states);
         let worker = GroupShared::worker_for(&self.host, group);
@@ -631,6 +663,10 @@ fn remove_orphans(snapshots: &SnapshotIo, states: &AHashMap<GroupId, GroupState>
         return;
     }
     for (group, replica) in found {
+        if states.get(&group).is_some_and(|s| s.quarantined.is_some()) {
+            // They go when its data is removed: until then they may be all that somebody has.
+            continue;
+        }
         let state = states.get(&group).filter(|s| s.bootstrap.replica == replica && !s.removed);
         let keep = match state.map_or_else(|| Ok(Vec::new()), |state| usable(store, group, replica, state)) {
             Ok(keep) => keep,

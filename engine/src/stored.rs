@@ -1,7 +1,8 @@
 //! What the store holds of replicas that are not running, for whoever lists or restarts them.
 
-use crate::start::Starter;
-use longboat_logdb::GroupState;
+use crate::events::{HostEvent, ReplicaEvent};
+use crate::start::{StartError, Starter};
+use longboat_logdb::{GroupState, REPLICA_NOT_KNOWN};
 use longboat_raft::{GroupId, Index, ReplicaId, ReplicaKind};
 
 /// A replica that is in the data directory and does not run.
@@ -20,19 +21,66 @@ pub struct StoredReplica {
     pub last: Index,
 }
 
+/// A group that is in the data directory and never runs again as what it was: a part of what it had made durable was damaged.
+/// It neither votes nor acknowledges; put another replica in its place, under a new id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuarantinedReplica {
+    /// The group.
+    pub group: GroupId,
+    /// The replica that was here. `None` when the damage may have taken which one that was: then its data can't be removed, and
+    /// the group can't come back to this directory.
+    pub replica: Option<ReplicaId>,
+    /// The record of the journal that is damaged.
+    pub record: u64,
+}
+
+impl QuarantinedReplica {
+    pub(crate) fn of(state: &GroupState) -> Option<Self> {
+        let replica = Some(state.bootstrap.replica).filter(|r| *r != REPLICA_NOT_KNOWN);
+        Some(Self { group: state.group, replica, record: state.quarantined? })
+    }
+
+    /// Why it is not started.
+    pub fn refusal(self) -> StartError {
+        let Self { group, replica, record } = self;
+        match replica {
+            Some(replica) => StartError::Rotten { group, replica, record },
+            None => StartError::RottenUnknown { group, record },
+        }
+    }
+}
+
 impl Starter {
+    /// The groups that are quarantined because of damage on the disk, sorted.
+    pub fn quarantined(&self) -> Vec<QuarantinedReplica> {
+        let mut found: Vec<_> = self.host.stopped.lock().values().filter_map(QuarantinedReplica::of).collect();
+        found.sort_unstable_by_key(|q| q.group);
+        found
+    }
+
+    /// Tells the listener of those.
+    pub fn tell_quarantined(&self) {
+        for quarantined in self.quarantined() {
+            let QuarantinedReplica { group, replica, record } = quarantined;
+            let what = ReplicaEvent::Rotten { record };
+            self.host.events.tell(HostEvent::Replica { group, replica: replica.unwrap_or_default(), what });
+        }
+    }
+
     /// The replicas that the store holds and that are not running, sorted. Reads the logs of those that joined and have no
     /// snapshot yet: what they are is said nowhere else.
     pub fn stored(&self) -> Vec<StoredReplica> {
-        let states: Vec<GroupState> = self.host.stopped.lock().values().filter(|s| !s.removed).cloned().collect();
+        let here = |s: &&GroupState| !s.removed && s.quarantined.is_none();
+        let states: Vec<GroupState> = self.host.stopped.lock().values().filter(here).cloned().collect();
         let mut stored: Vec<StoredReplica> = states.iter().map(|state| self.stored_replica(state)).collect();
         stored.sort_unstable_by_key(|s| s.group);
         stored
     }
 
-    /// Whether the store has a replica of this group that can be started again.
+    /// Whether the store has a replica of this group that can be started again, or is quarantined.
     pub fn has_stored(&self, group: GroupId) -> bool {
-        self.host.stopped.lock().get(&group).is_some_and(|s| !s.removed && !is_blank(s))
+        let is_something = |s: &GroupState| !s.removed && (s.quarantined.is_some() || !is_blank(s));
+        self.host.stopped.lock().get(&group).is_some_and(is_something)
     }
 
     /// Whether this replica was removed from its group, or its data from here: its id is never used again.

@@ -8,8 +8,8 @@ use crate::replica::Replica;
 use longboat_engine::log_writer::WriterInbox;
 use longboat_engine::transfers::TransferInfo;
 use longboat_engine::{
-    CloseError, GroupShared, Host, HostParts, HostShared, Openings, PeerFile, PeerStores, ReplicaConfig, Start,
-    StartError, StartSpec, Starter, ThreadLayout, Threads,
+    CloseError, GroupShared, Host, HostParts, HostShared, Openings, PeerFile, PeerStores, QuarantinedReplica,
+    ReplicaConfig, Start, StartError, StartSpec, Starter, ThreadLayout, Threads,
 };
 use longboat_io::{Clock, MonotonicClock, RayonSpawner, RealDisk};
 use longboat_logdb::{LogStats, SharedLog, SnapshotRecord};
@@ -89,6 +89,8 @@ pub struct HostInfo {
     pub dropped_fenced: u64,
     /// Malformed frames.
     pub bad_frames: u64,
+    /// Groups of which a part of what they had made durable here is damaged: they do not run, and are to be replaced under new ids.
+    pub quarantined: Vec<QuarantinedReplica>,
     /// Replicas stopped because of a contradiction in what they were told.
     pub violations: u64,
     /// Replicas stopped because their state machine failed.
@@ -190,6 +192,7 @@ impl NodeHost {
         let (shared, starter, writer) =
             (Arc::clone(&host.shared), Arc::clone(&host.starter), Arc::clone(&host.writer_inbox));
         let listener = Mutex::new(listeners.start(&shared)?);
+        starter.tell_quarantined();
         let threads =
             Threads::start(host, &notifiers, layout, transport.clone()).inspect_err(|_| shared.events.close())?;
         for &peer in config.peers.keys().filter(|&&id| id != config.host_id) {
@@ -396,6 +399,7 @@ impl NodeHost {
             dropped_unknown: c.dropped_unknown.load(Ordering::Relaxed),
             dropped_fenced: c.dropped_fenced.load(Ordering::Relaxed),
             bad_frames: c.bad_frames.load(Ordering::Relaxed),
+            quarantined: self.inner.starter().map_or_else(Vec::new, |s| s.quarantined()),
             violations: c.violations.load(Ordering::Relaxed),
             machine_failures: c.machine_failures.load(Ordering::Relaxed),
             stalled: self.stalled(),

@@ -121,6 +121,12 @@ pub enum ImportError {
         /// What it was to be in.
         asked: GroupEpoch,
     },
+    /// The group is quarantined here: a damaged disk took a part of what it had promised. Open the host, remove the group's
+    /// data, and import it under a new replica id.
+    #[error(
+        "group {0} is quarantined in this data directory: remove its data first, and import it under a new replica id"
+    )]
+    Quarantined(GroupId),
     /// Two of the imports are of one group.
     #[error("group {0} is to be imported twice")]
     Twice(GroupId),
@@ -137,6 +143,8 @@ struct Planned {
     group: GroupId,
     witness: bool,
     was_done: bool,
+    /// The replica that it takes the place of, if that is another one.
+    former: Option<ReplicaId>,
 }
 
 /// Imports replicas into the data directory of a host that does not run: for groups that lost their quorum. Whatever the
@@ -233,6 +241,10 @@ fn plan(
     if membership.host_of(replica) != Some(host) && !plant::is("import-not-here") {
         return Err(ImportError::NotAMember { group, replica, host });
     }
+    if found.is_some_and(|s| s.quarantined.is_some()) {
+        return Err(ImportError::Quarantined(group));
+    }
+    let mut former = None;
     let mut gone = found.map(|s| s.bootstrap.gone.clone()).unwrap_or_default();
     if gone.contains(&replica) {
         return Err(ImportError::Removed { group, replica });
@@ -254,6 +266,7 @@ fn plan(
         }
         if state.bootstrap.replica != replica {
             gone.insert(state.bootstrap.replica);
+            former = Some(state.bootstrap.replica);
         }
     }
     if epoch <= header.epoch && !plant::is("import-epoch-not-raised") {
@@ -262,7 +275,7 @@ fn plan(
     // Without members it decides nothing before its snapshot's record is there.
     let bootstrap = Bootstrap { replica, epoch, membership: Membership::default(), gone };
     let record = SnapshotRecord { meta, bytes: 0, resets_log: true };
-    Ok(Planned { dir, record, bootstrap, group, witness, was_done })
+    Ok(Planned { dir, record, bootstrap, group, witness, was_done, former })
 }
 
 /// The members that the group goes on with. Those that it had and has no more never come back.
@@ -322,11 +335,12 @@ fn stage(store: &SnapshotStore, disk: &SharedDisk, plan: &mut Planned) -> Result
 /// Writes the records of some groups: each replica is begun anew, then stands at its snapshot.
 fn write(log: &mut SharedLog, plans: &[Planned]) -> Result<(), LogError> {
     let plans = || plans.iter().filter(|p| !p.was_done);
-    let begun = plans().map(|p| {
-        let record = Some(Box::new(Record::Bootstrap(p.bootstrap.clone())));
-        Update { group: p.group, record, ..Update::default() }
-    });
-    submit(log, begun.collect())?;
+    let update = |p: &Planned, record| Update { group: p.group, record: Some(Box::new(record)), ..Update::default() };
+    // Whoever was here is removed in so many words: the store takes a group whose one frame is damaged for that of the replica
+    // before it, unless that was removed.
+    let removed = plans().filter_map(|p| Some(update(p, Record::Removed { replica: p.former? })));
+    let begun = plans().map(|p| update(p, Record::Bootstrap(p.bootstrap.clone())));
+    submit(log, removed.chain(begun).collect())?;
     let stands = plans().map(|p| {
         let pos = p.record.meta.pos;
         let hard_state = HardState { term: pos.term, commit: pos.index, ..HardState::default() };

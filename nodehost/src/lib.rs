@@ -30,7 +30,7 @@ pub use lifecycle::{ReplicaInfo, Resumed};
 pub use longboat_engine::transfers::{Direction, TransferInfo};
 pub use longboat_engine::{
     Changed, CloseError, Compacted, EntryLimits, HostEvent, LogEntries, LogEntry, LogHold, LogInfo, LogPin,
-    ReplicaEvent, SnapshotOptions, SnapshotOutcome, StartError, StoredReplica, Transferred,
+    QuarantinedReplica, ReplicaEvent, SnapshotOptions, SnapshotOutcome, StartError, StoredReplica, Transferred,
 };
 pub use longboat_logdb::LogStats;
 pub use longboat_raft::{

@@ -111,6 +111,8 @@ impl NodeHost {
         let mut resumed =
             Resumed { groups: Vec::new(), witnesses: Vec::new(), failed: Vec::new(), unknown: Vec::new() };
         let mut specs = Vec::new();
+        let quarantined = self.starter().map_or_else(Vec::new, |s| s.quarantined());
+        resumed.failed.extend(quarantined.into_iter().map(|q| (q.group, q.refusal())));
         for stored in self.starter().map_or_else(Vec::new, |s| s.stored()) {
             let Some(kind) = stored.kind else {
                 resumed.unknown.push(stored.group);

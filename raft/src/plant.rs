@@ -46,6 +46,8 @@ pub const ALL: &[(&str, &str)] = &[
     ("quarantine-not-marked", "no record says that a group is quarantined, so that it is forgotten with the damage"),
     ("quarantine-lost-on-recycle", "a group's row does not say that it is quarantined"),
     ("quarantined-under-any-id", "a replica is taken to be known though a damaged frame may have begun another"),
+    ("quarantined-replica-started", "a replica of which a part is damaged is started as if it had never had anything"),
+    ("unknown-replica-removed", "a group leaves its quarantine though nobody knows which replica of it was here"),
     ("commit-old-term-by-counting", "a leader commits entries of an earlier term by counting replicas"),
     ("aba-token", "a completed write marks overwritten indexes as durable without regard to later tail cuts"),
     ("apply-before-durable", "committed entries are applied before they are durable locally"),

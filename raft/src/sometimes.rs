@@ -92,6 +92,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("import-with-a-straggler", "a member that an import left out comes back and is told so"),
     ("import-died-half-way", "an import dies, and is made again"),
     ("group-quarantined-as-rotten", "a store opens without a group whose frame is damaged"),
+    ("quarantined-replica-replaced", "of a host with damage only what is quarantined is replaced"),
     ("quarantined-replica-not-known", "the damaged frame of a group may have begun its replica"),
     ("rotten-host-opened", "a store is opened whose journal is damaged where nothing needs it"),
     ("disk-has-little-room", "a host refuses clients' commands because its disk is nearly full"),

@@ -214,6 +214,10 @@ pub enum RequestError {
     /// members. A request that was under way may have been carried out, in a history that has ended.
     #[error("the group goes on without this replica: it was imported from a snapshot")]
     Superseded,
+    /// The group is quarantined here, and which replica was here is not known any more: the data directory has to go before
+    /// the group can come back to this host. Its other members can put a new replica in its place elsewhere.
+    #[error("group {0} is quarantined, and which of its replicas was on this host is not known any more")]
+    ReplicaNotKnown(GroupId),
     /// The group's replica is running: stop it first.
     #[error("group {0} has a running replica on this host: stop it first")]
     StillRunning(GroupId),

@@ -11,8 +11,8 @@ use crate::rng::Rng;
 use crate::swarm::Swarm;
 use longboat_engine::shared::HostShared;
 use longboat_engine::{
-    GroupShared, Host, HostParts, Notifiers, Openings, PeerFile, PeerStores, Standing, Start, StartError, StartSpec,
-    Work, Worker,
+    GroupShared, Host, HostParts, Notifiers, Openings, PeerFile, PeerStores, QuarantinedReplica, Standing, Start,
+    StartError, StartSpec, Work, Worker,
 };
 use longboat_io::sim::{SimDisk, SimOp};
 use longboat_io::{Clock, Job, JobState};
@@ -86,12 +86,15 @@ pub struct Placed {
     pub useless: bool,
     /// It was imported: it knows its members from there.
     pub imported: bool,
+    /// It is quarantined: a part of what it had is damaged. It never runs again.
+    pub rotten: bool,
 }
 
 impl Placed {
     /// One of the first members.
     pub fn first(replica: ReplicaId) -> Self {
-        Self { replica, joins: false, witness: false, wanted: true, told: false, useless: false, imported: false }
+        let (told, useless, imported, rotten) = (false, false, false, false);
+        Self { replica, joins: false, witness: false, wanted: true, told, useless, imported, rotten }
     }
 
     /// One that comes later.
@@ -138,7 +141,7 @@ pub struct SimHost {
     pub disk: SimDisk,
     /// Its clock, which goes on while its process does not run.
     pub clock: Arc<HostClock>,
-    around: Surroundings,
+    pub(crate) around: Surroundings,
     /// Its replicas, whether its process runs or not.
     pub replicas: BTreeMap<GroupId, Placed>,
     lives: u64,
@@ -216,7 +219,6 @@ impl SimHost {
         };
         sometimes!(self.is_rotten, "rotten-host-opened");
         self.store = opened.store;
-        around.oracle.recovered_store(self.id, &opened.groups);
         // Whose tombstone became durable is gone, whether anybody heard of it or not.
         for state in &opened.groups {
             let gone = |placed: &Placed| state.bootstrap.gone.contains(&placed.replica);
@@ -224,6 +226,9 @@ impl SimHost {
                 self.replicas.remove(&state.group);
             }
         }
+        let found = self.note_quarantined(&opened.groups);
+        let around = &self.around;
+        around.oracle.recovered_store(self.id, &found);
         // Its operator may not know either what it was told: then it is told again.
         if self.lives.is_multiple_of(2) {
             self.replicas.values_mut().filter(|p| p.told).for_each(|p| p.told = false);
@@ -297,6 +302,8 @@ impl SimHost {
         if !as_before {
             self.replicas.clear();
         }
+        // What runs as before runs on another store, with nothing of what was damaged.
+        self.replicas.values_mut().for_each(|placed| placed.rotten = false);
         self.copy = None;
         (self.is_rotten, self.is_put_back, self.is_refused, self.as_before) = (false, false, false, as_before);
         if self.restart_at.is_none() {
@@ -316,7 +323,7 @@ impl SimHost {
     }
 
     fn specs(&self) -> Vec<StartSpec> {
-        let wanted = self.replicas.iter().filter(|(_, p)| p.wanted && !p.told && !p.useless);
+        let wanted = self.replicas.iter().filter(|(_, p)| p.wanted && !p.told && !p.useless && !p.rotten);
         wanted.map(|(group, placed)| self.spec(*group, *placed)).collect()
     }
 
@@ -495,6 +502,11 @@ impl SimHost {
 }
 
 impl Life {
+    /// The groups that are here and never run again as what they were.
+    pub(crate) fn quarantined(&self) -> Vec<QuarantinedReplica> {
+        self.host.starter.quarantined()
+    }
+
     /// How far this host's store has come.
     pub(crate) fn own_standing(&self) -> Standing {
         let openings = &self.host.shared.openings;

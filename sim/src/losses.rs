@@ -5,7 +5,8 @@
 //!   anybody looks: nobody may believe them.
 //! - A host that is *put back* has a copy of its directory of some time ago. Others know better: it must find out, and is then wiped.
 //! - Where a journal *rots*, a byte of it changes while the process does not run. The store may refuse to open; if it opens, what it
-//!   recovers must be what it had. It is wiped some time later in any case, as it would be after a scrub.
+//!   recovers must be what it had, but for groups that it has quarantined, and these stay so until their data is removed. Some time
+//!   later it is wiped, as it would be after a scrub, or, where groups are quarantined, only these are replaced under new ids.
 //!
 //! One host at a time: what it had is not forgotten by a second one before new replicas have taken over. Whoever has a voter there
 //! has two elsewhere.
@@ -19,6 +20,7 @@ use crate::rng::Rng;
 use crate::swarm::{FaultKind, Swarm};
 use crate::world::World;
 use longboat_engine::{PeerFile, PeerStores, Rare, Replacement};
+use longboat_logdb::GroupState;
 use longboat_raft::{GroupId, HostId, Index, Member, ReplicaId, StoreId, Time, sometimes};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -46,8 +48,10 @@ pub(crate) struct Loss {
     replicas: BTreeMap<GroupId, (ReplicaId, Option<ReplicaId>)>,
     /// It is to find out that it was put back.
     put_back: bool,
-    /// It is wiped.
+    /// It is wiped, or only what is quarantined there is replaced.
     wiped: bool,
+    /// It is not wiped: what is quarantined there is replaced.
+    mended: bool,
     /// Until then it runs with its former replicas.
     as_before_until: Option<Time>,
 }
@@ -83,7 +87,7 @@ impl World {
     fn reserve(&mut self, host: HostId, put_back: bool) {
         let replicas = self.hosts[self.at(host)].replicas.iter();
         let replicas = replicas.map(|(group, placed)| (*group, (placed.replica, None))).collect();
-        self.loss = Some(Loss { host, replicas, put_back, wiped: false, as_before_until: None });
+        self.loss = Some(Loss { host, replicas, put_back, wiped: false, mended: false, as_before_until: None });
     }
 
     /// The host's directory is lost.
@@ -190,6 +194,9 @@ impl World {
         if self.loss.as_ref().is_none_or(|loss| loss.host != host || loss.wiped) {
             return;
         }
+        if self.mend(host) {
+            return;
+        }
         let as_before = self.desk.rng.chance(300) && self.all_know_store_of(host);
         let until = now.plus_nanos(self.desk.rng.magnitude(50, AS_BEFORE_MILLIS_MAX) * MILLI);
         let nanos = self.plan.downtime_nanos();
@@ -204,6 +211,28 @@ impl World {
         (loss.wiped, loss.as_before_until) = (true, as_before.then_some(until));
         sometimes!("host-wiped");
         sometimes!(as_before, "wiped-host-runs-as-before");
+    }
+
+    /// A host that opened without some of its groups goes on with the others: only those are given up. Whether that is so.
+    fn mend(&mut self, host: HostId) -> bool {
+        let at = self.at(host);
+        let Some(life) = &self.hosts[at].life else { return false };
+        let quarantined = life.quarantined();
+        // Which replica was here must be known, or nothing but the loss of the directory ends it.
+        if quarantined.is_empty() || quarantined.iter().any(|q| q.replica.is_none()) || !self.desk.rng.chance(700) {
+            return false;
+        }
+        self.say(|_| format!("host {host}: what is quarantined is given up: {quarantined:?}"));
+        let loss = self.loss.as_mut().expect("it is reserved");
+        loss.replicas.retain(|group, _| quarantined.iter().any(|q| q.group == *group));
+        (loss.wiped, loss.mended) = (true, true);
+        sometimes!("quarantined-replica-replaced");
+        true
+    }
+
+    /// Whether what is quarantined on this host is given up.
+    pub(crate) fn is_mended(&self, host: HostId) -> bool {
+        self.loss.as_ref().is_some_and(|loss| loss.host == host && loss.mended)
     }
 
     /// Whether all others have it on their disks which store this host has.
@@ -265,6 +294,10 @@ impl World {
             return;
         }
         let host = loss.host;
+        // What is quarantined has to go first.
+        if self.hosts[at].replicas.get(&group).is_some_and(|placed| placed.rotten) {
+            return;
+        }
         let new = match new {
             Some(new) => new,
             None => {
@@ -323,6 +356,31 @@ impl World {
 }
 
 impl crate::host::SimHost {
+    /// The store has opened: which of its groups are quarantined, and what it has of the others. What it had of those is not had
+    /// any more; and once it is so, it stays so until the data is removed.
+    pub(crate) fn note_quarantined(&mut self, found: &[GroupState]) -> Vec<GroupState> {
+        let (quarantined, others): (Vec<_>, Vec<_>) = found.iter().cloned().partition(|s| s.quarantined.is_some());
+        let is_quarantined = |group: &GroupId| quarantined.iter().any(|s| s.group == *group);
+        let forgotten = self.replicas.iter().find(|(group, placed)| placed.rotten && !is_quarantined(group));
+        let oracle = &self.around.oracle;
+        if let Some((group, placed)) = forgotten {
+            oracle.violate(format!(
+                "host {}: the quarantine of {} in group {group} is forgotten",
+                self.id, placed.replica
+            ));
+        }
+        if !quarantined.is_empty() && !self.is_rotten {
+            oracle.violate(format!("host {} has lost a part of {quarantined:?}, and nothing was damaged", self.id));
+        }
+        for state in &quarantined {
+            oracle.quarantined(self.id, state.group);
+            if let Some(placed) = self.replicas.get_mut(&state.group) {
+                placed.rotten = true;
+            }
+        }
+        others
+    }
+
     /// A file of the journal, and the places in it whose damage the journal can notice: not those of the last record, which nothing
     /// vouches for, and which can't be told from one that was torn. A record that a power loss may still take vouches for nothing.
     fn rottable(&self, rng: &mut Rng) -> Option<(PathBuf, Vec<usize>)> {

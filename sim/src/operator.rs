@@ -211,7 +211,11 @@ impl World {
                         format!("host {id}: replica {} of group {group} was told that it is gone", placed.replica)
                     });
                 }
-                if placed.told || placed.useless {
+                if placed.rotten {
+                    if self.is_mended(id) && !self.clients.asks(group) {
+                        self.remove_data(at, group, placed.replica);
+                    }
+                } else if placed.told || placed.useless {
                     if self.desk.rng.chance(300) {
                         self.remove_data(at, group, placed.replica);
                     }

@@ -475,6 +475,13 @@ impl Oracle {
         }
     }
 
+    /// A part of what a host had of a group is damaged, and it counts none of it any more.
+    pub fn quarantined(&self, host: HostId, group: GroupId) {
+        if let Some(group) = self.state.lock().groups.get_mut(&group) {
+            group.forget(host, Shadow::default());
+        }
+    }
+
     /// A host's directory is lost.
     pub fn forgot(&self, host: HostId) {
         for group in self.state.lock().groups.values_mut() {

@@ -117,9 +117,9 @@ fn a_torn_last_record_is_dropped_and_the_log_goes_on() {
 }
 
 #[test]
-fn damage_in_the_middle_is_refused() {
+fn damage_of_a_header_or_a_directory_in_the_middle_is_refused() {
     for record in [1, 2] {
-        for damaged_byte in [0, 5, 20, 70, 100, 150] {
+        for damaged_byte in [0, 5, 20, 70] {
             let (mut host, disk, segment) = three_records();
             flip(&disk, &segment, record * 4096 + damaged_byte);
             let e = refused(&mut host);
@@ -129,16 +129,21 @@ fn damage_in_the_middle_is_refused() {
 }
 
 #[test]
-fn after_a_rest_damage_of_the_last_record_is_refused_too() {
+fn after_a_rest_damage_of_the_last_record_is_noticed_too() {
     let (mut host, disk, segment) = three_records();
     let (mut log, _, _) = host.open().expect("opens");
     log.idle().expect("nothing fails");
     drain(&mut host, &mut *log).expect("nothing fails");
     drop(log);
     disk.kill();
-    flip(&disk, &segment, 3 * 4096 + 100);
+    let fork = disk.fork();
+    fork.kill();
+    flip(&disk, &segment, 3 * 4096 + 70);
     let e = refused(&mut host);
     assert!(matches!(e, OpenError::Corrupt(_)), "{e}");
+    flip(&fork, &segment, 3 * 4096 + 100);
+    let (_log, _, groups) = SimHost { disk: fork, ..host }.open().expect("its directory is whole");
+    assert_eq!(groups[0].quarantined, Some(3), "the last record is not taken for one that was torn");
 }
 
 /// A store that went through several segments, crashed without anything under way.
