@@ -19,6 +19,8 @@ mod memory;
 mod pipeline;
 #[path = "rounds/replace.rs"]
 mod replace;
+#[path = "rounds/rotten.rs"]
+mod rotten;
 #[path = "rounds/shelf.rs"]
 mod shelf;
 #[path = "rounds/stalls.rs"]
@@ -49,6 +51,7 @@ fn main() {
             .chain(forwards::GUARDS)
             .chain(replace::GUARDS)
             .chain(memory::GUARDS)
+            .chain(rotten::GUARDS)
     };
     for (_, scenario) in all() {
         scenario();

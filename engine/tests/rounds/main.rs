@@ -16,6 +16,7 @@ mod log;
 mod memory;
 mod pipeline;
 mod replace;
+mod rotten;
 mod shelf;
 mod stalls;
 mod storage;
@@ -48,6 +49,7 @@ fn every_guard_holds() {
         .chain(forwards::GUARDS)
         .chain(replace::GUARDS)
         .chain(memory::GUARDS)
+        .chain(rotten::GUARDS)
     {
         eprintln!("the scenario for {name}");
         scenario();

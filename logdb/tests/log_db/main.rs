@@ -8,6 +8,7 @@
 mod archive;
 mod conformance;
 mod crash;
+mod damage;
 mod driver;
 mod model;
 mod power;

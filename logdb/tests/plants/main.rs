@@ -1,14 +1,14 @@
 //! Planted bugs of the store, each caught by the suite's own checks. A plant is for the whole process, so these tests
 //! have one to themselves and take turns.
 
+#[path = "../log_db/damage.rs"]
+#[allow(dead_code, reason = "a part of it is for the tests of the suite")]
+mod damage;
 #[path = "../log_db/driver.rs"]
 mod driver;
 #[path = "../log_db/model.rs"]
 #[allow(dead_code, reason = "a part of it is for the tests of the suite")]
 mod model;
-#[path = "../log_db/rot.rs"]
-#[allow(dead_code, reason = "a part of it is for the tests of the suite")]
-mod rot;
 #[path = "../log_db/scenarios.rs"]
 #[allow(dead_code, reason = "a part of it is for the tests of the suite")]
 mod scenarios;
@@ -59,11 +59,11 @@ fn every_planted_bug_of_the_store_is_caught() {
     assert!(catches("archived-files-stay-open", scenarios::few_archived_files_stay_open));
     assert!(catches("sums-without-opening", scenarios::stale_blocks_of_an_earlier_opening));
     for name in ["rotten-frame-passed-over", "neighbour-quarantined"] {
-        assert!(catches(name, rot::every_byte_rots), "{name}");
+        assert!(catches(name, damage::every_byte_rots), "{name}");
     }
-    let go_on = || assert!(rot::rot_and_go_on(0..40) > 0);
+    let go_on = || assert!(damage::rot_and_go_on(0..40) > 0);
     for name in ["quarantine-not-marked", "quarantine-lost-on-recycle"] {
         assert!(catches(name, go_on), "{name}");
     }
-    assert!(catches("quarantined-under-any-id", rot::who_was_here));
+    assert!(catches("quarantined-under-any-id", damage::who_was_here));
 }

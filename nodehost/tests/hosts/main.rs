@@ -14,6 +14,7 @@ mod machine;
 mod members;
 mod refusals;
 mod replication;
+mod rot;
 mod sessions;
 mod snapshots;
 mod stalls;

@@ -98,7 +98,8 @@ fn of_the_store() -> Vec<Row> {
         struck(
             "bit rot in the middle of the journal",
             "a_rotten_journal",
-            "opens with what it had, or not at all, and is replaced under new replica ids",
+            "opens without the groups whose frames are hit, which stay quarantined until they are replaced under new ids, or, where \
+             the directory is hit, not at all",
         )
         .not(JOINING, NOTHING_FORGOTTEN),
         struck(
