@@ -29,6 +29,11 @@ const OF_THE_STORE: &[&str] = &[
     "archived-files-stay-open",
     "sums-without-opening",
     "effects-joined-over-a-cut",
+    "rotten-frame-passed-over",
+    "neighbour-quarantined",
+    "quarantine-not-marked",
+    "quarantine-lost-on-recycle",
+    "quarantined-under-any-id",
 ];
 
 /// What became of one planted bug.
