@@ -555,3 +555,11 @@ fn one_failing_call_fails_the_save_and_leaves_nothing() {
         assert_eq!(names(&replica_dir(&dir)), [] as [&str; 0], "call {call}");
     }
 }
+
+#[test]
+fn saves_are_held_up_only_by_a_write_limit_that_was_set() {
+    let dir = TempDir::new().unwrap();
+    assert!(real_store(&dir).throttle.is_none());
+    assert!(real_store(&dir).with_write_limit(0).throttle.is_none());
+    assert!(real_store(&dir).with_write_limit(1 << 20).throttle.is_some());
+}
