@@ -9,7 +9,7 @@ use longboat_logdb::{GroupState, OpenError, REPLICA_NOT_KNOWN, Record, Update};
 use longboat_raft::{GroupId, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const BLOCK: usize = 4096;
 
@@ -46,7 +46,7 @@ fn records(bytes: &[u8]) -> Vec<RecordAt> {
     records
 }
 
-fn flip(disk: &SimDisk, path: &PathBuf, byte: usize) {
+fn flip(disk: &SimDisk, path: &Path, byte: usize) {
     disk.damage(path, |bytes| bytes[byte] ^= 0x10).expect("there");
 }
 
