@@ -73,6 +73,8 @@ impl RayonSpawner {
     fn turn(self) {
         let begun = self.0.line.begin(|job| job.progress().map(id_of));
         let Some((mut job, id)) = begun else { return };
+        // Its place in memory is the step's id: no other job's may be there before the step has ended.
+        let _progress = job.progress().cloned();
         // A job that panics ends like one that is dropped: it tells its owner in its `drop`, and the pool goes on.
         let state = std::panic::catch_unwind(AssertUnwindSafe(|| job.step(STEP_BYTES)));
         let again = match state.unwrap_or(JobState::Done) {
