@@ -43,6 +43,12 @@ enum Command {
     /// Each operation is made on its group's leader through the public API; what completes is replaced at once.
     #[command(after_long_help = THROUGHPUT_FIELDS)]
     Throughput(throughput::Options),
+    /// As `throughput`, of linearizable reads alone, or so many in a hundred as --reads says.
+    #[command(after_long_help = THROUGHPUT_FIELDS)]
+    Reads(throughput::Options),
+    /// As `throughput`, half of it linearizable reads, or so many in a hundred as --reads says.
+    #[command(after_long_help = THROUGHPUT_FIELDS)]
+    Mixed(throughput::Options),
     /// The log store alone: batches of many groups, one sync each, then a reopening.
     ///
     /// One thread encodes runs, submits a batch and waits until it is durable; settling into RocksDB goes on beside it.
@@ -128,16 +134,22 @@ fn main() -> ExitCode {
     }
 }
 
+fn load(options: &throughput::Options) -> Result<(), BoxError> {
+    in_dir(options.dir.clone(), |dir| {
+        let (report, counts) = throughput::run(options, dir.to_path_buf())?;
+        println!("{}", if options.json { report.json() } else { report.table() });
+        if let Some(error) = counts.last_error {
+            eprintln!("the last error was: {error}");
+        }
+        Ok(())
+    })
+}
+
 fn run(command: Command) -> Result<(), BoxError> {
     match command {
-        Command::Throughput(options) => in_dir(options.dir.clone(), |dir| {
-            let (report, counts) = throughput::run(&options, dir.to_path_buf())?;
-            println!("{}", if options.json { report.json() } else { report.table() });
-            if let Some(error) = counts.last_error {
-                eprintln!("the last error was: {error}");
-            }
-            Ok(())
-        }),
+        Command::Throughput(options) => load(&options),
+        Command::Reads(options) => load(&options.with_reads(100)),
+        Command::Mixed(options) => load(&options.with_reads(50)),
         Command::Journal(options) => in_dir(options.dir.clone(), |dir| {
             let store = dir.join("store");
             let open = || -> Result<SharedLog, BoxError> {

@@ -69,6 +69,15 @@ pub struct Options {
     pub heartbeat_ms: u64,
 }
 
+impl Options {
+    /// The same with so many reads among a hundred operations, unless it has some.
+    #[must_use]
+    pub fn with_reads(self, reads: u32) -> Self {
+        let reads = if self.reads == 0 { reads } else { self.reads };
+        Self { reads, ..self }
+    }
+}
+
 /// How commands are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Compress {
